@@ -1,0 +1,136 @@
+"""What a model is made of, as data: the language model's shape, and the names of the other parts.
+
+In:  PRESETS["nano"], or the config.json of a checkpoint.
+Out: LLMConfig (Hugging Face's names), VLMConfig.
+Run: python -c "from model.config import PRESETS; print(PRESETS['nano'].to_json())"
+"""
+
+import dataclasses
+import json
+
+
+def from_dict(cls: type, values: dict):
+    """A dataclass from a dict, refusing unknown keys by name: a typo must not become a default."""
+    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+    if unknown:
+        raise ValueError(f"unknown key(s) for {cls.__name__}: {', '.join(unknown)}")
+    return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class LLMConfig:
+    """The Llama family in one table; Qwen2 is attention_bias, Qwen3 is qk_norm with its own head_dim."""
+
+    vocab_size: int
+    hidden_size: int  # C
+    num_hidden_layers: int
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # fewer than H: grouped-query attention (arXiv 2305.13245)
+    intermediate_size: int
+    head_dim: int | None = None  # K; None: hidden_size / num_attention_heads
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False  # on q, k and v only, as in Qwen2
+    qk_norm: bool = False  # RMSNorm of every query and key head before RoPE, as in Qwen3
+
+    def __post_init__(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}: "
+                f"set head_dim"
+            )
+        if self.head_channels % 2:
+            raise ValueError(f"RoPE turns pairs of channels: head_dim {self.head_channels} must be even")
+
+    @property
+    def head_channels(self) -> int:
+        """K, channels per head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class VLMConfig:
+    """A whole model: config.json of a checkpoint. Parts are names for model/registry.py."""
+
+    llm: LLMConfig
+    encoder: str
+    connector: str
+    image_token_id: int  # the placeholder that an image's tokens replace; the tokenizer knows it
+    llm_name: str = "gpt"
+    template: str = "pupil"  # training and chat must write a conversation the same way
+    fit: str = "square"  # ... and fit a picture into the encoder's square the same way: square | pad | naive
+
+    def to_dict(self) -> dict:
+        """Plain values, nested as the dataclasses are."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "VLMConfig":
+        """The inverse of to_dict; ValueError names unknown keys."""
+        return from_dict(cls, {**values, "llm": from_dict(LLMConfig, values["llm"])})
+
+    def to_json(self) -> str:
+        """The text of config.json."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "VLMConfig":
+        """The inverse of to_json; ValueError names unknown keys."""
+        return cls.from_dict(json.loads(text))
+
+
+def _preset(encoder: str, **llm) -> VLMConfig:
+    # -1 is refused by the model: dataclasses.replace(PRESETS[name], image_token_id=tokenizer.image)
+    return VLMConfig(LLMConfig(vocab_size=6400, **llm), encoder, connector="linear", image_token_id=-1)
+
+
+PRESETS = {
+    # 2.9M parameters in llm + connector: learns the embedded world in minutes on a CPU
+    "nano": _preset(
+        "tiny_clip",
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=512,
+    ),
+    # 26M and 104M: the shapes of MiniMind-V
+    "small": _preset(
+        "open_clip:ViT-B-32/laion2b_s34b_b79k",
+        hidden_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        intermediate_size=1408,
+        max_position_embeddings=8192,
+        rope_theta=1e6,
+    ),
+    "base": _preset(
+        "open_clip:ViT-B-32/laion2b_s34b_b79k",
+        hidden_size=768,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        intermediate_size=2048,
+        max_position_embeddings=8192,
+        rope_theta=1e6,
+    ),
+}
+
+
+def preset(name: str, *, vocab_size: int, image_token_id: int, **names: str) -> VLMConfig:
+    """The config of a preset for a tokenizer, with other parts where a name is not empty."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    base = PRESETS[name]
+    llm = dataclasses.replace(base.llm, vocab_size=vocab_size)
+    return dataclasses.replace(
+        base, llm=llm, image_token_id=image_token_id, **{key: value for key, value in names.items() if value}
+    )

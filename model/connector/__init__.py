@@ -1,0 +1,6 @@
+"""Connectors, one file each, found by name in CONNECTORS. What a connector must offer:
+
+__init__(encoder, channels)      reads the facts it needs (encoder.dim, .tokens, .has_cls) and keeps no reference to the encoder
+tokens                           fact: placeholders per image in the text
+forward(features (N, P, D))      -> (N, tokens, C)
+"""

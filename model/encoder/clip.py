@@ -1,0 +1,188 @@
+"""The CLIP vision transformer, written out (arXiv 2103.00020), with open_clip's parameter names.
+
+In:  pixels (N, 3, size, size), normalised by the encoder's mean and std.
+Out: (N, P, D): the CLS token and all patches after the last block, before ln_post. Before, because that is what
+     Hugging Face's LLaVA reads, so that an exported model gives the same answers.
+
+tiny_clip      the encoder trained in this repository; tiny_clip.safetensors and tiny_clip.json lie beside this file
+clip_random    the same architecture from scratch
+open_clip      any plain CLIP ViT that open_clip knows, fetched once: open_clip:ViT-B-32/laion2b_s34b_b79k
+Legend: N images, P tokens per image, D channels of the encoder, H heads, K channels per head.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from model.registry import ENCODERS
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The approximation of GELU that OpenAI trained CLIP with; GELU in its place moves every feature."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+
+
+class Attention(nn.Module):
+    """Self-attention of every token to every token; q, k and v come from one matrix."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)  # (N, H, P, K)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each normed on the way in and added to the stream."""
+
+    def __init__(self, width: int, heads: int, mlp: int, activation: str):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, mlp), "c_proj": nn.Linear(mlp, width)})
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp.c_proj(self.activation(self.mlp.c_fc(self.ln_2(x))))
+
+
+class ViT(nn.Module):
+    """CLIP's image tower; its arguments are the whole description, kept as `facts` (tiny_clip.json holds them)."""
+
+    has_cls = True
+
+    def __init__(self, size: int, patch: int, width: int, layers: int, heads: int, mlp: int, output: int,
+                 activation: str, mean: tuple[float, ...], std: tuple[float, ...]):  # fmt: skip
+        super().__init__()
+        self.facts = {
+            "size": size, "patch": patch, "width": width, "layers": layers, "heads": heads, "mlp": mlp,
+            "output": output, "activation": activation, "mean": list(mean), "std": list(std),
+        }  # fmt: skip
+        self.size, self.mean, self.std = size, tuple(mean), tuple(std)
+        self.dim, self.tokens = width, (size // patch) ** 2 + 1
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(self.tokens, width))
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.ln_pre = nn.LayerNorm(width)
+        blocks = nn.ModuleList(Block(width, heads, mlp, activation) for _ in range(layers))
+        self.transformer = nn.ModuleDict({"resblocks": blocks})
+        # Unused by forward; kept so that the weights stay a complete CLIP tower.
+        self.ln_post, self.proj = nn.LayerNorm(width), nn.Parameter(scale * torch.randn(width, output))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.transformer.resblocks)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, size, size) -> (N, P, D), the CLS token first."""
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # (N, P - 1, D)
+        cls = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        x = self.ln_pre(torch.cat([cls, patches], dim=1) + self.positional_embedding)  # (N, P, D)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(N, 3, size, size) -> (N, output): CLIP's unit vector, comparable with those of texts."""
+        return F.normalize(self.ln_post(self(pixels)[:, 0]) @ self.proj, dim=-1)
+
+    def fingerprint(self) -> str:
+        """A hash of facts and weights: equal fingerprints, equal features."""
+        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
+        for name, weight in sorted(self.state_dict().items()):
+            digest.update(name.encode() + weight.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+@ENCODERS.register("tiny_clip")
+def tiny_clip() -> ViT:
+    """The small CLIP trained in this repository on the embedded world's pictures."""
+    return load(Path(__file__).parent / "tiny_clip.safetensors")
+
+
+def load(weights: Path) -> ViT:
+    """A ViT from NAME.safetensors (fp16 on disk, fp32 in memory) and the NAME.json of its facts beside it."""
+    facts = weights.with_suffix(".json")
+    for file in (weights, facts):
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is missing. Train the encoder with: python -m dataset.train_clip")
+    encoder = ViT(**json.loads(facts.read_text()))
+    encoder.load_state_dict({name: weight.float() for name, weight in load_file(weights).items()})
+    return encoder
+
+
+@ENCODERS.register("clip_random")
+def clip_random(size: int, patch: int, width: int, layers: int, heads: int, activation: str = "gelu") -> ViT:
+    """A CLIP ViT with random weights, to be trained from scratch."""
+    return ViT(size, patch, width, layers, heads, 4 * width, width, activation, MEAN, STD)
+
+
+@ENCODERS.register("open_clip")
+def open_clip(weights: str) -> ViT:
+    """A pretrained CLIP ViT through open_clip: NAME/TAG, or NAME/ followed by the path of a local weights file."""
+    import open_clip as library  # takes seconds, and only this function needs it
+
+    name, _, tag = weights.partition("/")
+    if not tag:
+        raise ValueError(
+            f"open_clip:{weights} names no weights. Tags: {', '.join(library.list_pretrained_tags_by_model(name))}"
+        )
+    try:
+        clip = library.create_model(name, pretrained=tag)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"could not get {name}/{tag} from open_clip. Fetch it once with a network (it stays in the Hugging Face "
+            f"cache), or name a local file: open_clip:{name}/path/to/open_clip_model.safetensors. It said: {error}"
+        ) from error
+    return copy_tower(clip.visual, clip.visual.preprocess_cfg["mean"], clip.visual.preprocess_cfg["std"])
+
+
+def copy_tower(visual: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> ViT:
+    """Our ViT with the weights of an open_clip visual tower; ValueError when that tower is not a plain CLIP ViT."""
+    refusal = f"{type(visual).__name__} is not a plain CLIP ViT, the only tower that model/encoder/clip.py writes out"
+    if type(visual).__name__ != "VisionTransformer":
+        raise ValueError(refusal)
+    first = visual.transformer.resblocks[0]
+    encoder = ViT(
+        size=visual.image_size[0],
+        patch=visual.patch_size[0],
+        width=len(visual.class_embedding),
+        layers=len(visual.transformer.resblocks),
+        heads=first.attn.num_heads,
+        mlp=first.mlp.c_fc.out_features,
+        output=visual.output_dim,
+        # Read from the module: model names do not tell (ViT-B-32 of OpenAI's weights is quick_gelu, LAION's is gelu).
+        activation="quick_gelu" if type(first.mlp.gelu).__name__ == "QuickGELU" else "gelu",
+        mean=mean,
+        std=std,
+    )
+    try:
+        encoder.load_state_dict(visual.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{refusal}: {error}") from error
+    # Equal names do not promise equal mathematics (pooling, layer scale): compare one embedding.
+    with torch.no_grad():
+        pixels = torch.randn(1, 3, encoder.size, encoder.size)
+        difference = (encoder.embed(pixels) - F.normalize(visual.eval()(pixels), dim=-1)).abs().max().item()
+    if difference > 1e-4:
+        raise ValueError(f"{refusal}: its embedding differs from ours by {difference:.1e} (allowed 1e-4)")
+    return encoder

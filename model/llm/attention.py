@@ -1,0 +1,96 @@
+"""Who sees whom: documents on the flat stream, causal attention inside each of them, and the key-value cache.
+
+In:  queries, keys and values of a flat stream: the tokens of all documents on one axis, no padding.
+Out: what each token gathered from its own document up to itself.
+Legend: S tokens of the flat stream, B sequences, T tokens, H heads, K channels per head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import LLMConfig
+
+
+class Documents:
+    """Where documents begin and end on the flat stream, made once per forward from document_ids (B, T).
+
+        document_ids   0 0 0 1 1        flat stream   a a a b b c c c        grid   a a a
+                       2 2 2 . .                      (. = -1, padding)             b b .
+                                                                                    c c c
+    A document lies in one row, and its tokens are neighbours.
+    """
+
+    def __init__(self, document_ids: Tensor):
+        real = document_ids.flatten() >= 0
+        begins = torch.ones_like(document_ids, dtype=torch.bool)  # every row begins a document
+        begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+        self.positions = real.nonzero().squeeze(1)  # (S,) where the stream's tokens lie in (B * T)
+        self.index = begins.flatten()[self.positions].cumsum(0) - 1  # (S,) document of every token
+        self.lengths = self.index.bincount()  # (documents,)
+        self.count, self.longest = len(self.lengths), int(self.lengths.max())
+        starts = self.lengths.cumsum(0) - self.lengths
+        offsets = torch.arange(len(self.index), device=self.index.device) - starts[self.index]
+        self.slots = self.index * self.longest + offsets  # (S,) where the stream's tokens lie in the grid
+
+    def flat(self, x: Tensor) -> Tensor:
+        """(B, T) -> (S,): the real tokens on one axis."""
+        return x.flatten()[self.positions]
+
+    def to_grid(self, x: Tensor) -> Tensor:
+        """(S, ...) -> (documents, longest, ...), zeros on the right."""
+        grid = x.new_zeros(self.count * self.longest, *x.shape[1:]).index_copy(0, self.slots, x)
+        return grid.view(self.count, self.longest, *x.shape[1:])
+
+    def from_grid(self, grid: Tensor) -> Tensor:
+        """(documents, longest, ...) -> (S, ...), the inverse of to_grid."""
+        return grid.flatten(0, 1).index_select(0, self.slots)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    """Causal attention inside each document, (S, H, K) and twice (S, fewer H, K) -> (S, H, K).
+
+    Documents become rows of a grid for this step only: padding on the right needs no mask, since no real token
+    looks to its right. One fast kernel call on any device, as quick as a loop over documents on a CPU.
+    """
+    q, k, v = (documents.to_grid(x).transpose(1, 2) for x in (q, k, v))  # (documents, H, longest, K)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return documents.from_grid(out.transpose(1, 2))
+
+
+class Cache:
+    """Keys and values of B sequences of different lengths, written from the left into room for `room` tokens."""
+
+    def __init__(self, config: LLMConfig, rows: int, room: int, like: Tensor):
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, room, config.head_channels)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=like.device)  # tokens held by each row
+        self.longest = 0  # bounds every length, known without asking the device
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+        """Store k and v; attend over all that is stored. documents: whole prompts; None: one new token per row."""
+        keys, values = self.keys[layer], self.values[layer]  # (B, H, room, K)
+        if documents is not None:
+            keys[:, :, : documents.longest] = documents.to_grid(k).transpose(1, 2)
+            values[:, :, : documents.longest] = documents.to_grid(v).transpose(1, 2)
+            return attend(q, k, v, documents)
+        rows = torch.arange(len(q), device=q.device)
+        keys[rows, :, self.lengths] = k.to(keys.dtype)
+        values[rows, :, self.lengths] = v.to(values.dtype)
+        seen = torch.arange(self.longest + 1, device=q.device) <= self.lengths[:, None]  # (B, longest + 1)
+        keys, values = keys[:, :, : self.longest + 1], values[:, :, : self.longest + 1]
+        # The query heads that share a key head take the place of query positions: no key is copied.
+        grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None]).reshape(q.shape)
+
+    def advance(self, lengths: Tensor | int, longest: int) -> None:
+        """Count the tokens that all layers have stored: lengths per row, and their greatest."""
+        self.lengths, self.longest = self.lengths + lengths, self.longest + longest
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows (indices), in this order: finished answers leave, and cost nothing more."""
+        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
+
+    def repeat(self, times: int) -> None:
+        """Each row `times` times, neighbours: one prompt, computed once, for several answers."""
+        self.select(torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(times))

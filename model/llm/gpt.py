@@ -1,0 +1,165 @@
+"""The language model, written out: RMSNorm, RoPE, grouped-query attention, SwiGLU (Llama, Qwen2 and Qwen3).
+
+In:  embeddings x (S, C) of a flat stream: the tokens of all documents on one axis, no padding.
+Out: logits (kept, V) at the positions asked for.
+
+Parameters carry Hugging Face's names, so pretrained Llama-family weights load as they are.
+Legend: S tokens of the flat stream, C channels, H heads, K channels per head, V vocabulary, B sequences, T tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import LLMConfig
+from model.llm.attention import Cache, Documents, attend
+from model.registry import LLMS
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, in fp32 (arXiv 1910.07467)."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(channels)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def rope_angles(position_ids: Tensor, channels: int, theta: float) -> tuple[Tensor, Tensor]:
+    """(S,) -> cos, sin (S, 1, K): pair i turns by position / theta^(2i/K) (arXiv 2104.09864, eq. 15)."""
+    powers = torch.arange(0, channels, 2, device=position_ids.device).float() / channels
+    angles = position_ids[:, None].float() * (1.0 / theta**powers)  # (S, K / 2)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]  # (S, 1, K), the same for every head
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (S, H, K) by its angles; channel i pairs with i + K/2 (Llama's weights expect this half-split form)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    attend = staticmethod(attend)  # replaced on the instance by context_parallel.apply
+
+    def __init__(self, config: LLMConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_channels = layer, config.head_channels
+        inner = config.num_attention_heads * config.head_channels
+        shared = config.num_key_value_heads * config.head_channels
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_channels, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_channels, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x, rope, documents, kept, cache):
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_channels))  # (S, H, K)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
+        if cache is None:
+            out = self.attend(q, k, v, documents)
+        else:
+            out = cache.attend(self.layer, q, k, v, documents)
+        return self.o_proj(out.flatten(1)[kept])  # (kept, C)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x) (arXiv 2002.05202)."""
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each normed on the way in and added to the stream."""
+
+    def __init__(self, config: LLMConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, rope, documents, kept, cache):
+        x = x[kept] + self.self_attn(self.input_layernorm(x), rope, documents, kept, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+@LLMS.register("gpt")
+class GPT(nn.Module):
+    """The hand-written decoder: Llama, Qwen2 and Qwen3 by switches of its config."""
+
+    template = "pupil"
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.config, self.dim = config, config.hidden_size
+        self.model = nn.ModuleDict()
+        self.model["embed_tokens"] = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.model["layers"] = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.model["norm"] = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None  # tied: the embedding is read as the output matrix, and stored once
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.apply(self._init)
+        for block in self.blocks:  # every block adds twice to the stream: keep its variance (GPT-2, section 2.3)
+            for proj in (block.self_attn.o_proj, block.mlp.down_proj):
+                nn.init.normal_(proj.weight, std=0.02 / (2 * config.num_hidden_layers) ** 0.5)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.layers)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(S,) -> (S, C)."""
+        return self.model.embed_tokens(input_ids)
+
+    def cache(self, rows: int, room: int) -> Cache:
+        """An empty cache for `rows` sequences of at most `room` tokens."""
+        return Cache(self.config, rows, room, like=self.model.embed_tokens.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        documents: Documents | None,
+        keep: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """x (S, C), position_ids (S,), keep (S,) bool -> logits (kept, V), all of them when keep is None.
+
+        documents None: one new token for every row of the cache. With documents, row i of the cache is document i.
+        """
+        rope = rope_angles(position_ids, self.config.head_channels, self.config.rope_theta)
+        everything = slice(None)
+        kept = everything if keep is None else keep.nonzero().squeeze(1)
+        *early, last = self.model.layers
+        for block in early:
+            x = block(x, rope, documents, everything, cache)
+        x = last(x, rope, documents, kept, cache)  # (kept, C): after it no token sees another, so compute no more
+        if cache is not None:
+            cache.advance(1, 1) if documents is None else cache.advance(documents.lengths, documents.longest)
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(self.model.norm(x), head.weight)

@@ -1,0 +1,115 @@
+"""Parts by name: `CONNECTORS.make("resampler:queries=16", **context)`.
+
+In:  a spec, NAME or NAME:key=value,key=value; the first option may drop its key (`open_clip:ViT-B-32/laion2b_s34b_b79k`).
+Out: whatever the part's factory returns. A new part is one new file in the folder, with `@CONNECTORS.register("name")`.
+Run: python -m model.registry        lists every part
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+
+
+def parse_value(text: str) -> int | float | bool | str:
+    """`4` -> int, `0.5` -> float, `true` -> bool, anything else stays text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+class Registry:
+    """The parts of one kind, found by importing every module of `package` on the first look-up."""
+
+    def __init__(self, kind: str, package: str):
+        self.kind, self.package = kind, package
+        self.factories: dict[str, Callable] = {}
+        self.searched = False
+
+    def register(self, name: str) -> Callable:
+        """Decorator that files a factory under an exact name; ValueError when the name is taken."""
+
+        def file(factory: Callable) -> Callable:
+            if name in self.factories:
+                raise ValueError(f"{self.kind} {name!r} is registered twice: {self.factories[name]} and {factory}")
+            self.factories[name] = factory
+            return factory
+
+        return file
+
+    def names(self) -> list[str]:
+        """Every known name, sorted."""
+        if not self.searched:
+            # Marked first: a module of the folder may itself look a part up while it is being imported.
+            self.searched = True
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):  # a single file has no __path__
+                importlib.import_module(f"{self.package}.{module.name}")
+        return sorted(self.factories)
+
+    def factory(self, name: str) -> Callable:
+        """The factory filed under exactly this name; ValueError lists the known names and the nearest spelling."""
+        known = self.names()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown {self.kind} {name!r}.{hint} Known: {', '.join(known)}")
+        return self.factories[name]
+
+    def make(self, spec: str, **context):
+        """Build the part that `spec` names; `context` is what the caller knows (sizes, configs) and a spec may not set.
+
+        Raises ValueError for an unknown name, or for an option that the factory does not take.
+        """
+        name, _, text = spec.partition(":")
+        factory = self.factory(name)
+        allowed = [key for key in inspect.signature(factory).parameters if key not in context]
+        options = {}
+        for position, option in enumerate(text.split(",") if text else []):
+            key, equals, value = option.partition("=")
+            if not equals and position == 0 and allowed:
+                key, value = allowed[0], option
+            if key not in allowed or (not equals and position > 0):
+                raise ValueError(
+                    f"{self.kind} {name!r} has no option {option!r}. Options: {', '.join(allowed) or 'none'}"
+                )
+            if key in options:
+                raise ValueError(f"{self.kind} {name!r}: option {key!r} is given twice in {spec!r}")
+            options[key] = parse_value(value)
+        missing = [
+            key
+            for key, parameter in inspect.signature(factory).parameters.items()
+            if key in allowed and key not in options and parameter.default is parameter.empty
+        ]
+        if missing:
+            raise ValueError(f"{self.kind} {name!r} also needs {', '.join(missing)}: write {name}:{missing[0]}=...")
+        return factory(**context, **options)
+
+
+LLMS = Registry("llm", "model.llm")
+ENCODERS = Registry("encoder", "model.encoder")
+CONNECTORS = Registry("connector", "model.connector")
+TEMPLATES = Registry("template", "dataset.chat")
+TASKS = Registry("task", "dataset.tasks")
+
+
+def listing(registries: list[Registry]) -> str:
+    """One line per part: kind, name, and the first line of its docstring."""
+    lines = []
+    for registry in registries:
+        for name in registry.names():
+            description = (inspect.getdoc(registry.factories[name]) or "").partition("\n")[0]
+            lines.append(f"{registry.kind:10} {name:14} {description}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    # Parts register themselves in the imported module; this running copy, called __main__, stays empty.
+    registries = importlib.import_module("model.registry")
+    print(listing([getattr(registries, name) for name in ("LLMS", "ENCODERS", "CONNECTORS", "TEMPLATES", "TASKS")]))

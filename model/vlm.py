@@ -1,0 +1,96 @@
+"""The vision-language model: an image's tokens, projected, replace the placeholders in the text.
+
+In:  a batch (dataset/collate.py): input_ids, position_ids, document_ids (B, T), and pixels (N, 3, S, S) or
+     features (N, P, D) of all its images in reading order, if it has any.
+Out: logits (kept, V) at the positions asked for.
+Legend: B sequences, T tokens, S tokens of the flat stream, C channels of the LLM, N images, P tokens per image,
+D channels of the encoder, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.config import VLMConfig
+from model.llm.attention import Cache, Documents
+from model.registry import CONNECTORS, ENCODERS, LLMS
+
+
+class VLM(nn.Module):
+    """encoder -> connector -> llm; a caller that already holds the encoder passes it in."""
+
+    def __init__(self, config: VLMConfig, encoder: nn.Module | None = None):
+        super().__init__()
+        if not 0 <= config.image_token_id < config.llm.vocab_size:
+            raise ValueError(
+                f"image_token_id {config.image_token_id} is outside the vocabulary of {config.llm.vocab_size}: "
+                f"dataclasses.replace(config, image_token_id=tokenizer.image)"
+            )
+        self.config = config
+        self.encoder = ENCODERS.make(config.encoder) if encoder is None else encoder
+        self.llm = LLMS.make(config.llm_name, config=config.llm)
+        self.connector = CONNECTORS.make(config.connector, encoder=self.encoder, channels=self.llm.dim)
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The three parts by the names that recipes and checkpoints use."""
+        return {"encoder": self.encoder, "connector": self.connector, "llm": self.llm}
+
+    @property
+    def image_tokens(self) -> int:
+        """Placeholders that one image takes in the text."""
+        return self.connector.tokens
+
+    def forward(self, batch: dict, keep: Tensor, cache: Cache | None = None) -> Tensor:
+        """keep (B, T) bool, False on padding -> logits (keep.sum(), V), row by row.
+
+        cache: an empty one, for prompts of one document per row; it is filled. ValueError when placeholders and
+        images disagree.
+        """
+        documents = Documents(batch["document_ids"])
+        input_ids = documents.flat(batch["input_ids"])  # (S,)
+        x = self.llm.embed(input_ids)  # (S, C)
+        x = self.splice(x, input_ids == self.config.image_token_id, documents, batch)
+        return self.llm(x, documents.flat(batch["position_ids"]), documents, documents.flat(keep), cache)
+
+    def splice(self, x: Tensor, is_image: Tensor, documents: Documents, batch: dict) -> Tensor:
+        """(S, C), (S,) -> (S, C): the n-th placeholder becomes the n-th image token; a batch without images passes."""
+        features = self.image_features(batch)
+        images = 0 if features is None else len(features)
+        check_placeholders(is_image, documents, images, self.image_tokens, batch.get("ids"))
+        if features is None:
+            return x
+        return x.masked_scatter(is_image[:, None], self.connector(features).to(x.dtype))
+
+    def image_features(self, batch: dict) -> Tensor | None:
+        """(N, P, D) of the batch's images, cached or computed; None when it has none."""
+        if "features" in batch:
+            return batch["features"]
+        if "pixels" not in batch:
+            return None
+        trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):  # a frozen encoder keeps no activations
+            return self.encoder(batch["pixels"])
+
+
+def check_placeholders(
+    is_image: Tensor, documents: Documents, images: int, image_tokens: int, ids: list[str] | None
+) -> None:
+    """ValueError unless every document holds whole images and all of them together hold exactly `images`."""
+    counts = is_image.new_zeros(documents.count, dtype=torch.long).index_add(0, documents.index, is_image.long())
+    broken = counts % image_tokens != 0
+    if not (broken.any() | (counts.sum() != images * image_tokens)):
+        return
+    # Either a document holds a broken span, and is to blame, or images are missing or left over somewhere.
+    suspects = broken.nonzero().flatten().tolist() or range(documents.count)
+    names = ids or [f"document {index}" for index in range(documents.count)]
+    held = ", ".join(f"{names[index]}: {int(counts[index])}" for index in suspects)
+    raise ValueError(
+        f"{int(counts.sum())} image placeholders, but {images} image(s) of {image_tokens} tokens = "
+        f"{images * image_tokens} feature rows. Placeholders in {held}. "
+        f"Every image needs exactly {image_tokens} placeholders in its own document, and every placeholder an image."
+    )
+
+
+def count_parameters(*modules: nn.Module) -> int:
+    """Parameters of the modules, a shared one counted once."""
+    return sum(parameter.numel() for parameter in {p for module in modules for p in module.parameters()})

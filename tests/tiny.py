@@ -1,0 +1,73 @@
+"""Models small enough to test in milliseconds, and batches written out by hand (no tokenizer, no data set)."""
+
+import torch
+
+from model.config import LLMConfig, VLMConfig
+from model.vlm import VLM
+
+IMAGE = 3  # the placeholder's id
+IMAGE_TOKENS = 5  # (8 / 4)^2 patches and CLS
+
+
+def llm_config(**changes) -> LLMConfig:
+    """A grouped-query decoder of a few thousand parameters."""
+    defaults = {
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+    }
+    return LLMConfig(**{**defaults, **changes})
+
+
+def vlm(**changes) -> VLM:
+    """A whole model with seeded random weights, large enough for differences to show."""
+    torch.manual_seed(0)
+    spec = "clip_random:size=8,patch=4,width=16,layers=2,heads=2"
+    model = VLM(VLMConfig(llm_config(**changes), encoder=spec, connector="linear", image_token_id=IMAGE))
+    for weight in model.llm.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.2)  # at std 0.02 every logit is nearly 0 and nothing can be told apart
+    return model
+
+
+def document(length: int, images: list[int], seed: int) -> list[int]:
+    """Random ids with an image span beginning at each of these places (adjacent spans are IMAGE_TOKENS apart)."""
+    ids = torch.randint(5, 50, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    for start in images:
+        ids[start : start + IMAGE_TOKENS] = [IMAGE] * IMAGE_TOKENS
+    return ids
+
+
+def pictures(count: int, seed: int) -> torch.Tensor:
+    """Random pixels (count, 3, 8, 8)."""
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def padded(documents: list[list[int]]) -> dict:
+    """One document per row, padded on the right; every token but the placeholders is learned."""
+    longest = max(map(len, documents))
+    batch = {name: [] for name in ("input_ids", "labels", "position_ids", "document_ids")}
+    for index, ids in enumerate(documents):
+        padding = longest - len(ids)
+        batch["input_ids"].append(ids + [2] * padding)
+        batch["labels"].append([-100 if token == IMAGE else token for token in ids] + [-100] * padding)
+        batch["position_ids"].append(list(range(len(ids))) + [0] * padding)
+        batch["document_ids"].append([index] * len(ids) + [-1] * padding)
+    return {name: torch.tensor(rows) for name, rows in batch.items()}
+
+
+def flat(documents: list[list[int]]) -> dict:
+    """The same documents on one axis, as training sees them."""
+    batch = padded(documents)
+    real = batch["document_ids"] >= 0
+    return {name: rows[real][None] for name, rows in batch.items()}
+
+
+def everywhere(batch: dict) -> torch.Tensor:
+    """keep (B, T): logits at every real token."""
+    return batch["document_ids"] >= 0
