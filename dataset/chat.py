@@ -1,0 +1,239 @@
+"""Conversations to tokens: which ids the model reads, and which of them it learns to write.
+
+In:  a `Conversation` (messages of text and pictures), a `Template`, a tokenizer.
+Out: a `Document`: ids, a learn flag for each, and the pictures whose tokens stand among them.
+
+A conversation is rendered piece by piece into (ids, learn?), so labels are known by construction and never searched
+for. What people wrote is encoded apart from the template's control tokens: a user who types "<|assistant|>" gets
+ordinary letters, not a turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dataset.images import BadRow, Picture
+from model.registry import TEMPLATES
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: a role (system, user or assistant) and its parts, texts and pictures in reading order."""
+
+    role: str
+    parts: tuple[str | Picture, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in order; `id` says where they came from ("file:row"), `answer` is a gold answer for a reward, if any."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str | None = None
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(part for message in self.messages for part in message.parts if isinstance(part, Picture))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A rendered conversation: `learn[t]` says whether token t is learned; `pictures` in the order of their tokens."""
+
+    id: str
+    input_ids: list[int]
+    learn: list[bool]
+    pictures: tuple[Picture, ...]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+# ---------------------------------------------------------------- templates: plain data
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around each turn, as data.
+
+    `control` lists the pieces that are single control tokens wherever they occur in the other strings.
+    A turn is (before, after) around its content; the assistant's content is followed by `stop`, which is learned:
+    a model that never learns to stop never stops. A caption template drops the user's words and keeps the pictures.
+    """
+
+    control: tuple[str, ...]
+    stop: str
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    system: tuple[str, str]
+    begin: str = ""
+    drop_user_text: bool = False
+
+
+@TEMPLATES.register("pupil")
+def pupil() -> Template:
+    """<s><|system|>TEXT<|user|>TEXT<|assistant|>ANSWER<|end|>, the default."""
+    return Template(
+        control=("<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"),
+        begin="<s>",
+        system=("<|system|>", ""),
+        user=("<|user|>", ""),
+        assistant=("<|assistant|>", ""),
+        stop="<|end|>",
+    )
+
+
+@TEMPLATES.register("pretrain")
+def pretrain() -> Template:
+    """<s>PICTURES CAPTION<|end|>: no roles, no question; also plain text."""
+    return Template(
+        control=("<s>", "<|end|>"),
+        begin="<s>",
+        system=("", ""),
+        user=("", ""),
+        assistant=("", ""),
+        stop="<|end|>",
+        drop_user_text=True,
+    )
+
+
+@TEMPLATES.register("chatml")
+def chatml() -> Template:
+    """<|im_start|>ROLE ... <|im_end|>: Qwen, SmolLM2, MiniMind."""
+    return Template(
+        control=("<|im_start|>", "<|im_end|>"),
+        system=("<|im_start|>system\n", "<|im_end|>\n"),
+        user=("<|im_start|>user\n", "<|im_end|>\n"),
+        assistant=("<|im_start|>assistant\n", "\n"),
+        stop="<|im_end|>",
+    )
+
+
+@TEMPLATES.register("llama")
+def llama() -> Template:
+    """<|start_header_id|>ROLE<|end_header_id|> ... <|eot_id|>: Llama 3."""
+    return Template(
+        control=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        begin="<|begin_of_text|>",
+        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+        assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", ""),
+        stop="<|eot_id|>",
+    )
+
+
+# ---------------------------------------------------------------- rendering
+
+
+class Piece(NamedTuple):
+    """Ids that belong together; those of a picture are never cut apart."""
+
+    ids: list[int]
+    learn: bool
+    picture: Picture | None = None
+
+
+def markup(text: str, template: Template, tokenizer) -> list[int]:
+    """A template's own string: its control tokens as single ids, the rest as text."""
+    pattern = "|".join(re.escape(token) for token in template.control) or "(?!)"  # (?!) never matches
+    ids = []
+    for piece in re.split(f"({pattern})", text):
+        if piece:
+            ids += [tokenizer.id(piece)] if piece in template.control else tokenizer.encode(piece)
+    return ids
+
+
+def turns(messages: tuple[Message, ...], template: Template, tokenizer, image_tokens: int) -> Iterator[Piece]:
+    """The pieces of whole turns, after the one beginning of the document.
+
+    <s>   <|user|>  image image image  What is it?  <|assistant|>  A bus .  <|end|>
+     .       .        .     .     .     .   .  .         .         x  x  x     x       x learned, . only read
+    """
+    yield Piece(markup(template.begin, template, tokenizer), False)
+    for message in messages:
+        before, after = getattr(template, message.role)
+        answers = message.role == "assistant"
+        yield Piece(markup(before, template, tokenizer), False)
+        for part in message.parts:
+            if isinstance(part, Picture):
+                yield Piece([tokenizer.image] * image_tokens, False, part)
+            elif answers or not template.drop_user_text:
+                yield Piece(tokenizer.encode(part), answers)
+        if answers:
+            yield Piece(markup(template.stop, template, tokenizer), True)
+        yield Piece(markup(after, template, tokenizer), False)
+
+
+def as_document(name: str, pieces: list[Piece]) -> Document:
+    """Pieces joined into one document."""
+    return Document(
+        name,
+        [number for piece in pieces for number in piece.ids],
+        [piece.learn for piece in pieces for _ in piece.ids],
+        tuple(piece.picture for piece in pieces if piece.picture is not None),
+    )
+
+
+def truncated(pieces: list[Piece], max_length: int) -> list[Piece]:
+    """At most `max_length` ids, never half a picture, and nothing after the last learned one, which teaches nothing."""
+    kept, room = [], max_length
+    for piece in pieces:
+        if len(piece.ids) > room and piece.picture is not None:
+            break
+        kept.append(piece._replace(ids=piece.ids[:room]))
+        room -= len(kept[-1].ids)
+        if len(kept[-1].ids) < len(piece.ids):
+            break
+    while kept and not (kept[-1].learn and kept[-1].ids):
+        kept.pop()
+    return kept
+
+
+def render(conversation: Conversation, template: Template, tokenizer, image_tokens: int, max_length: int) -> Document:
+    """A conversation as a training document; each picture becomes `image_tokens` placeholder ids.
+
+    Only the assistant's words and its end of turn are learned. A conversation longer than `max_length` tokens loses
+    its end. Raises BadRow when nothing is left to learn.
+    """
+    pieces = list(turns(conversation.messages, template, tokenizer, image_tokens))
+    document = as_document(conversation.id, truncated(pieces, max_length))
+    if not document.input_ids:
+        if not any(piece.learn for piece in pieces):
+            raise BadRow("nothing to learn: no answer", "give the row an assistant's turn", conversation.id)
+        length = sum(len(piece.ids) for piece in pieces)
+        raise BadRow(
+            f"nothing left to learn: {length} tokens ({len(conversation.pictures)} images of {image_tokens}) "
+            f"cut to {max_length}",
+            "raise --max_length, or use fewer images or a connector with fewer tokens",
+            conversation.id,
+        )
+    return document
+
+
+def render_prompt(
+    conversation: Conversation, template: Template, tokenizer, image_tokens: int, answer: str = ""
+) -> Document:
+    """The same ids up to where the assistant's next words begin; a last turn of the assistant's is left out.
+
+    The model goes on from here: prompt + answer + stop are exactly the ids of `render`, with one beginning.
+    `answer` is the start of an answer that is put into the model's mouth.
+    """
+    messages = conversation.messages
+    if messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    pieces = list(turns(messages, template, tokenizer, image_tokens))
+    pieces.append(Piece(markup(template.assistant[0], template, tokenizer), False))
+    if answer:
+        pieces.append(Piece(tokenizer.encode(answer), False))
+    document = as_document(conversation.id, pieces)
+    return Document(document.id, document.input_ids, [False] * len(document), document.pictures)

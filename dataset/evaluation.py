@@ -1,0 +1,114 @@
+"""Asking a model and scoring what it says, with two controls that a model which does not look cannot pass.
+
+In:  a task, a split, and `ask`: conversations -> answers.  Out: scores (a flat dict) and one row per question.
+
+`blank` shows an empty picture in place of the real one, `shuffled` that of another question: both should fall to the level
+of guessing. A benchmark that a model passes with either of them measures language, not sight.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from dataset.chat import Conversation, Message, Template, render_prompt
+from dataset.collate import pad
+from dataset.eyes import Eyes
+from dataset.images import Picture
+from dataset.tasks import Example
+
+BLANK = Picture("blank", lambda: Image.new("RGB", (96, 96), (240, 240, 240)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """Conversations -> what the model says to each, in their order; prompts of about equal length share a batch.
+
+    `generate` makes a list of objects with `.tokens` of a padded batch of prompts (model.generate.generate with its options).
+    """
+
+    template: Template
+    tokenizer: object
+    image_tokens: int
+    eyes: Eyes
+    generate: Callable[[dict], list]
+    batch_size: int = 128
+    progress: bool = False
+
+    def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
+        self.eyes.prepare(picture for conversation in conversations for picture in conversation.pictures)
+        prompts = [render_prompt(asked, self.template, self.tokenizer, self.image_tokens) for asked in conversations]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        said = [""] * len(prompts)
+        for start in tqdm(range(0, len(order), self.batch_size), unit="batch", disable=not self.progress, leave=False):
+            chosen = order[start:start + self.batch_size]
+            batch = pad([prompts[i] for i in chosen], self.eyes, self.tokenizer.pad)
+            for i, answer in zip(chosen, self.generate(batch), strict=True):
+                said[i] = self.tokenizer.decode(answer.tokens)
+        return said
+
+
+def with_pictures(conversation: Conversation, replace: Callable[[int], Picture]) -> Conversation:
+    """The same conversation with picture number k replaced by `replace(k)`."""
+    count, messages = 0, []
+    for message in conversation.messages:
+        parts = []
+        for part in message.parts:
+            if isinstance(part, Picture):
+                part, count = replace(count), count + 1
+            parts.append(part)
+        messages.append(Message(message.role, tuple(parts)))
+    return dataclasses.replace(conversation, messages=tuple(messages))
+
+
+def blank(examples: Sequence[Example]) -> list[Example]:
+    """The same questions about empty pictures."""
+    return [dataclasses.replace(example, prompt=with_pictures(example.prompt, lambda k: BLANK)) for example in examples]
+
+
+def shuffled(examples: Sequence[Example]) -> list[Example]:
+    """The same questions, each about the pictures of the question half the set away with as many pictures."""
+    result = list(examples)
+    for size in {len(example.prompt.pictures) for example in examples}:
+        alike = [i for i, example in enumerate(examples) if len(example.prompt.pictures) == size]
+        for k, i in enumerate(alike):
+            others = examples[alike[(k + len(alike) // 2) % len(alike)]].prompt.pictures
+            result[i] = dataclasses.replace(examples[i], prompt=with_pictures(examples[i].prompt, others.__getitem__))
+    return result
+
+
+def evaluate(name: str, task, split: str, ask: Callable[[Sequence[Conversation]], list[str]], n: int, controls: int = 0,
+             kinds: Sequence[str] = ()) -> tuple[dict[str, float], list[dict]]:
+    """Scores of a task ("name/metric": value) on n pictures' worth of questions of a split, and a row for every question.
+
+    controls   ask every so-many-th question again about a blank and a shuffled picture; 0: none
+    kinds      only these kinds of questions; (): all
+    """
+    examples = [example for example in task.examples(split, n) if not kinds or example.kind in kinds]
+    said = ask([example.prompt for example in examples])
+    scores = [task.score(example, answer) for example, answer in zip(examples, said, strict=True)]
+    result = {f"{name}/{metric}": value for metric, value in task.summary(examples, scores).items()}
+    if controls:
+        if hasattr(task, "guess"):
+            result[f"{name}/guessing"] = task.guess(examples)
+        some = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls]
+        for control, change in (("blank", blank), ("shuffled", shuffled)):
+            answers_given = ask([example.prompt for example in change(some)])
+            right = [task.score(example, answer) for example, answer in zip(some, answers_given, strict=True)]
+            if right:  # a task in words alone has no picture to hide
+                result[f"{name}/{control}"] = sum(right) / len(right)
+    result[f"{name}/n"] = len(examples)
+    rows = [{"id": example.prompt.id, "kind": example.kind, "question": example.prompt.messages[-1].text, "truth": example.answer,
+             "answer": answer, "score": score} for example, answer, score in zip(examples, said, scores, strict=True)]
+    return result, rows
+
+
+def add_scores(folder: Path, scores: dict[str, float]) -> None:
+    """Put scores into FOLDER/scores.json beside those of other benchmarks."""
+    file = folder / "scores.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,184 @@
+"""Questions about scenes, in English and Chinese, whose answers follow from the truth.
+
+In:  one scene (or two), a language, a random generator.  Out: `Question(kind, text, answer)`.
+
+Every kind keeps its answers balanced, because a model that never looks scores as high as the most common answer is common.
+`KINDS` are about one picture, `PAIR_KINDS` about two pictures shown one after the other.
+"""
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from dataset.world import PLACES, Concept, Scene, Thing, concepts, plural, with_article
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its one right answer; `thoughts` leads to it step by step, for the kinds that reason."""
+
+    kind: str
+    text: str
+    answer: str
+    thoughts: str = ""
+
+
+WORDS = {  # what the templates below say, per language
+    "en": dict(yes="yes", no="no", nothing="nothing", equal="equal", first="the first", second="the second", both="both",
+               neither="neither", same="nothing changed"),
+    "zh": dict(yes="是", no="否", nothing="没有东西", equal="一样多", first="第一张", second="第二张", both="都有",
+               neither="都没有", same="没有变化"),
+}
+ASK_CAPTION = {"en": ("What is in the picture?", "Describe the picture briefly.", "Write a short caption."),
+               "zh": ("图里有什么？", "简要描述这张图。", "写一个简短的标题。")}
+ASK_DESCRIPTION = {"en": ("Describe the picture in detail.", "Where is everything in the picture?"),
+                   "zh": ("详细描述这张图。", "图中的东西都在哪里？")}
+
+
+def absent(scene: Scene, rng: random.Random, which: str) -> Concept:
+    """A concept that is not in the scene."""
+    return rng.choice([concept for concept in rng.sample(concepts(which), 12) if concept not in scene.counts])
+
+
+def single_things(scene: Scene) -> list[Thing]:
+    """The things whose concept appears once, so that 'where is the ...' has one answer."""
+    return [thing for thing in scene.things if scene.counts[thing.concept] == 1]
+
+
+def what(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
+    if rng.random() < 0.1 and len(scene.things) < 9:
+        cell = rng.choice(sorted(set(range(9)) - {thing.cell for thing in scene.things}))
+        answer = WORDS[language]["nothing"]
+    else:
+        thing = rng.choice(scene.things)
+        cell, answer = thing.cell, thing.concept.name(language)
+    place = PLACES[language][cell]
+    return Question("what", f"What is at the {place}?" if language == "en" else f"{place}是什么？", answer)
+
+
+def where(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
+    if not (candidates := single_things(scene)):
+        return None
+    thing = rng.choice(candidates)
+    name = thing.concept.name(language)
+    return Question("where", f"Where is the {name}?" if language == "en" else f"{name}在哪里？", PLACES[language][thing.cell])
+
+
+def count(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
+    counts = scene.counts
+    number = rng.choices((0, max(counts.values()), rng.choice(list(counts.values()))), (2, 5, 3))[0]  # balances 0 to 4
+    concept = rng.choice([c for c, n in counts.items() if n == number]) if number else absent(scene, rng, which)
+    text = f"How many {plural(concept.en)} are there?" if language == "en" else f"有几个{concept.zh}？"
+    return Question("count", text, str(number), count_thoughts(scene, concept, language))
+
+
+def count_thoughts(scene: Scene, concept: Concept, language: str) -> str:
+    """Name each place where the concept stands, with a running number: 'top 1, left 2'."""
+    places = [PLACES[language][thing.cell] for thing in scene.things if thing.concept == concept]
+    if not places:
+        return "I see none." if language == "en" else "一个也没有。"
+    comma, stop = (", ", ".") if language == "en" else ("，", "。")
+    return comma.join(f"{place} {i}" if language == "en" else f"{place}{i}" for i, place in enumerate(places, 1)) + stop
+
+
+def total(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
+    text = "How many things are there in total?" if language == "en" else "一共有几个东西？"
+    return Question("total", text, str(len(scene.things)))
+
+
+def exists(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
+    yes = rng.random() < 0.5
+    concept = rng.choice(sorted(scene.counts, key=lambda c: c.en)) if yes else absent(scene, rng, which)
+    text = f"Is there {with_article(concept.en)}?" if language == "en" else f"有{concept.zh}吗？"
+    return Question("exists", text, WORDS[language]["yes" if yes else "no"])
+
+
+def compare(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
+    """Which of two concepts there are more of; the more common one stands first or second at random."""
+    counts = scene.counts
+    if len(counts) < 2:
+        return None
+    by_number = sorted(counts, key=lambda c: -counts[c])
+    first, second = (by_number[0], by_number[-1]) if rng.random() < 0.7 else rng.sample(sorted(counts, key=lambda c: c.en), 2)
+    if rng.random() < 0.5:
+        first, second = second, first
+    more = counts[first] - counts[second]
+    if more == 0 and rng.random() < 0.8:
+        return None  # most pairs are equal: asking about all of them would make "equal" a good blind guess
+    answer = WORDS[language]["equal"] if more == 0 else (first if more > 0 else second).name(language)
+    one, two = first.name(language), second.name(language)
+    text = (f"Which is there more of, {one} or {two}?" if language == "en" else f"{one}和{two}哪个多？")
+    thoughts = (f"{one} {counts[first]}, {two} {counts[second]}." if language == "en"
+                else f"{one}{counts[first]}，{two}{counts[second]}。")
+    return Question("compare", text, answer, thoughts)
+
+
+def relation(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
+    """Whether one thing is left of, right of, above or below another; only pairs that differ clearly are asked."""
+    pairs = [(a, b) for a in single_things(scene) for b in single_things(scene)
+             if a is not b and (a.cell % 3 != b.cell % 3 or a.cell // 3 != b.cell // 3)]
+    if not pairs:
+        return None
+    a, b = rng.choice(pairs)
+    sideways, upright = b.cell % 3 - a.cell % 3, b.cell // 3 - a.cell // 3
+    axis = rng.choice([axis for axis, gap in (("x", sideways), ("y", upright)) if gap])
+    true = {"x": "left" if sideways > 0 else "right", "y": "above" if upright > 0 else "below"}[axis]
+    yes = rng.random() < 0.5
+    asked = true if yes else {"left": "right", "right": "left", "above": "below", "below": "above"}[true]
+    if language == "en":
+        words = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+        text = f"Is the {a.concept.en} {words[asked]} the {b.concept.en}?"
+    else:
+        words = {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}
+        text = f"{a.concept.zh}在{b.concept.zh}的{words[asked]}吗？"
+    return Question("relation", text, WORDS[language]["yes" if yes else "no"])
+
+
+def listing(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
+    text = "List everything in reading order." if language == "en" else "按顺序列出所有东西。"
+    return Question("list", text, (", " if language == "en" else "、").join(t.concept.name(language) for t in scene.things))
+
+
+def difference(change: str, old: Thing | None, new: Thing | None, language: str) -> Question:
+    """Spot the difference between two pictures; `change`, `old` and `new` come from `world.changed`."""
+    text = "What changed from the first picture to the second?" if language == "en" else "第二张图和第一张图相比有什么变化？"
+    gone, came = old and old.concept.name(language), new and new.concept.name(language)
+    if language == "en":
+        answer = {"same": WORDS["en"]["same"], "added": f"{came} was added", "removed": f"{gone} was removed",
+                  "replaced": f"{gone} became {came}"}[change]
+    else:
+        answer = {"same": WORDS["zh"]["same"], "added": f"多了{came}", "removed": f"少了{gone}",
+                  "replaced": f"{gone}变成了{came}"}[change]
+    return Question("difference", text, answer)
+
+
+def which_picture(first: Scene, second: Scene, language: str, rng: random.Random, which: str) -> Question:
+    """In which of two pictures a concept appears."""
+    one, two = set(first.counts), set(second.counts)
+    groups = {"first": one - two, "second": two - one, "both": one & two}
+    answer = rng.choice([name for name, group in groups.items() if group] + ["neither"])
+    if answer == "neither":
+        concept = rng.choice([c for c in rng.sample(concepts(which), 16) if c not in one | two])
+    else:
+        concept = rng.choice(sorted(groups[answer], key=lambda c: c.en))
+    text = (f"Which picture has {with_article(concept.en)}?" if language == "en" else f"哪张图有{concept.zh}？")
+    return Question("which_picture", text, WORDS[language][answer])
+
+
+def together(first: Scene, second: Scene, language: str, rng: random.Random, which: str) -> Question:
+    """How many of a concept there are in two pictures together."""
+    counts = first.counts + second.counts
+    concept = rng.choice(sorted(counts, key=lambda c: (-counts[c], c.en))[:2])
+    text = (f"How many {plural(concept.en)} are there in both pictures together?" if language == "en"
+            else f"两张图一共有几个{concept.zh}？")
+    return Question("together", text, str(counts[concept]))
+
+
+KINDS = {"what": what, "where": where, "count": count, "total": total, "exists": exists, "compare": compare,
+         "relation": relation, "list": listing}
+PAIR_KINDS = ("difference", "which_picture", "together")
+
+
+def ask(kind: str, scene: Scene, language: str, rng: random.Random, which: str = "nano") -> Question | None:
+    """One question of a kind about a scene, or None where the scene does not allow it (no thing that appears once, say)."""
+    return KINDS[kind](scene, language, rng, which)

@@ -1,0 +1,60 @@
+"""out/report.md: one page that grows with every stage, with numbers, curves, and pictures with what the model says of them.
+
+In:  a stage's title and numbers.  Out: its section of the page; running a stage again replaces its section.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dataset.chat import Document
+from dataset.tasks import Example
+
+
+def section(file: Path, title: str, body: str) -> None:
+    """Write a section, in the place of an older one of the same title or at the end."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    page = file.read_text(encoding="utf-8") if file.is_file() else "# Report\n"
+    new = f"## {title}\n\n{body.strip()}\n\n"
+    old = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    page = old.sub(lambda match: new, page) if old.search(page) else f"{page.rstrip()}\n\n{new}"
+    file.write_text(page, encoding="utf-8")
+
+
+def table(numbers: dict[str, float]) -> str:
+    """Metrics as a table; shares in percent, counts and seconds as they are."""
+    rows = [f"| {name} | {100 * value:.1f} % |" if isinstance(value, float) and 0 <= value <= 1 else f"| {name} | {value:g} |"
+            for name, value in numbers.items()]
+    return "\n".join(["| metric | value |", "| --- | --- |", *rows])
+
+
+def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequence[str], scale: int = 2) -> str:
+    """Held-out pictures beside the question, the truth and the model's answer; the pictures go to FOLDER/pictures."""
+    lines = ["| picture | question | truth | answer | |", "| --- | --- | --- | --- | --- |"]
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for number, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+        shown = []
+        for k, picture in enumerate(example.prompt.pictures):
+            image = picture.load()
+            file = folder / "pictures" / f"{number:02d}-{k}.png"
+            image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(file)
+            shown.append(f"![]({file.relative_to(page.parent).as_posix()})")
+        cells = [part.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+                 for part in (example.prompt.messages[-1].text, example.answer, answer)]
+        right = "✓" if answer.strip() == example.answer.strip() else "✗"
+        lines.append(f"| {' '.join(shown)} | {' | '.join(cells)} | {right} |")
+    return "\n".join(lines)
+
+
+def marked(document: Document, tokenizer) -> str:
+    """A document as text, what is learned in 【brackets】, each picture as one [image]: for `--check_data`."""
+    text, was_learned, run = "", False, []
+    for number, learned in [*zip(document.input_ids, document.learn), (None, False)]:
+        if number is None or learned != was_learned:
+            text += (f"【{tokenizer.decode_all(run)}】" if was_learned else tokenizer.decode_all(run)) if run else ""
+            run, was_learned = [], learned
+        run.append(number)
+    return re.sub(r"(<image>)+", "[image]", text)

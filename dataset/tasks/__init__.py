@@ -1,0 +1,85 @@
+"""One file per task. The same object gives data to learn from, is a benchmark, and is a reward for RL.
+
+A task is a class registered with `@TASKS.register("name")`; its options are what `name:key=value` sets. It has
+
+    train(stage)                  a source of conversations (`len(source)`, `source[i]`) for "pretrain" or "sft", or None
+    size                          how many pictures' worth of questions make its test set
+    examples(split, n)            questions with known answers from "val" or "test", at most n pictures' worth of them
+    score(example, answer)        0..1, how right an answer is
+    summary(examples, scores)     {"metric": value in 0..1}, written to scores.json as "task/metric"
+
+The training split is drawn in 1-, 2- and 3-, the test split in 4-; nothing here looks at another split than it was asked for.
+"""
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dataset.chat import Conversation, Message
+from dataset.images import Picture
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its right answer. `kind` groups questions of a task; `tags` are what else scores are split by."""
+
+    prompt: Conversation
+    answer: str
+    kind: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A source whose row i is made by a function of i alone: `len(source)`, `source[i]`."""
+
+    size: int
+    row: Callable[[int], Conversation]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, i: int) -> Conversation:
+        if not 0 <= i < self.size:
+            raise IndexError(i)
+        return self.row(i)
+
+
+def dialogue(id: str, pictures: Sequence[Picture], turns: Sequence[tuple[str, str]]) -> Conversation:
+    """A conversation whose pictures stand before the first question; an answer of "" is left for the model to give."""
+    messages = []
+    for i, (question, answer) in enumerate(turns):
+        messages.append(Message("user", (*pictures, question) if i == 0 else (question,)))
+        if answer:
+            messages.append(Message("assistant", (answer,)))
+    return Conversation(id, tuple(messages))
+
+
+def normal(text: str) -> str:
+    """An answer as it is compared: no case, no outer blanks, no final stop."""
+    return text.strip().rstrip(".。").strip().lower()
+
+
+def exact(example: Example, answer: str) -> float:
+    """1 where the answer is the right one, word for word."""
+    return float(normal(answer) == normal(example.answer))
+
+
+def means(examples: Sequence[Example], scores: Sequence[float], key: Callable[[Example], Sequence[str]]) -> dict[str, float]:
+    """The mean score of every group that `key` puts examples into, groups in alphabetical order."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for example, score in zip(examples, scores, strict=True):
+        for group in key(example):
+            groups[group].append(score)
+    return {group: sum(values) / len(values) for group, values in sorted(groups.items())}
+
+
+def guessing(asked: Sequence[Example], seen: Sequence[Example]) -> float:
+    """What a model that never looks can reach: always the most common answer of the kind (and tags) among `seen`."""
+    common: dict[tuple, Counter] = defaultdict(Counter)
+    for example in seen:
+        common[example.kind, example.tags[:1]][normal(example.answer)] += 1
+    best = {key: answers.most_common(1)[0][0] for key, answers in common.items()}
+    right = [normal(example.answer) == best.get((example.kind, example.tags[:1])) for example in asked]
+    return sum(right) / len(right)

@@ -1,0 +1,88 @@
+"""Picture arithmetic: add up the digits or dice in a picture, reasoning in a running sum; each with its twin in words.
+
+The split is by a hash of the numbers themselves: a sum that is tested, in any picture or in words, was never trained.
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from dataset import drawings, world
+from dataset.chat import Conversation
+from dataset.images import Picture
+from dataset.tasks import Example, Generated, dialogue, exact, means
+from dataset.tasks.world import THINK
+from model.registry import TASKS
+
+ASK = {"en": ("What is the sum of the digits?", "What is the sum of the dice?"), "zh": ("数字的和是多少？", "骰子的和是多少？")}
+
+
+def split_of(values: Sequence[int]) -> str:
+    """train, val or test, by the multiset of the numbers."""
+    place = world.chance("arithmetic", *sorted(values))
+    return "test" if place < 0.1 else "val" if place < 0.2 else "train"
+
+
+def numbers(split: str, rng: random.Random, dice: bool) -> list[int]:
+    """Two to four numbers of the split."""
+    while True:
+        values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(2, 4))]
+        if split_of(values) == split:
+            return values
+
+
+def running_sum(values: list[int]) -> str:
+    """'3, 5, 1. 3+5=8, 8+1=9.': first what is seen, then one addition at a time."""
+    steps, total = [], values[0]
+    for value in values[1:]:
+        steps.append(f"{total}+{value}={total + value}")
+        total += value
+    return f"{', '.join(map(str, values))}. {', '.join(steps)}."
+
+
+@TASKS.register("arithmetic")
+class Arithmetic:
+    """Sums of 2 to 4 drawn digits or dice, with the same sums in words; answers come with their reasoning."""
+
+    size = 500  # pictures' worth of questions that make the test set
+
+    def __init__(self, rows: int = 2_000, text: bool = False):
+        self.rows, self.text = rows, text
+
+    def problem(self, split: str, i: int) -> tuple[list[Picture], str, list[int], str]:
+        """(pictures, question, numbers, language) number i; every third is in words, all of them with `text`."""
+        rng = random.Random(f"arithmetic/{split}/{i}")
+        dice = rng.random() < 0.5
+        values = numbers(split, rng, dice)
+        language = rng.choice(world.LANGUAGES)
+        if self.text or i % 3 == 2:
+            return [], " + ".join(map(str, values)) + (" = ?" if language == "en" else " 等于多少？"), values, language
+        draw = drawings.dice if dice else drawings.digits
+        seed = rng.random()
+        shown = Picture(f"arithmetic:{draw.__name__}:{values}:{seed}", lambda: draw(values, random.Random(seed)).image)
+        return [shown], ASK[language][dice], values, language
+
+    def train(self, stage: str) -> Generated | None:
+        return Generated(self.rows, self.row) if stage == "sft" else None
+
+    def row(self, i: int) -> Conversation:
+        pictures, question, values, language = self.problem("train", i)
+        answer = f"<think>{running_sum(values)}</think><answer>{sum(values)}</answer>"
+        return dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], answer)])
+
+    def examples(self, split: str, n: int) -> list[Example]:
+        found = []
+        for i in range(n):
+            pictures, question, values, language = self.problem(split, i)
+            prompt = dialogue(f"arithmetic/{split}/{i}", pictures, [(question + THINK[language], "")])
+            found.append(Example(prompt, str(sum(values)), "image" if pictures else "text", (language,)))
+        return found
+
+    def score(self, example: Example, answer: str) -> float:
+        """The number between the answer tags; a missing tag is a wrong answer."""
+        thoughts, opened, rest = answer.partition("<answer>")
+        body, closed, _ = rest.partition("</answer>")
+        return exact(example, body) if opened and closed else 0.0
+
+    def summary(self, examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
+        return {"accuracy": sum(scores) / len(scores), **means(examples, scores, lambda example: [example.kind])}

@@ -1,0 +1,113 @@
+"""easy-VQA: 5,000 small pictures of one shape each and 48,248 questions, with the official split (package `easy-vqa`, MIT).
+
+74 % of the answers are yes or no, so the other questions are scored apart (`open`).
+"""
+from __future__ import annotations
+
+import functools
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset.chat import Conversation
+from dataset.drawings import COLOURS, SHAPES, Drawing, Region
+from dataset.images import Picture, open_rgb
+from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
+from model.registry import TASKS
+
+
+@functools.cache
+def rows(split: str) -> dict[int, list[tuple[str, str]]]:
+    """Picture number -> its (question, answer) pairs, of the official `train` or `test` split."""
+    import easy_vqa
+
+    read = {"train": easy_vqa.get_train_questions, "test": easy_vqa.get_test_questions}[split]
+    found = defaultdict(list)
+    for question, answer, number in zip(*read()):
+        found[number].append((question, answer))
+    return dict(found)
+
+
+def held_out(number: int) -> bool:
+    """A tenth of the official training pictures is kept for validation."""
+    return number % 10 == 9
+
+
+@functools.cache
+def picture_path(split: str, number: int) -> str:
+    import easy_vqa
+
+    return {"train": easy_vqa.get_train_image_paths, "test": easy_vqa.get_test_image_paths}[split]()[number]
+
+
+def train_shapes() -> list[tuple[int, str, str]]:
+    """(picture, colour, shape) of the training pictures whose questions tell both."""
+    found = []
+    for number, pairs in rows("train").items():
+        answers = {answer for _, answer in pairs}
+        colour, shape = answers & set(COLOURS), answers & set(SHAPES)
+        if colour and shape:
+            found.append((number, colour.pop(), shape.pop()))
+    return found
+
+
+def shape_drawing(row: tuple[int, str, str], rng: random.Random) -> Drawing:
+    """A training picture at 96 x 96 with its one region: where the pixels differ from the corner that is background."""
+    number, colour, shape = row
+    image = Image.open(picture_path("train", number)).convert("RGB").resize((96, 96), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image).astype(int)
+    background = np.median(pixels.reshape(-1, 3), axis=0)
+    ys, xs = np.nonzero(np.abs(pixels - background).sum(-1) > 60)
+    box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    chinese = COLOURS[colour][0] + SHAPES[shape]
+    return Drawing(image, f"A {colour} {shape}.", f"一个{chinese}。", (Region(box, f"{colour} {shape}", chinese),))
+
+
+def picture(split: str, number: int) -> Picture:
+    path = picture_path(split, number)
+    return Picture(f"easy_vqa:{split}:{number}", lambda: open_rgb(Path(path)))
+
+
+@TASKS.register("easy_vqa")
+class EasyVQA:
+    """One shape a picture: what shape, what colour, is there; the official split of the package easy-vqa."""
+
+    size = 1000  # pictures' worth of questions that make the test set
+
+    def __init__(self, times: int = 1):
+        self.times = times
+
+    def train(self, stage: str) -> Generated | None:
+        numbers = [number for number in sorted(rows("train")) if not held_out(number)]
+        return Generated(self.times * len(numbers), lambda i: self.row(numbers[i % len(numbers)], i)) if stage == "sft" else None
+
+    def row(self, number: int, i: int) -> Conversation:
+        """All questions about a picture, shuffled, in one conversation."""
+        turns = list(rows("train")[number])
+        random.Random(f"easy_vqa/{i}").shuffle(turns)
+        return dialogue(f"easy_vqa/train/{number}", [picture("train", number)], turns)
+
+    def examples(self, split: str, n: int) -> list[Example]:
+        """The questions about n pictures of the official test split; `val`: of the training pictures that are held out."""
+        official = {"test": "test", "val": "train"}[split]
+        numbers = [number for number in sorted(rows(official)) if official == "test" or held_out(number)]
+        found = []
+        for number in numbers[:n]:
+            for k, (question, answer) in enumerate(rows(official)[number]):
+                prompt = dialogue(f"easy_vqa/{split}/{number}/{k}", [picture(official, number)], [(question, "")])
+                found.append(Example(prompt, answer, "yes_no" if answer in ("yes", "no") else "open"))
+        return found
+
+    def score(self, example: Example, answer: str) -> float:
+        return exact(example, answer)
+
+    def summary(self, examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
+        return {"accuracy": sum(scores) / len(scores), **means(examples, scores, lambda example: [example.kind])}
+
+    def guess(self, examples: Sequence[Example]) -> float:
+        """The level of guessing: the most common answer of each group of questions in the training split."""
+        return guessing(examples, self.examples("val", 500))

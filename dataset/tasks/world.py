@@ -1,0 +1,154 @@
+"""The embedded world as a task: captions to pretrain on, conversations to tune on, questions whose answers are known.
+
+Training rows are functions of their number alone. Row i of either stage shows scene i, so the features of a scene are
+computed once for both. Test scenes are other scenes; every second one holds a combination that is never trained.
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from dataset import questions, world
+from dataset.chat import Conversation
+from dataset.images import Picture
+from dataset.questions import ASK_CAPTION, ASK_DESCRIPTION, KINDS, PAIR_KINDS, Question
+from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
+from model.registry import TASKS
+
+THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
+
+
+def picture(scene: world.Scene) -> Picture:
+    """The scene's picture, drawn when it is needed; the key is what is drawn."""
+    drawn = [(thing.concept.code, thing.x, thing.y, thing.size) for thing in scene.things]
+    return Picture(f"world:{scene.background}:{drawn}", lambda: world.draw(scene))
+
+
+def reasoned(question: Question) -> str:
+    """The answer with its reasoning before it, in the format that RL rewards."""
+    return f"<think>{question.thoughts}</think><answer>{question.answer}</answer>"
+
+
+def second_scene(first: world.Scene, split: str, index: int, which: str, rng: random.Random):
+    """A partner for a scene: (scene, question about the change or None): half the time the first one, changed."""
+    if rng.random() < 0.6:
+        after, change, old, new = world.changed(first, rng, which)
+        return after, (change, old, new)
+    return world.scene(split, index + 1_000_000, which), None
+
+
+@TASKS.register("world")
+class World:
+    """Scenes of emoji drawings: captions, descriptions, and eleven kinds of questions in English and Chinese."""
+
+    size = 300  # pictures' worth of questions that make the test set
+
+    def __init__(self, concepts: str = "nano", rows: int = 12_000, most: int = 4):
+        self.concepts, self.rows, self.most = concepts, rows, most
+
+    # ------------------------------------------------------------ to learn from
+
+    def train(self, stage: str) -> Generated:
+        make = {"pretrain": self.captions, "sft": self.conversation}[stage]
+        return Generated(self.rows, make)
+
+    def captions(self, i: int) -> Conversation:
+        """Scene i with its caption and its description, one in each language, in either order."""
+        scene = world.scene("train", i, self.concepts, self.most)
+        rng = random.Random(f"captions/{i}")
+        first, second = rng.sample(world.LANGUAGES, 2)
+        turns = [(rng.choice(ASK_CAPTION[first]), world.caption(scene, first)),
+                 (rng.choice(ASK_DESCRIPTION[second]), world.description(scene, second))]
+        rng.shuffle(turns)
+        return dialogue(f"world/pretrain/{i}", [picture(scene)], turns)
+
+    def conversation(self, i: int) -> Conversation:
+        """Scene i in an instruction-tuning row: questions in several turns, two pictures, or reasoning."""
+        rng = random.Random(f"sft/{i}")
+        scene = world.scene("train", i, self.concepts, self.most)
+        language = rng.choice(world.LANGUAGES)
+        if rng.random() < 0.3:
+            return self.pair_conversation(i, scene, language, rng)
+        kinds = rng.sample([kind for kind in KINDS if kind != "list"], 5)
+        turns = [turn for kind in kinds if (turn := self.turn(kind, scene, language, rng))]
+        # What tells everything comes last, or the questions before it could be answered without looking.
+        closing = rng.choice(("list", "caption", "description"))
+        if closing == "list":
+            turns.append(self.turn("list", scene, language, rng))
+        elif closing == "caption":
+            turns.append((rng.choice(ASK_CAPTION[language]), world.caption(scene, language)))
+        else:
+            turns.append((rng.choice(ASK_DESCRIPTION[language]), world.description(scene, language)))
+        return dialogue(f"world/sft/{i}", [picture(scene)], turns)
+
+    def turn(self, kind: str, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str] | None:
+        question = questions.ask(kind, scene, language, rng, self.concepts)
+        if question is None:
+            return None
+        if question.thoughts and rng.random() < 0.25:
+            return question.text + THINK[language], reasoned(question)
+        return question.text, question.answer
+
+    def pair_conversation(self, i: int, first: world.Scene, language: str, rng: random.Random) -> Conversation:
+        """Two pictures and a few questions about both."""
+        second, change = second_scene(first, "train", i, self.concepts, rng)
+        asked = [ask(first, second, language, rng, self.concepts)
+                 for ask in (questions.which_picture, questions.together) for _ in range(2)]
+        asked += [questions.difference(*change, language)] if change else []
+        turns = list(dict.fromkeys((question.text, question.answer) for question in asked))  # nothing is asked twice
+        rng.shuffle(turns)
+        return dialogue(f"world/sft/{i}", [picture(first), picture(second)], turns)
+
+    # ------------------------------------------------------------ to be judged by
+
+    def examples(self, split: str, n: int) -> list[Example]:
+        """Every kind of question about n scenes, in alternating languages; tags: language, and new or trained."""
+        found = []
+        for i in range(n):
+            rng = random.Random(f"{split}/questions/{i}")
+            scene = world.scene(split, i, self.concepts, self.most)
+            freshness = "new" if world.is_new(scene) else "trained"
+            for k, kind in enumerate((*KINDS, "caption", *PAIR_KINDS)):
+                language = world.LANGUAGES[(i // 2 + k) % 2]
+                if kind in KINDS:
+                    pictures, question = [scene], questions.ask(kind, scene, language, rng, self.concepts)
+                elif kind == "caption":
+                    pictures = [scene]
+                    question = Question(kind, ASK_CAPTION[language][0], world.caption(scene, language))
+                else:
+                    pictures, question = self.pair_question(kind, scene, split, i, language, rng)
+                if question:
+                    id = f"world/{split}/{i}/{kind}"
+                    prompt = dialogue(id, [picture(shown) for shown in pictures], [(question.text, "")])
+                    found.append(Example(prompt, question.answer, kind, (language, freshness)))
+        return found
+
+    def pair_question(self, kind: str, first: world.Scene, split: str, i: int, language: str, rng: random.Random):
+        if kind == "difference":
+            second, *change = world.changed(first, rng, self.concepts)
+            return [first, second], questions.difference(*change, language)
+        second, _ = second_scene(first, split, i, self.concepts, rng)
+        ask = {"which_picture": questions.which_picture, "together": questions.together}[kind]
+        return [first, second], ask(first, second, language, rng, self.concepts)
+
+    def score(self, example: Example, answer: str) -> float:
+        """Questions: the exact answer. Captions: exactly the things that are there are named (numbers are scored apart)."""
+        if example.kind != "caption":
+            return exact(example, answer)
+        language = example.tags[0]
+        return float(set(world.mentions(answer, language, self.concepts))
+                     == set(world.mentions(example.answer, language, self.concepts)))
+
+    def summary(self, examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
+        def mean(wanted: Sequence[str]) -> float | None:
+            chosen = [score for example, score in zip(examples, scores, strict=True) if example.kind in wanted]
+            return sum(chosen) / len(chosen) if chosen else None
+
+        whole = {"exact": mean((*KINDS, *PAIR_KINDS)), "multi_image": mean(PAIR_KINDS)}
+        return {**{name: value for name, value in whole.items() if value is not None},
+                **means(examples, scores, lambda example: [] if example.kind == "caption" else example.tags),
+                **means(examples, scores, lambda example: [example.kind])}
+
+    def guess(self, examples: Sequence[Example]) -> float:
+        """The level of guessing on these questions, from the answers to the same questions about validation scenes."""
+        return guessing([example for example in examples if example.kind != "caption"], self.examples("val", 300))

@@ -1,0 +1,68 @@
+"""The tokenizer: text to numbers and back, exactly, with control tokens that no text can ever produce.
+
+In:  any text.  Out: token ids 0..6399.  A sentencepiece BPE model (English, Chinese, bytes for everything else), trained by
+`python -m dataset.train_tokenizer`.
+
+Two kinds of special pieces, and the difference is a safety property:
+- *control* tokens (`<image>`, `<|user|>`, ...) exist only as ids. A user who types "<|assistant|>" gets ordinary letters, so
+  nobody can forge a turn or smuggle in an image.
+- *tags* of reasoning (`<think>`, `<answer>`, ...) are ordinary text that happens to be one piece each.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import sentencepiece
+
+MODEL_FILE = Path(__file__).with_name("tokenizer.model")
+CONTROLS = ("<image>", "<|system|>", "<|user|>", "<|assistant|>")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+SPACE_SIGN = "\u2581"  # sentencepiece writes a space as this sign, so the sign itself must travel as bytes
+
+
+class Tokenizer:
+    """A sentencepiece model with names for its control tokens.
+
+    `bos`, `end`, `pad`, `image`: ids of the start of a document, the end of a turn, padding, and one visual token.
+    Raises FileNotFoundError where the model file is missing, KeyError from `id` for an unknown piece.
+    """
+
+    def __init__(self, file: str | Path = MODEL_FILE):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"no tokenizer at {file}; `python -m dataset.train_tokenizer` makes the default one")
+        self.file = Path(file)
+        self.model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        self.vocab_size = self.model.vocab_size()
+        self.bos, self.end, self.pad = self.model.bos_id(), self.model.eos_id(), self.model.pad_id()
+        self.image = self.id("<image>")
+        self.sign_bytes = [self.id(f"<0x{byte:02X}>") for byte in SPACE_SIGN.encode()]
+
+    def id(self, piece: str) -> int:
+        """The id of a piece, control tokens included."""
+        number = self.model.piece_to_id(piece)
+        if self.model.id_to_piece(number) != piece:
+            raise KeyError(f"the tokenizer {self.file} has no piece {piece!r}")
+        return number
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; control tokens spelled out in the text stay ordinary text."""
+        first, *others = text.split(SPACE_SIGN)
+        ids = self.model.encode(first)
+        for part in others:
+            ids += self.sign_bytes + self.model.encode(part)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids; control tokens leave no trace."""
+        return self.model.decode([int(number) for number in ids])
+
+    def decode_all(self, ids: list[int]) -> str:
+        """The text with its control tokens spelled out, for people to look at."""
+        controls = {self.bos: "<s>", self.end: "<|end|>", self.pad: "<pad>", **{self.id(piece): piece for piece in CONTROLS}}
+        text, run = "", []
+        for number in ids:
+            if number in controls:
+                text, run = text + self.decode(run) + controls[number], []
+            else:
+                run.append(number)
+        return text + self.decode(run)

@@ -1,0 +1,258 @@
+"""Train the tiny CLIP whose image tower the embedded path uses, from nothing, on drawings whose truth is known.
+
+In:  the world's *train* split (all 1,900 names, English and Chinese), the drawings (digits, dice, cards, shapes, Sokoban) and
+     easy-VQA's *train* images.  Out: `model/encoder/tiny_clip.safetensors` (the image tower, fp16) and `tiny_clip.json`.
+
+Two losses are added up:
+- image-text: CLIP's contrastive loss between pictures and captions (Radford et al. 2021, arXiv 2103.00020; open_clip's code);
+- region-text: every patch token is matched with the name of the thing it lies on, against all names in the batch (RegionCLIP,
+  arXiv 2112.09106; GLIP, arXiv 2112.03857). Without it patch tokens learn where things are many times more slowly.
+
+    python -m dataset.train_clip                     the shipped weights: 60 minutes on two CPU cores
+    python -m dataset.train_clip --minutes 600 --init out/clip/clip.safetensors        go on for longer
+
+A command: nothing imports it. The model is open_clip's own, so the weights are what any CLIP's would be.
+"""
+from __future__ import annotations
+
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+import tyro
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from dataset import drawings, world
+from dataset.drawings import Drawing, Region
+from dataset.tasks.easy_vqa import shape_drawing, train_shapes
+from dataset.tokenizer import Tokenizer
+
+SHIPPED = Path(__file__).parents[1] / "model" / "encoder" / "tiny_clip.safetensors"
+MEAN, STD = (0.85, 0.84, 0.83), (0.25, 0.26, 0.27)  # of the pictures themselves, roughly
+CONTEXT = 40  # tokens of a caption at the most
+
+
+@dataclass
+class Config:
+    minutes: float = 60.0  # training time; the learning rate falls during the last quarter
+    batch_size: int = 128  # pictures a step
+    lr: float = 1e-3  # peak learning rate of AdamW
+    weight_decay: float = 0.05
+    warmup: int = 300  # steps
+    region_weight: float = 2.0  # weight of the region-text loss beside the image-text loss
+    width: int = 192  # channels of the image tower
+    layers: int = 5  # blocks of the image tower
+    init: Path | None = None  # a clip.safetensors to go on from
+    out: Path = Path("out/clip")  # where the whole model (both towers) is kept
+    ship: Path = SHIPPED  # where the image tower goes
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    seed: int = 0
+
+
+# ---------------------------------------------------------------- pictures with their truth
+
+def emoji_drawing(rng: random.Random, pool: list[world.Concept]) -> Drawing:
+    """A scene that holds no held-out combination, in cells of 32, 48 or 96 pixels, nearly full: a picture costs the same
+    however many things it shows, and every thing is a lesson."""
+    across = rng.choices((3, 2, 1), (16, 3, 1))[0]
+    cell = world.CANVAS // across
+    wanted = rng.randint(max(1, across * across - 3), across * across)
+    members: list[world.Concept] = []
+    for _ in range(4 * wanted):
+        if len(members) < wanted:
+            concept = rng.choice(members) if members and rng.random() < 0.1 else rng.choice(pool)
+            trial = world.Scene("", tuple(world.Thing(c, 0, 0, 0, 0) for c in [*members, concept]), (0, 0, 0))
+            if not world.is_new(trial):
+                members.append(concept)
+    things = []
+    for place, concept in zip(sorted(rng.sample(range(across * across), len(members))), members):
+        size = rng.randrange(cell * 2 // 3, cell + 1, 2)
+        row, column = divmod(place, across)
+        things.append(world.Thing(concept, place, column * cell + rng.randint(0, cell - size),
+                                  row * cell + rng.randint(0, cell - size), size))
+    scene = world.Scene("", tuple(things), world.light(rng))
+    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.concept.en, t.concept.zh) for t in things)
+    return Drawing(world.draw(scene), world.caption(scene, "en"), world.caption(scene, "zh"), regions)
+
+
+def any_drawing(rng: random.Random, pool: list[world.Concept], shapes: list) -> Drawing:
+    source = rng.random()
+    if source < 0.72:
+        return emoji_drawing(rng, pool)
+    return shape_drawing(rng.choice(shapes), rng) if source < 0.77 else drawings.random_drawing(rng)
+
+
+def to_pixels(images: list) -> torch.Tensor:
+    """PIL pictures of 96 x 96 -> normalised (N, 3, 96, 96)."""
+    array = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
+    return (array - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def region_targets(batch: list[Drawing], language: str, patch: int, rng: random.Random) -> tuple[torch.Tensor, list[str]]:
+    """For every patch the index of its region's name: (N, 36), -1 where nothing is asked; and the names themselves.
+
+    Empty patches are named too ('nothing'), but only one in eight, or they would be most of the batch.
+    """
+    names: dict[str, int] = {}
+    targets = np.full((len(batch), (world.CANVAS // patch) ** 2), -1)
+    for row, picture in zip(targets, batch):
+        for place, owner in enumerate(drawings.region_of_patches(picture.regions, patch)):
+            if owner >= 0:
+                name = getattr(picture.regions[owner], language)
+            elif rng.random() < 0.125:
+                name = {"en": "nothing", "zh": "没有东西"}[language]
+            else:
+                continue
+            row[place] = names.setdefault(name, len(names))
+    return torch.from_numpy(targets), list(names)
+
+
+# ---------------------------------------------------------------- the model: open_clip's, small
+
+def build(config: Config, tokenizer: Tokenizer) -> open_clip.CLIP:
+    vision = dict(image_size=world.CANVAS, patch_size=drawings.TILE, width=config.width, layers=config.layers, head_width=32)
+    text = dict(context_length=CONTEXT, vocab_size=tokenizer.vocab_size, width=128, heads=4, layers=2,
+                pool_type="eos", eos_id=tokenizer.end, pad_id=tokenizer.pad)
+    return open_clip.CLIP(embed_dim=config.width, vision_cfg=vision, text_cfg=text)
+
+
+def encode_images(clip: open_clip.CLIP, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 3, S, S) -> the picture's embedding (N, E) and its patches' (N, P, E), all of length one."""
+    out = clip.visual.forward_intermediates(pixels, indices=1, output_fmt="NLC", output_extra_tokens=True,
+                                            intermediates_only=True, normalize_intermediates=False)
+    tokens = torch.cat([out["image_intermediates_prefix"][-1], out["image_intermediates"][-1]], dim=1)  # (N, 1 + P, D)
+    embedded = F.normalize(clip.visual.ln_post(tokens) @ clip.visual.proj, dim=-1)
+    return embedded[:, 0], embedded[:, 1:]
+
+
+def encode_texts(clip: open_clip.CLIP, tokenizer: Tokenizer, texts: list[str], device: str) -> torch.Tensor:
+    """Texts -> (len(texts), E) of length one. As `clip.encode_text`, but only as long as the longest text: names are short."""
+    rows = [tokenizer.encode(text)[:CONTEXT - 1] + [tokenizer.end] for text in texts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [tokenizer.pad] * (longest - len(row)) for row in rows], device=device)
+    x = clip.token_embedding(ids) + clip.positional_embedding[:longest]
+    x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:longest, :longest]))
+    ends = torch.tensor([len(row) - 1 for row in rows], device=device)
+    return F.normalize(x[torch.arange(len(rows), device=device), ends] @ clip.text_projection, dim=-1)
+
+
+def losses(clip, tokenizer, contrastive, batch: list[Drawing], rng: random.Random, device: str):
+    """The image-text and the region-text loss of a batch of drawings."""
+    pixels = to_pixels([picture.image for picture in batch]).to(device)
+    image, patches = encode_images(clip, pixels)
+    captions = [getattr(picture, rng.choice(world.LANGUAGES)) for picture in batch]
+    scale = clip.logit_scale.exp()
+    image_text = contrastive(image, encode_texts(clip, tokenizer, captions, device), scale)
+    targets, names = region_targets(batch, rng.choice(world.LANGUAGES), drawings.TILE, rng)
+    asked = (targets >= 0).to(device)
+    logits = scale * patches[asked] @ encode_texts(clip, tokenizer, names, device).T  # (asked patches, names)
+    return image_text, F.cross_entropy(logits, targets.to(device)[asked])
+
+
+# ---------------------------------------------------------------- what it learned
+
+@torch.no_grad()
+def patch_accuracy(clip, tokenizer, pictures: list[Drawing], language: str, names: list[str], device: str) -> float:
+    """The share of patch tokens, among those that lie on a thing, whose nearest name of all `names` is the thing's."""
+    right = asked = 0
+    table = torch.cat([encode_texts(clip, tokenizer, names[i:i + 512], device) for i in range(0, len(names), 512)])
+    index = {name: i for i, name in enumerate(names)}
+    for start in range(0, len(pictures), 128):
+        batch = pictures[start:start + 128]
+        patches = encode_images(clip, to_pixels([picture.image for picture in batch]).to(device))[1]
+        owners = np.stack([drawings.region_of_patches(picture.regions, drawings.TILE) for picture in batch])
+        truth = [index[getattr(batch[n].regions[owners[n, p]], language)] for n, p in np.argwhere(owners >= 0)]
+        guess = (patches[torch.from_numpy(owners >= 0).to(device)] @ table.T).argmax(-1).cpu()
+        right += (guess == torch.tensor(truth)).sum().item()
+        asked += len(truth)
+    return right / asked
+
+
+def scene_drawing(scene: world.Scene) -> Drawing:
+    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.concept.en, t.concept.zh) for t in scene.things)
+    return Drawing(world.draw(scene), "", "", regions)
+
+
+def scores(clip, tokenizer, device: str) -> dict[str, float]:
+    """Held-out patch accuracies: the nano names and all names on `val` scenes, and each kind of drawing among its own names."""
+    result = {}
+    for which, n in (("nano", 300), ("all", 800)):
+        pictures = [scene_drawing(world.scene("val", i, which)) for i in range(n)]
+        for language in world.LANGUAGES:
+            names = sorted({concept.name(language) for concept in world.concepts(which)})
+            result[f"{which}/{language}"] = patch_accuracy(clip, tokenizer, pictures, language, names, device)
+    rng = random.Random("held-out drawings")
+    groups: dict[str, list[Drawing]] = {}
+    for _ in range(1500):
+        picture = drawings.random_drawing(rng)
+        groups.setdefault(picture.en.split(":")[0].split(" with ")[0].rstrip("0123456789, ."), []).append(picture)
+    for kind, pictures in sorted(groups.items()):
+        if len(pictures) > 20:
+            names = sorted({region.en for picture in pictures for region in picture.regions})
+            result[kind] = patch_accuracy(clip, tokenizer, pictures, "en", names, device)
+    return result
+
+
+def save(clip, config: Config, measured: dict[str, float]) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, config.out / "clip.safetensors")
+    tower = {name: tensor.half().contiguous() for name, tensor in clip.visual.state_dict().items()}
+    save_file(tower, config.ship)
+    facts = dict(size=world.CANVAS, patch=drawings.TILE, width=config.width, layers=config.layers, heads=config.width // 32,
+                 mlp=4 * config.width, output=config.width, activation="gelu", mean=MEAN, std=STD)
+    config.ship.with_suffix(".json").write_text(json.dumps(facts) + "\n")
+    (config.out / "scores.json").write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def main(config: Config) -> None:
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)
+    tokenizer = Tokenizer()
+    clip = build(config, tokenizer).to(config.device)
+    if config.init:
+        clip.load_state_dict(load_file(config.init))
+    matrices = [p for p in clip.parameters() if p.ndim >= 2]
+    others = [p for p in clip.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay},
+                                   {"params": others, "weight_decay": 0.0}], lr=config.lr, betas=(0.9, 0.98), fused=True)
+    pool = [*world.concepts("all"), *world.concepts("nano") * 8]
+    shapes = train_shapes()
+    contrastive = open_clip.ClipLoss()
+    print(f"image tower {sum(p.numel() for p in clip.visual.parameters()):,} parameters, {len(shapes)} easy-VQA pictures")
+    start, step, log = time.time(), 0, []
+    bar = tqdm(total=round(config.minutes * 60), unit="s")
+    while (done := (time.time() - start) / (60 * config.minutes)) < 1:
+        lr = config.lr * min(1, (step + 1) / config.warmup, (1 - done) / 0.25)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        batch = [any_drawing(rng, pool, shapes) for _ in range(config.batch_size)]
+        image_text, region_text = losses(clip, tokenizer, contrastive, batch, rng, config.device)
+        optimizer.zero_grad()
+        (image_text + config.region_weight * region_text).backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, np.log(100))
+        step += 1
+        log.append((image_text.item(), region_text.item()))
+        bar.n = min(round(time.time() - start), bar.total)
+        bar.set_postfix_str(f"step {step} image-text {log[-1][0]:.2f} region-text {log[-1][1]:.2f} lr {lr:.1e}")
+        if step % 500 == 0:
+            measured = scores(clip, tokenizer, config.device)
+            tqdm.write(f"step {step} {time.time() - start:.0f} s loss {np.mean(log[-200:], 0).round(3)} "
+                       + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
+            save(clip, config, measured)
+    measured = scores(clip, tokenizer, config.device)
+    save(clip, config, measured)
+    print(json.dumps(measured, indent=1), f"\nwrote {config.ship} after {step} steps of {config.batch_size} pictures")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

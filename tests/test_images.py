@@ -1,0 +1,214 @@
+"""Pictures: every kind of file becomes a right RGB square, and every broken one says why."""
+
+import base64
+import io
+import struct
+import threading
+import zlib
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset.images import (
+    BadRow,
+    Picture,
+    from_base64,
+    from_bytes,
+    from_file,
+    from_image,
+    from_name,
+    open_rgb,
+    pixels,
+    to_rgb,
+)
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The smallest PNG that claims to be so large."""
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("mode", "kind", "colour", "expected"), [
+    ("1", "PNG", 1, (255, 255, 255)),
+    ("L", "PNG", 100, (100, 100, 100)),
+    ("LA", "PNG", (100, 0), (255, 255, 255)),
+    ("P", "PNG", 3, None),
+    ("RGB", "PNG", (10, 20, 30), (10, 20, 30)),
+    ("RGBA", "PNG", (10, 20, 30, 0), (255, 255, 255)),
+    ("RGBA", "PNG", (0, 0, 0, 128), (127, 127, 127)),
+    ("I;16", "PNG", 0x8000, (128, 128, 128)),
+    ("I;16", "TIFF", 0xFFFF, (255, 255, 255)),
+    ("CMYK", "TIFF", (0, 0, 0, 255), (0, 0, 0)),
+    ("F", "TIFF", 77.0, (77, 77, 77)),
+])  # fmt: skip
+def test_every_mode_becomes_rgb(mode, kind, colour, expected):
+    image = open_rgb(saved(Image.new(mode, (5, 4), colour), kind))
+    assert image.mode == "RGB"
+    assert image.size == (5, 4)
+    assert expected is None or image.getpixel((2, 2)) == expected
+
+
+def test_a_transparent_palette_colour_is_white():
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([200, 0, 0, 0, 200, 0])
+    assert open_rgb(saved(image, "PNG", transparency=0)).getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_an_animation_is_its_first_frame():
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_rgb(data).getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_exif_orientation_is_applied():
+    image = Image.new("RGB", (8, 4), "white")
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned: 8 x 4 as stored is 4 x 8 as seen
+    assert open_rgb(saved(image, "PNG", exif=exif)).size == (4, 8)
+
+
+@pytest.mark.parametrize(("data", "reason"), [
+    (b"not an image at all", "cannot identify"),
+    (b"", "cannot identify"),
+    (saved(gradient(64, 64), "JPEG")[:-100], "truncated"),
+    (saved(gradient(64, 64), "PNG")[:100], "(?i)truncated"),
+    (png_header(60_000, 60_000), "pixels"),
+    (png_header(9_000, 9_000), "pixels"),
+])  # fmt: skip
+def test_a_broken_image_is_a_bad_row(data, reason):
+    with pytest.raises(BadRow, match=reason) as caught:
+        from_bytes(data).load()
+    assert caught.value.remedy
+
+
+def test_damage_anywhere_is_a_bad_row_or_an_image():
+    whole, random = bytearray(saved(gradient(40, 30), "JPEG")), np.random.default_rng(0)
+    for _ in range(200):
+        damaged = whole.copy()
+        for place in random.integers(0, len(whole), 3):
+            damaged[place] = random.integers(256)
+        try:
+            assert open_rgb(bytes(damaged)).mode == "RGB"
+        except BadRow:
+            continue
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "file:///etc/hostname", "a/../../secret.png", "link.png"])
+def test_a_path_never_leaves_the_image_folder(tmp_path, name):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    gradient(8, 8).save(tmp_path / "secret.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(BadRow, match="leaves the image folder"):
+        from_name(name, folder, allow_urls=True)
+
+
+def test_names_inside_the_folder_are_found_in_every_spelling(tmp_path):
+    gradient(8, 8).save(tmp_path / "a b.png")
+    for name in ("a b.png", "./a b.png", str(tmp_path / "a b.png"), f"file://{tmp_path}/a%20b.png"):
+        assert from_name(name, tmp_path, allow_urls=False).load().size == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b.png", "missing.png", "", "https://example.com/a.png", "data:image/png;base64,!"])
+def test_a_name_without_an_image_is_a_bad_row(tmp_path, name):
+    with pytest.raises(BadRow):
+        from_name(name, tmp_path, allow_urls=False)
+
+
+def test_a_url_is_fetched_only_when_allowed_and_only_when_opened(tmp_path):
+    data = saved(gradient(8, 8), "PNG")
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/a.png" else 404)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        find = partial(from_name, folder=tmp_path, allow_urls=True)
+        address = f"http://127.0.0.1:{server.server_port}"
+        missing = find(f"{address}/b.png")
+        assert find(f"{address}/a.png").load().size == (8, 8)
+        with pytest.raises(BadRow, match="404"):
+            missing.load()
+        server.shutdown()
+
+
+def test_base64_is_read_with_and_without_its_prefix():
+    text = base64.b64encode(saved(gradient(8, 8), "PNG")).decode()
+    assert from_base64(text) == from_base64("data:image/png;base64," + text)
+
+
+def test_the_key_follows_the_content(tmp_path):
+    path = tmp_path / "a.png"
+    gradient(8, 8).save(path)
+    before = from_file(path)
+    gradient(9, 9).save(path)
+    assert before != from_file(path)
+    assert from_bytes(b"a") != from_bytes(b"b")
+    assert from_image(gradient(8, 8)) == from_image(gradient(8, 8)) != from_image(gradient(8, 9))
+
+
+def test_a_picture_is_opened_only_when_asked():
+    Picture("never", lambda: pytest.fail("opened"))
+    from_bytes(b"not an image")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 64), (61, 200), (33, 31), (20, 300)])
+def test_square_equals_resize_and_centre_crop(size):
+    image = gradient(*size)
+    width, height = (int(32 * side / min(size)) for side in size)  # torchvision.transforms.Resize, then CenterCrop
+    left, top = round((width - 32) / 2), round((height - 32) / 2)
+    reference = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + 32, top + 32))
+    reference = (np.asarray(reference, np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    difference = (pixels(from_image(image), 32, MEAN, STD) - torch.from_numpy(reference).permute(2, 0, 1)).abs()
+    assert difference.max() < 0.016  # one level of 255, where rounding falls on the other side
+    assert difference.mean() < 1e-3
+
+
+@pytest.mark.parametrize("fit", ["square", "pad", "naive"])
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 1), (7, 5)])
+def test_every_shape_fits(fit, size):
+    made = pixels(from_image(Image.new("RGB", size, "red")), 16, MEAN, STD, fit)
+    assert made.shape == (3, 16, 16)
+    assert made.dtype == torch.float32
+
+
+def test_pad_keeps_everything_and_its_bands_are_zero():
+    made = pixels(from_image(Image.new("RGB", (32, 16), "white")), 16, MEAN, STD, "pad")
+    assert made[:, :4].abs().max() < 0.01  # the mean, to one level of 255
+    assert torch.allclose(made[:, 4:12], ((1 - torch.tensor(MEAN)) / torch.tensor(STD))[:, None, None].expand(3, 8, 16))
+
+
+def test_an_unknown_fit_is_named():
+    with pytest.raises(ValueError, match="stretch"):
+        pixels(from_image(gradient(8, 8)), 16, MEAN, STD, "stretch")
+
+
+def test_to_rgb_leaves_an_rgb_image_alone():
+    assert to_rgb(gradient(8, 8)).tobytes() == gradient(8, 8).tobytes()
