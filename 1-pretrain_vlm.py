@@ -1,0 +1,187 @@
+"""Stage 1, pretraining: a language model learns to put into words what an encoder sees.
+
+A frozen CLIP turns a picture into P tokens, one linear projection turns them into the language model's channels, and the
+language model writes the caption. With a pretrained language model this stage would train the projection alone; here
+nothing pretrained exists, so it trains both. On data without pictures it pretrains the language model alone.
+
+In:  captions (default: the embedded world).  Out: out/pretrain, a checkpoint; log.jsonl, curves.png, out/report.md.
+
+    python 1-pretrain_vlm.py                                        about a minute on two CPU cores
+    python 1-pretrain_vlm.py --preset small --data llava_cc3m_595k.json --image_folder images
+    torchrun --nproc_per_node 2 1-pretrain_vlm.py
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from dataset.chat import render
+from dataset.collate import Batches
+from dataset.conversations import BadRows
+from dataset.evaluation import Ask, add_scores, evaluate
+from dataset.eyes import Eyes
+from dataset.mixture import mixture, pictures
+from dataset.report import marked, section, sheet, table
+from dataset.tokenizer import MODEL_FILE, Tokenizer
+from model import checkpoint, cli
+from model.config import preset
+from model.generate import generate
+from model.losses import IGNORE, cross_entropy_sum, next_token_targets
+from model.registry import TASKS, TEMPLATES
+from model.runtime import Run, clip_gradients, learning_rate, make_optimizer
+from model.vlm import VLM, count_parameters
+
+
+@dataclass
+class Train:
+    connector: str = "full"  # freeze | full
+    llm: str = "full"  # freeze | full | partial:K (the last K blocks)
+    encoder: str = "freeze"  # freeze | full | partial:K; trained, it sees pixels at every step instead of cached features
+
+
+@dataclass
+class Config:
+    preset: str = "nano"  # nano: minutes on a CPU | small: 26M, GPT 512 x 8 | base: 104M, GPT 768 x 16
+    data: tuple[str, ...] = ("world",)  # tasks or files, mixed: world, captions.jsonl, more.parquet:0.5
+    image_folder: Path | None = None  # where the pictures of files are; default: beside the file
+    allow_urls: bool = False  # let rows fetch pictures from the network
+    init: Path | None = None  # a checkpoint to start from; default: random weights
+    tokenizer: Path = MODEL_FILE  # a sentencepiece model; its vocabulary sizes the language model
+    out: Path = Path("out/pretrain")  # where the checkpoint goes
+    encoder: str = ""  # an encoder by name, in place of the preset's; `python -m model.registry` lists them
+    connector: str = ""  # a connector by name
+    llm: str = ""  # a language model by name
+    template: str = "pupil"  # how conversations are written; pretrain: picture and caption, no roles
+    fit: str = "square"  # how pictures are fitted: square (crop) | pad | naive (squeeze); stored in the checkpoint
+    train: Train = field(default_factory=Train)
+    epochs: float = 1.0  # passes over the data
+    max_steps: int = 0  # stop after so many steps; 0: after the epochs
+    batch_size: int = 32  # conversations a process and micro-step
+    accumulate: int = 1  # micro-steps a step
+    max_length: int = 1024  # tokens of a conversation; longer ones lose their end
+    lr: float = 2e-3  # peak learning rate; small and base on real captions: 4e-4
+    warmup: int = 20  # steps of rising learning rate
+    weight_decay: float = 0.05
+    clip: float = 1.0  # largest norm of the gradient
+    seed: int = 0
+    bench: str = "world"  # tasks to check on their validation split, with commas between; "" for none
+    eval_every: int = 0  # steps between checks; 0: at the end alone
+    eval_examples: int = 60  # pictures' worth of questions a check asks
+    save_every: int = 200  # steps between saves for --resume; the end is always saved
+    log_every: int = 10  # steps between lines of log.jsonl
+    max_bad: float = 0.01  # share of bad rows that stops the run
+    feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
+    feature_cache_gb: float = 8.0  # above this the encoder runs at every step instead
+    resume: bool = False  # go on exactly where the run in --out stopped
+    compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
+    dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    device: str = "auto"  # auto | cpu | cuda | mps
+    wandb: bool = False  # log to Weights & Biases as well
+    dry_run: bool = False  # print parameters, rows and steps, and stop
+    check_data: bool = False  # print three rows as the model will read them, what is learned in 【brackets】, and stop
+
+
+def main(config: Config) -> None:
+    run = Run(config, "pretrain")
+    tokenizer = Tokenizer(config.tokenizer)
+    if config.init:
+        model = checkpoint.load(config.init).train()
+    else:
+        model = VLM(preset(config.preset, encoder=config.encoder, connector=config.connector, llm_name=config.llm,
+                           template=config.template, fit=config.fit, vocab_size=tokenizer.vocab_size,
+                           image_token_id=tokenizer.image))
+    model.to(run.device)
+    moving = {name: checkpoint.trainable(part, getattr(config.train, name)) for name, part in model.parts.items()}
+    optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
+
+    # The data: conversations -> documents -> batches; of a frozen encoder, features instead of pixels.
+    template = TEMPLATES.make(model.config.template)
+    source = mixture(config.data, "pretrain", config.image_folder, config.allow_urls)
+    see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
+    eyes = see(rank=run.rank, world=run.world, wait=run.wait)
+    batches = Batches(
+        source,
+        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens, max_length=config.max_length),
+        eyes, batch_size=config.batch_size, window=16, seed=config.seed,
+        bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world)
+    per_step = config.accumulate * run.world  # micro-batches a step
+    steps = config.max_steps or max(1, round(config.epochs * len(batches) / per_step))
+    parts = ", ".join(f"{name} {count_parameters(part):,} ({moving[name]:,} trained)" for name, part in model.parts.items())
+    run.say(f"{parts}\n{len(source):,} rows, {steps} steps of {config.batch_size * per_step} on {run.world} x {run.device}")
+    if config.check_data:
+        for row in range(3):
+            run.say(f"{source[row].id}: {marked(batches.render(source[row]), tokenizer)}\n")
+    if config.dry_run or config.check_data:
+        return
+    if eyes.features and not eyes.fits(pictures(batches, steps * per_step), config.feature_cache_gb):
+        run.say(f"the features would take more than --feature_cache_gb {config.feature_cache_gb}: the encoder runs at every step")
+        eyes.features = None
+    eyes.prepare(pictures(batches, steps * per_step))
+
+    ask = Ask(template, tokenizer, model.image_tokens, see(), run.generator(
+        generate, model, max_new_tokens=64, stop_ids={tokenizer.end}, temperature=0.0,
+        banned=(tokenizer.image, tokenizer.pad, tokenizer.bos)))
+
+    first_step, position = run.resume(model, optimizer)
+    wrapped = run.wrap(model, config.compile)
+    stream = batches.start(position)
+    run.progress(first_step, steps)
+    for step in range(first_step, steps + 1):
+        last = step == steps
+
+        # Evaluate and save; the last round does nothing else, so that the last update is saved too.
+        if last or (step > first_step and step % config.save_every == 0):
+            run.save(model, optimizer, tokenizer.file, step, position)
+        if last or (step > 0 and config.eval_every and step % config.eval_every == 0):
+            scores = {}
+            if run.first:
+                for name in filter(None, config.bench.split(",")):  # of a task's questions, captions: all it has been shown
+                    scores.update(evaluate(name, TASKS.make(name), "val", ask, config.eval_examples, kinds=("caption",))[0])
+            run.log(step, **scores)
+            run.wait()
+        if last:
+            break
+
+        # A step's micro-batches; the loss is divided by the learned tokens of all of them, on all ranks.
+        micro_batches = []
+        for _ in range(config.accumulate):
+            position, batch = next(stream)
+            batch = run.to_device(batch)
+            micro_batches.append((batch, next_token_targets(batch["labels"], batch["document_ids"])))
+        learned_tokens = run.sum(sum(int((targets != IGNORE).sum()) for _, targets in micro_batches))
+
+        loss_sum = 0.0
+        for batch, targets in micro_batches:
+            learned = targets != IGNORE
+            with run.autocast():
+                logits = wrapped(batch, learned)  # (learned tokens, V): no logits where nothing is learned
+            loss = cross_entropy_sum(logits, targets[learned])
+            (loss * run.world / learned_tokens).backward()  # DDP takes the mean over ranks: undo it
+            loss_sum += loss.detach()
+
+        lr = learning_rate(step, peak=config.lr, warmup=config.warmup, total=steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        norm = clip_gradients(model, config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        run.bar.update()
+        run.count(sum(batch["input_ids"].numel() for batch, _ in micro_batches))
+        if step % config.log_every == 0:
+            run.log(step, loss=run.sum(float(loss_sum)) / learned_tokens, lr=lr, gradient_norm=norm,
+                    tokens_per_second=run.tokens_per_second())
+
+    if run.first:
+        add_scores(run.out, scores)
+        page = run.out.parent / "report.md"
+        shown = [example for name in filter(None, config.bench.split(",")) for example in TASKS.make(name).examples("val", 8)
+                 if example.kind == "caption"]
+        said = ask([example.prompt for example in shown])
+        section(page, "Pretraining", f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
+                f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, shown, said)}")
+    run.finish(f"wrote {run.out}", "python 2-sft_vlm.py")
+
+
+if __name__ == "__main__":
+    main(cli.parse(Config))

@@ -1,0 +1,172 @@
+"""Stage 2, supervised fine-tuning: from describing pictures to answering what is asked.
+
+The data are conversations: one picture or several, one turn or many, some without a picture, some with their reasoning in
+<think>...</think><answer>...</answer>, so that RL can start from it. Only the assistant's words and its end of turn are learned.
+
+In:  out/pretrain and conversations (default: world, easy_vqa, arithmetic, text).  Out: out/sft, as in stage 1.
+
+    python 2-sft_vlm.py                                             two minutes on two CPU cores
+    python 2-sft_vlm.py --data world my_rows.jsonl:2 --image_folder pictures
+    python 2-sft_vlm.py --data llava_instruct_230k.parquet --init out/pretrain --lr 4e-4 --batch_size 16
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from dataset.chat import render
+from dataset.collate import Batches
+from dataset.conversations import BadRows
+from dataset.evaluation import Ask, add_scores, evaluate
+from dataset.eyes import Eyes
+from dataset.mixture import mixture, pictures
+from dataset.report import marked, section, sheet, table
+from dataset.tokenizer import Tokenizer
+from model import checkpoint, cli
+from model.generate import generate
+from model.losses import IGNORE, cross_entropy_sum, next_token_targets
+from model.registry import TASKS, TEMPLATES
+from model.runtime import Run, clip_gradients, learning_rate, make_optimizer
+from model.vlm import count_parameters
+
+
+@dataclass
+class Train:
+    connector: str = "full"  # freeze | full
+    llm: str = "full"  # freeze | full | partial:K (the last K blocks)
+    encoder: str = "freeze"  # freeze | full | partial:K; trained, it sees pixels at every step instead of cached features
+
+
+@dataclass
+class Config:
+    data: tuple[str, ...] = ("world", "easy_vqa", "arithmetic", "text")  # tasks or files, mixed: rows.jsonl, x.parquet:0.5
+    image_folder: Path | None = None  # where the pictures of files are; default: beside the file
+    allow_urls: bool = False  # let rows fetch pictures from the network
+    init: Path = Path("out/pretrain")  # the checkpoint to start from
+    out: Path = Path("out/sft")  # where the checkpoint goes
+    template: str = ""  # how conversations are written; default: as the checkpoint does
+    train: Train = field(default_factory=Train)
+    epochs: float = 1.0  # passes over the data
+    max_steps: int = 0  # stop after so many steps; 0: after the epochs
+    batch_size: int = 32  # conversations a process and micro-step
+    accumulate: int = 1  # micro-steps a step
+    max_length: int = 1024  # tokens of a conversation; longer ones lose their end
+    lr: float = 2e-3  # peak learning rate; after pretraining on real captions: 4e-4
+    warmup: int = 20  # steps of rising learning rate
+    weight_decay: float = 0.05
+    clip: float = 1.0  # largest norm of the gradient
+    seed: int = 0
+    bench: str = "world,easy_vqa,arithmetic"  # tasks to check on their validation split; "" for none
+    eval_every: int = 0  # steps between checks; 0: at the end alone
+    eval_examples: int = 30  # pictures' worth of questions a check asks of each task
+    save_every: int = 200  # steps between saves for --resume; the end is always saved
+    log_every: int = 10  # steps between lines of log.jsonl
+    max_bad: float = 0.01  # share of bad rows that stops the run
+    feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
+    feature_cache_gb: float = 8.0  # above this the encoder runs at every step instead
+    resume: bool = False  # go on exactly where the run in --out stopped
+    compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
+    dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    device: str = "auto"  # auto | cpu | cuda | mps
+    wandb: bool = False  # log to Weights & Biases as well
+    dry_run: bool = False  # print parameters, rows and steps, and stop
+    check_data: bool = False  # print three rows as the model will read them, what is learned in 【brackets】, and stop
+
+
+def main(config: Config) -> None:
+    run = Run(config, "sft")
+    model = checkpoint.load(config.init).train().to(run.device)
+    if config.template:
+        model.config = dataclasses.replace(model.config, template=config.template)
+    tokenizer, template = Tokenizer(config.init / "tokenizer.model"), TEMPLATES.make(model.config.template)
+    moving = {name: checkpoint.trainable(part, getattr(config.train, name)) for name, part in model.parts.items()}
+    optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
+
+    source = mixture(config.data, "sft", config.image_folder, config.allow_urls)
+    see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
+    eyes = see(rank=run.rank, world=run.world, wait=run.wait)
+    batches = Batches(
+        source,
+        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens, max_length=config.max_length),
+        eyes, batch_size=config.batch_size, window=16, seed=config.seed,
+        bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world)
+    per_step = config.accumulate * run.world  # micro-batches a step
+    steps = config.max_steps or max(1, round(config.epochs * len(batches) / per_step))
+    parts = ", ".join(f"{name} {count_parameters(part):,} ({moving[name]:,} trained)" for name, part in model.parts.items())
+    run.say(f"{parts}\n{len(source):,} rows, {steps} steps of {config.batch_size * per_step} on {run.world} x {run.device}")
+    if config.check_data:
+        for row in range(3):
+            run.say(f"{source[row].id}: {marked(batches.render(source[row]), tokenizer)}\n")
+    if config.dry_run or config.check_data:
+        return
+    if eyes.features and not eyes.fits(pictures(batches, steps * per_step), config.feature_cache_gb):
+        run.say(f"the features would take more than --feature_cache_gb {config.feature_cache_gb}: the encoder runs at every step")
+        eyes.features = None
+    eyes.prepare(pictures(batches, steps * per_step))
+
+    ask = Ask(template, tokenizer, model.image_tokens, see(), run.generator(
+        generate, model, max_new_tokens=96, stop_ids={tokenizer.end}, temperature=0.0,
+        banned=(tokenizer.image, tokenizer.pad, tokenizer.bos)))
+
+    first_step, position = run.resume(model, optimizer)
+    wrapped = run.wrap(model, config.compile)
+    stream = batches.start(position)
+    run.progress(first_step, steps)
+    for step in range(first_step, steps + 1):
+        last = step == steps
+
+        if last or (step > first_step and step % config.save_every == 0):
+            run.save(model, optimizer, tokenizer.file, step, position)
+        if last or (step > 0 and config.eval_every and step % config.eval_every == 0):
+            scores = {}
+            if run.first:
+                for name in filter(None, config.bench.split(",")):
+                    scores.update(evaluate(name, TASKS.make(name), "val", ask, config.eval_examples)[0])
+            run.log(step, **scores)
+            run.wait()
+        if last:
+            break
+
+        micro_batches = []
+        for _ in range(config.accumulate):
+            position, batch = next(stream)
+            batch = run.to_device(batch)
+            micro_batches.append((batch, next_token_targets(batch["labels"], batch["document_ids"])))
+        learned_tokens = run.sum(sum(int((targets != IGNORE).sum()) for _, targets in micro_batches))
+
+        loss_sum = 0.0
+        for batch, targets in micro_batches:
+            learned = targets != IGNORE
+            with run.autocast():
+                logits = wrapped(batch, learned)  # (learned tokens, V)
+            loss = cross_entropy_sum(logits, targets[learned])
+            (loss * run.world / learned_tokens).backward()
+            loss_sum += loss.detach()
+
+        lr = learning_rate(step, peak=config.lr, warmup=config.warmup, total=steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        norm = clip_gradients(model, config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        run.bar.update()
+        run.count(sum(batch["input_ids"].numel() for batch, _ in micro_batches))
+        if step % config.log_every == 0:
+            run.log(step, loss=run.sum(float(loss_sum)) / learned_tokens, lr=lr, gradient_norm=norm,
+                    tokens_per_second=run.tokens_per_second())
+
+    if run.first:
+        add_scores(run.out, scores)
+        page = run.out.parent / "report.md"
+        names = filter(None, config.bench.split(","))
+        shown = [example for name in names for example in TASKS.make(name).examples("val", 2)[:14]]
+        said = ask([example.prompt for example in shown])
+        section(page, "Supervised fine-tuning", f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
+                f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, shown, said)}")
+    run.finish(f"wrote {run.out}", "python 4-eval_chat.py, python web_demo.py, or python 3-rl_vlm.py")
+
+
+if __name__ == "__main__":
+    main(cli.parse(Config))

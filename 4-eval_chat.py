@@ -1,0 +1,192 @@
+"""Stage 4: talk to a model, let it answer a file, or measure it.
+
+    python 4-eval_chat.py                                               chat; /image PATH shows a picture, /new starts again
+    python 4-eval_chat.py --image cat.png dog.png --prompt "Which picture has a dog?"       one answer
+    python 4-eval_chat.py --data rows.jsonl --save predictions.jsonl    one prediction a row, reasoning and answer apart
+    python 4-eval_chat.py --bench world,easy_vqa                        test scores, with the blank and shuffled controls
+
+In:  the newest checkpoint in out/, or --model.  Out: what it says; scores.json beside the checkpoint, and out/report.md.
+"""
+
+import json
+import random
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.chat import Conversation
+from dataset.conversations import Source, image_values, load
+from dataset.dialogue import Dialogue
+from dataset.evaluation import Ask, add_scores, evaluate
+from dataset.eyes import Eyes
+from dataset.images import BadRow, Picture, from_file
+from dataset.report import section, sheet, table
+from dataset.tokenizer import Tokenizer
+from model import checkpoint, cli
+from model.generate import generate, stream
+from model.registry import TASKS, TEMPLATES
+from model.runtime import Run
+from model.vlm import VLM
+
+
+@dataclass
+class Config:
+    model: Path | None = None  # a checkpoint; default: the newest of out/grpo, out/dpo, out/sft, out/pretrain
+    image: tuple[Path, ...] = ()  # pictures for the first message
+    prompt: str = ""  # one message: answer it and stop
+    data: Path | None = None  # a file of conversations to answer: json, jsonl or parquet
+    image_folder: Path | None = None  # where its pictures are; default: beside the file
+    save: Path | None = None  # where the predictions go; default: predictions.jsonl beside the checkpoint
+    bench: str = ""  # tasks to be scored on their test split, with commas between: world,easy_vqa,arithmetic,text
+    examples: int = 0  # pictures' worth of questions a task; 0: its whole test set
+    controls: int = 8  # ask every so-many-th question about a blank and a shuffled picture too; 0: no controls
+    temperature: float = 0.0  # 0: always the likeliest token
+    top_p: float = 1.0  # sample among the likeliest tokens that together have this probability
+    max_new_tokens: int = 256
+    batch_size: int = 256  # prompts answered together, with --data and --bench
+    feature_cache: Path = Path("out/features")  # features of the benchmarks' pictures, computed once
+    seed: int = 0
+    dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    device: str = "auto"  # auto | cpu | cuda | mps
+
+
+def main(config: Config) -> None:
+    folder = config.model or checkpoint.latest()
+    run = Run.inference(folder, config.device, config.dtype, config.seed)
+    model = checkpoint.load(folder, run.device)
+    tokenizer = Tokenizer(folder / "tokenizer.model")
+    sampling = dict(max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.end}, temperature=config.temperature,
+                    top_p=config.top_p, banned=(tokenizer.image, tokenizer.pad, tokenizer.bos))
+    if config.data or config.bench:
+        eyes = Eyes(model.encoder, model.config.fit, run.device, config.feature_cache if config.bench else None)
+        ask = Ask(TEMPLATES.make(model.config.template), tokenizer, model.image_tokens, eyes,
+                  run.generator(generate, model, **sampling), config.batch_size, progress=True)
+        if config.bench:
+            benchmark(config, folder, ask)
+        if config.data:
+            predict(load(config.data, config.image_folder, need_answer=False), ask,
+                    config.save or folder / "predictions.jsonl", config.batch_size)
+        return
+    chat(config, dialogue(run, model, tokenizer, sampling))
+
+
+# ---------------------------------------------------------------- talking
+
+def dialogue(run: Run, model: VLM, tokenizer: Tokenizer, sampling: dict) -> Dialogue:
+    """A conversation with this model that remembers what was said and shown."""
+    eyes = Eyes(model.encoder, model.config.fit, run.device, cache=None)
+    return Dialogue(lambda batch: stream(model, run.to_device(batch), **sampling), eyes,
+                    template=TEMPLATES.make(model.config.template), tokenizer=tokenizer, image_tokens=model.image_tokens,
+                    max_length=model.config.llm.max_position_embeddings - sampling["max_new_tokens"])
+
+
+def chat(config: Config, talk: Dialogue) -> None:
+    """Answer --prompt, or messages typed until the end of the input."""
+    shown = [from_file(path) for path in config.image]
+    if config.prompt:
+        say(talk, [*shown, config.prompt])
+        return
+    print("Type a message. /image PATH shows a picture with the next message, /new starts again, /quit ends.")
+    while (line := read_line()) is not None and line != "/quit":
+        if line == "/new":
+            talk.reset()
+            shown = []
+        elif line.startswith("/image"):
+            try:
+                picture = from_file(line.removeprefix("/image").strip())
+                picture.load()
+                shown.append(picture)
+            except BadRow as bad:
+                print(bad)
+        elif line:
+            say(talk, [*shown, line])
+            shown = []
+
+
+def read_line() -> str | None:
+    """A typed line, or None at the end of the input."""
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return None
+
+
+def say(talk: Dialogue, parts: list[Picture | str]) -> None:
+    """Print an answer as it grows."""
+    printed = ""
+    for text in talk.say(parts):
+        print(text[len(printed):], end="", flush=True)
+        printed = text
+    print()
+
+
+# ---------------------------------------------------------------- answering a file
+
+def predict(source: Source, ask: Ask, file: Path, batch_size: int) -> None:
+    """One line per row, in the MM-EUREKA format with `prediction`, and its reasoning and final answer apart."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    answered = 0
+    with file.open("w", encoding="utf-8") as out:
+        for start in range(0, len(source), batch_size):
+            rows = list(range(start, min(start + batch_size, len(source))))
+            for record in predictions(source, rows, ask):
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                answered += "prediction" in record
+    print(f"wrote {file}: {answered} predictions, {len(source) - answered} bad rows")
+
+
+def predictions(source: Source, rows: list[int], ask: Ask) -> Iterator[dict]:
+    """The records of these rows; a bad row's record says why instead of what."""
+    good: dict[int, Conversation] = {}
+    errors: dict[int, str] = {}
+    for row in rows:
+        try:
+            good[row] = source[row]
+            for picture in good[row].pictures:
+                picture.load()
+        except BadRow as bad:
+            good.pop(row, None)
+            errors[row] = str(bad)
+            print(f"skipped {bad}")
+    said = dict(zip(good, ask(list(good.values())), strict=True))
+    for row in rows:
+        if row in errors:
+            yield {"id": f"{source.path}:{row + 1}", "error": errors[row]}
+            continue
+        raw, prompt = source.rows[row], good[row]
+        reasoning = re.search(r"<think>(.*?)</think>", said[row], re.DOTALL)
+        final = re.search(r"<answer>(.*?)</answer>", said[row], re.DOTALL)
+        yield {"id": raw.get("id", prompt.id),
+               "conversations": [{"role": message.role, "content": "".join(
+                   part if isinstance(part, str) else "<image>" for part in message.parts)} for message in prompt.messages],
+               "answer": prompt.answer or "", "image_urls": [value for value in image_values(raw) if isinstance(value, str)],
+               "prediction": said[row], "reasoning": reasoning[1] if reasoning else "",
+               "predicted_answer": final[1] if final else said[row]}
+
+
+# ---------------------------------------------------------------- measuring
+
+def benchmark(config: Config, folder: Path, ask: Ask) -> None:
+    """Score every task on its test split; numbers to scores.json, answers to predictions-TASK.jsonl, both to the report."""
+    started, scores, page = time.time(), {}, folder.parent / "report.md"
+    pictures = ""
+    for name in config.bench.split(","):
+        task = TASKS.make(name)
+        began = time.time()
+        new, rows = evaluate(name, task, "test", ask, config.examples or task.size, config.controls)
+        new[f"{name}/seconds"] = round(time.time() - began, 1)
+        scores.update(new)
+        print(f"\n{table(new)}")
+        with (folder / f"predictions-{name.partition(':')[0]}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        shown = random.Random(config.seed).sample(task.examples("test", 40), 12)
+        pictures += f"\n### {name}\n\n{sheet(folder / name.partition(':')[0], page, shown, ask([e.prompt for e in shown]))}\n"
+    add_scores(folder, scores)
+    section(page, f"Test scores of {folder.name}", f"{table(scores)}\n{pictures}")
+    print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. Next: python web_demo.py")
+
+
+if __name__ == "__main__":
+    main(cli.parse(Config))

@@ -1,0 +1,181 @@
+"""Checkpoints: a folder with config.json, model.safetensors and the tokenizer, and what resuming needs.
+
+In:  a model and where it goes.  Out: the same model, or an error that names every tensor that does not fit.
+
+    out/sft/config.json  model.safetensors  tokenizer.model      the model, for anyone
+    out/sft/resume/000200/                                       step 200: weights, optimizer, random states, data position
+
+A frozen pretrained encoder is not stored: the config names it, and its fingerprint is compared when the model is loaded.
+Every file or folder is written under a temporary name and renamed when it is whole, so a crash leaves the last good one.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from model.config import VLMConfig
+from model.vlm import VLM
+
+STAGES = {  # folder under out/, newest stage first: the command that makes it
+    "grpo": "python 3-rl_vlm.py", "dpo": "python 3-rl_vlm.py --algo dpo", "sft": "python 2-sft_vlm.py",
+    "pretrain": "python 1-pretrain_vlm.py",
+}  # fmt: skip
+
+
+def latest(root: Path = Path("out")) -> Path:
+    """The folder of the newest stage that was run; FileNotFoundError names the command to run first."""
+    for stage in STAGES:
+        if (root / stage / "config.json").is_file():
+            return root / stage
+    raise FileNotFoundError(f"no trained model in {root}/: run `{STAGES['pretrain']}`, then `{STAGES['sft']}`")
+
+
+def require(folder: Path) -> Path:
+    """The folder, if it holds a checkpoint; FileNotFoundError names the command that makes it."""
+    if not (folder / "config.json").is_file():
+        command = STAGES.get(folder.name, STAGES["pretrain"])
+        raise FileNotFoundError(f"no checkpoint in {folder}: run `{command}` first, or give its folder with --init")
+    return folder
+
+
+def stores_encoder(model: VLM) -> bool:
+    """Whether the checkpoint must hold the encoder: it was trained here, so no name can bring it back."""
+    return model.config.encoder.startswith("clip_random") or any(p.requires_grad for p in model.encoder.parameters())
+
+
+def weights(model: VLM, with_encoder: bool) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name."""
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()
+            if with_encoder or not name.startswith("encoder.")}
+
+
+def save(folder: Path, model: VLM, tokenizer_file: Path) -> None:
+    """Write the model for anyone to load; each file replaces the old one in one move."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with_encoder = stores_encoder(model)
+    facts = {"encoder": "stored" if with_encoder else model.encoder.fingerprint()}
+    write(folder / "model.safetensors", lambda file: save_file(weights(model, with_encoder), file, facts))
+    write(folder / "tokenizer.model", lambda file: shutil.copyfile(tokenizer_file, file))
+    write(folder / "config.json", lambda file: file.write_text(model.config.to_json(), encoding="utf-8"))
+
+
+def write(file: Path, fill) -> None:
+    """`fill` a temporary file, then give it its name."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    fill(temporary)
+    os.replace(temporary, file)
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> VLM:
+    """The model of a checkpoint, in evaluation mode.
+
+    Raises FileNotFoundError where there is none, ValueError with all missing and unexpected names, or shapes, or another
+    encoder than the one it was trained with: nothing is filled in silently.
+    """
+    folder = require(Path(folder))
+    model = VLM(VLMConfig.from_json((folder / "config.json").read_text(encoding="utf-8")))
+    file = folder / "model.safetensors"
+    with safe_open(file, "pt") as opened:
+        trained_with = (opened.metadata() or {}).get("encoder")
+    if trained_with != "stored" and trained_with != model.encoder.fingerprint():
+        raise ValueError(f"{folder} was trained with another {model.config.encoder} than the one installed here "
+                         f"({trained_with} != {model.encoder.fingerprint()}): train it again, or restore those weights")
+    load_weights(model, load_file(file), str(file), with_encoder=trained_with == "stored")
+    return model.to(device).eval()
+
+
+def load_weights(model: VLM, tensors: dict[str, torch.Tensor], source: str, with_encoder: bool) -> int:
+    """Copy tensors into the model and return how many matched; ValueError unless names and shapes agree one to one."""
+    expected = weights(model, with_encoder)
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    wrong = [f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
+             for name in sorted(expected.keys() & tensors.keys()) if tensors[name].shape != expected[name].shape]
+    matched = len(expected) - len(missing) - len(wrong)
+    if missing or unexpected or wrong:
+        raise ValueError(f"{source} does not fit the model: {matched} tensors match, {len(missing)} missing {missing[:8]}, "
+                         f"{len(unexpected)} unexpected {unexpected[:8]}, {len(wrong)} of another shape {wrong[:8]}. "
+                         f"It was saved with another config: use the config.json beside it")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])
+    return matched
+
+
+# ---------------------------------------------------------------- resuming
+
+def save_resume(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, state: dict, rank: int, world: int) -> None:
+    """Everything that the next step depends on, as resume/STEP, complete or absent. Every rank calls this.
+
+    `state` is small and plain: step, data position, whatever the script counts. The random states are each rank's own.
+    """
+    step, parent = f"{state['step']:06d}", folder / "resume"
+    temporary = parent / f"{step}.tmp"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(weights(model, with_encoder=True), temporary / "model.safetensors")
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        (temporary / "state.json").write_text(json.dumps({**state, "world": world}))
+    barrier(world)
+    random_states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random_states["cuda"] = torch.cuda.get_rng_state()
+    torch.save(random_states, temporary / f"random-{rank}.pt")
+    barrier(world)
+    if rank == 0:
+        older = [path for path in parent.iterdir() if path.is_dir() and path != temporary]
+        if (parent / step) in older:
+            shutil.rmtree(parent / step)
+        os.replace(temporary, parent / step)
+        for path in older:
+            shutil.rmtree(path, ignore_errors=True)
+    barrier(world)
+
+
+def load_resume(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, rank: int, world: int) -> dict:
+    """Put everything back as it was at the newest complete step and return its `state`."""
+    steps = sorted(path for path in (folder / "resume").glob("*") if path.suffix != ".tmp" and path.is_dir())
+    if not steps:
+        raise FileNotFoundError(f"nothing to resume in {folder}: no step was saved yet; start without --resume")
+    state = json.loads((steps[-1] / "state.json").read_text())
+    if state.pop("world") != world:
+        raise ValueError(f"{steps[-1]} was saved by another number of processes than {world}: resume with the same number")
+    load_weights(model, load_file(steps[-1] / "model.safetensors"), str(steps[-1]), with_encoder=True)
+    optimizer.load_state_dict(torch.load(steps[-1] / "optimizer.pt", weights_only=True))
+    random_states = torch.load(steps[-1] / f"random-{rank}.pt", weights_only=True)
+    torch.set_rng_state(random_states["cpu"])
+    if "cuda" in random_states:
+        torch.cuda.set_rng_state(random_states["cuda"])
+    return state
+
+
+def barrier(world: int) -> None:
+    """Wait for the other processes, if there are any."""
+    if world > 1:
+        torch.distributed.barrier()
+
+
+def trainable(part: nn.Module, mode: str) -> int:
+    """Set which tensors of a part move and return how many parameters do.
+
+    freeze      none
+    full        all
+    partial:K   the last K blocks, and what comes after them (the final norm)
+    """
+    name, _, count = mode.partition(":")
+    if name not in ("freeze", "full", "partial") or (name == "partial") != count.isdigit():
+        raise ValueError(f"a part is trained freeze, full or partial:K, not {mode!r}")
+    part.requires_grad_(name == "full")
+    if name == "partial":
+        blocks = part.blocks
+        if not 0 < int(count) <= len(blocks):
+            raise ValueError(f"partial:{count}: the part has {len(blocks)} blocks")
+        for block in blocks[-int(count):]:
+            block.requires_grad_(True)
+    return sum(p.numel() for p in part.parameters() if p.requires_grad)

@@ -1,0 +1,248 @@
+"""The mechanics that every training script shares: processes, precision, learning rate, optimizer, log, curves.
+
+In:  a script's Config.  Out: a `Run`, of which one process on one CPU is the ordinary case.
+
+    python 1-pretrain_vlm.py                                   one process
+    torchrun --nproc_per_node 2 1-pretrain_vlm.py              two; the effective batch is twice as large
+
+No GradScaler: bf16 where the GPU has it, fp32 elsewhere (on a CPU bf16 autocast was measured 17 times slower).
+"""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import all_reduce, destroy_process_group, init_process_group
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from model import checkpoint
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.05) -> float:
+    """Linear warm-up to `peak` over `warmup` steps, then a cosine down to `floor` x peak at step `total` (arXiv 1608.03983)."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) over what is trained; only matrices decay, not norms and biases."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("every part is frozen: nothing to train; set --train.llm full, for example")
+    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
+    """Scale the gradients down to a norm of `max_norm` at most; returns the norm before. An infinite one is an error."""
+    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], max_norm).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm is {norm}: lower --lr, or look at the data with --check_data")
+    return norm
+
+
+class Run:
+    """One process of a run: which device and rank it is, how it computes, where it writes.
+
+    config needs: out, device, dtype, seed, wandb, resume.
+    """
+
+    def __init__(self, config, name: str):
+        self.config, self.out = config, Path(config.out)
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.first = self.rank == 0
+        self.device = self.pick_device(config.device)
+        self.dtype = self.pick_dtype(config.dtype)
+        if self.world > 1:
+            init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        torch.manual_seed(config.seed)  # the same weights everywhere ...
+        self.started = time.time()
+        self.history: list[dict] = []
+        self.bar: tqdm | None = None
+        self.tokens, self.counted_from = 0, time.time()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.wandb = self.start_wandb(name) if config.wandb and self.first else None
+
+    @classmethod
+    def inference(cls, out: Path, device: str, dtype: str, seed: int) -> "Run":
+        """A run that trains nothing: the device and the precision alone."""
+        return cls(SimpleNamespace(out=out, device=device, dtype=dtype, seed=seed, wandb=False, resume=False), "inference")
+
+    def pick_device(self, wanted: str) -> torch.device:
+        kind = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda, but torch sees no GPU: use --device cpu, or install torch with CUDA")
+        if kind != "cuda":
+            return torch.device(kind)
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+
+    def pick_dtype(self, wanted: str) -> torch.dtype:
+        if wanted == "auto":
+            return torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        if wanted not in DTYPES:
+            raise ValueError(f"--dtype is auto, {' or '.join(DTYPES)}, not {wanted!r}")
+        return DTYPES[wanted]
+
+    def start_wandb(self, name: str):
+        import wandb
+
+        return wandb.init(project="pupil", name=name, config=vars(self.config), dir=self.out)
+
+    def say(self, text: str) -> None:
+        """Print once, however many processes there are, without breaking the progress bar."""
+        if self.first:
+            tqdm.write(text, file=sys.stdout)
+
+    # ------------------------------------------------------------ computing
+
+    def wrap(self, model: nn.Module, compile: bool) -> nn.Module:
+        """The module to call in training. Always this one: a call of the bare model would not average gradients."""
+        torch.manual_seed(self.config.seed + self.rank)  # ... and other random numbers on each rank
+        wrapped = torch.compile(model, dynamic=True) if compile else model
+        if self.world == 1:
+            return wrapped
+        # A rank whose rows hold no image uses no connector: find_unused_parameters lets the others go on without it.
+        return DistributedDataParallel(wrapped, find_unused_parameters=True)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 where it is used; training, references and evaluation all run inside it."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def to_device(self, batch: dict) -> dict:
+        return {name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in batch.items()}
+
+    def generator(self, generate: Callable, model: nn.Module, **options) -> Callable[[dict], list]:
+        """`generate(model, batch, **options)` as a function of the batch alone, on this run's device and precision."""
+
+        def of_batch(batch: dict) -> list:
+            with self.autocast():
+                return generate(model, self.to_device(batch), **options)
+
+        return of_batch
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        checkpoint.barrier(self.world)
+
+    def sum(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        all_reduce(total)
+        return total.item()
+
+    # ------------------------------------------------------------ saving
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, tokenizer_file: Path, step: int, position: int) -> None:
+        """The model for anyone, and everything that resuming needs."""
+        if self.first:
+            checkpoint.save(self.out, model, tokenizer_file)
+        state = {"step": step, "position": position, "seconds": self.seconds}
+        checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world)
+
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+        """(step, data position) to go on from; (0, 0) without --resume. The log loses what came after that step."""
+        log = self.out / "log.jsonl"
+        if not self.config.resume:
+            if self.first:
+                log.unlink(missing_ok=True)
+            return 0, 0
+        state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world)
+        lines = log.read_text().splitlines() if log.is_file() else []
+        self.history = [row for row in map(json.loads, lines) if row["step"] < state["step"]]
+        checkpoint.barrier(self.world)
+        if self.first:
+            log.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+        self.started = time.time() - state["seconds"]
+        self.say(f"resuming {self.out} at step {state['step']}")
+        return state["step"], state["position"]
+
+    # ------------------------------------------------------------ telling
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that this run has taken, those before a resume included."""
+        return time.time() - self.started
+
+    def progress(self, step: int, total: int) -> None:
+        """Start the bar, and the clock of the speed."""
+        self.counted_from = time.time()
+        self.bar = tqdm(total=total, initial=step, unit="step", disable=not self.first, dynamic_ncols=True)
+
+    def count(self, tokens: int) -> None:
+        """Count the tokens of a step for the speed."""
+        self.tokens += tokens
+
+    def tokens_per_second(self) -> float:
+        """Tokens counted, on all processes, per second since this was last asked."""
+        speed = self.sum(self.tokens) / max(1e-9, time.time() - self.counted_from)
+        self.tokens, self.counted_from = 0, time.time()
+        return speed
+
+    def log(self, step: int, **metrics: float) -> None:
+        """One line of log.jsonl, and the end of the bar."""
+        row = {"step": step, "seconds": round(self.seconds, 2), **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
+        self.history.append(row)
+        if self.first:
+            with (self.out / "log.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if self.wandb:
+                self.wandb.log(metrics, step=step)
+            shown = {name: metrics[name] for name in ("loss", "lr", "tokens_per_second") if name in metrics}
+            if self.bar is not None and shown:
+                self.bar.set_postfix_str(" ".join(f"{name} {value:.3g}" for name, value in shown.items()))
+
+    def finish(self, wrote: str, then: str) -> None:
+        """Close everything and tell what was written and what to run next."""
+        if self.bar is not None:
+            self.bar.close()
+        if self.first:
+            draw_curves(self.history, self.out / "curves.png")
+        if self.wandb:
+            self.wandb.finish()
+        self.say(f"{wrote} in {self.seconds:.0f} s. Next: {then}")
+        if self.world > 1:
+            destroy_process_group()
+
+
+def draw_curves(history: list[dict], file: Path) -> None:
+    """A PNG with one small plot for every logged metric."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in dict.fromkeys(key for row in history for key in row) if name not in ("step", "seconds")]
+    if not names:
+        return
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
+    for axis, name in zip(axes.flat, names):
+        points = [(row["step"], row[name]) for row in history if name in row]
+        axis.plot(*zip(*points), linewidth=1, marker="." if len(points) < 20 else None)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+    for axis in axes.flat[len(names):]:
+        axis.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(file, dpi=80)
+    plt.close(figure)
