@@ -109,21 +109,18 @@ def main(config: Config) -> None:
     parts = ", ".join(f"{name} {count_parameters(part):,} ({moving[name]:,} trained)" for name, part in model.parts.items())
     run.say(f"{parts}\n{len(source):,} rows, {steps} steps of {config.batch_size * per_step} on {run.world} x {run.device}")
     if config.check_data:
-        for row in range(3):
+        for row in range(min(3, len(source))):
             run.say(f"{source[row].id}: {marked(batches.render(source[row]), tokenizer)}\n")
     if config.dry_run or config.check_data:
         return
-    if eyes.features and not eyes.fits(pictures(batches, steps * per_step), config.feature_cache_gb):
-        run.say(f"the features would take more than --feature_cache_gb {config.feature_cache_gb}: the encoder runs at every step")
-        eyes.features = None
-    eyes.prepare(pictures(batches, steps * per_step))
+    eyes.prepare(pictures(batches, steps * per_step), config.feature_cache_gb, run.say)
 
     ask = Ask(template, tokenizer, model.image_tokens, see(), run.generator(
-        generate, model, max_new_tokens=64, stop_ids={tokenizer.end}, temperature=0.0,
+        generate, model, max_new_tokens=64, stop_ids={tokenizer.id(template.stop)}, temperature=0.0,
         banned=(tokenizer.image, tokenizer.pad, tokenizer.bos)))
 
-    first_step, position = run.resume(model, optimizer)
     wrapped = run.wrap(model, config.compile)
+    first_step, position = run.resume(model, optimizer)
     stream = batches.start(position)
     run.progress(first_step, steps)
     for step in range(first_step, steps + 1):
@@ -184,4 +181,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(cli.parse(Config))
+    cli.run(main, Config)

@@ -22,7 +22,7 @@ from dataset.dialogue import Dialogue
 from dataset.evaluation import Ask, add_scores, evaluate
 from dataset.eyes import Eyes
 from dataset.images import BadRow, Picture, from_file
-from dataset.report import section, sheet, table
+from dataset.report import poster, section, sheet, table
 from dataset.tokenizer import Tokenizer
 from model import checkpoint, cli
 from model.generate import generate, stream
@@ -53,15 +53,16 @@ class Config:
 
 
 def main(config: Config) -> None:
-    folder = config.model or checkpoint.latest()
+    folder = checkpoint.require(config.model or checkpoint.latest())
     run = Run.inference(folder, config.device, config.dtype, config.seed)
     model = checkpoint.load(folder, run.device)
     tokenizer = Tokenizer(folder / "tokenizer.model")
-    sampling = dict(max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.end}, temperature=config.temperature,
+    template = TEMPLATES.make(model.config.template)
+    sampling = dict(max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.id(template.stop)}, temperature=config.temperature,
                     top_p=config.top_p, banned=(tokenizer.image, tokenizer.pad, tokenizer.bos))
     if config.data or config.bench:
         eyes = Eyes(model.encoder, model.config.fit, run.device, config.feature_cache if config.bench else None)
-        ask = Ask(TEMPLATES.make(model.config.template), tokenizer, model.image_tokens, eyes,
+        ask = Ask(template, tokenizer, model.image_tokens, eyes,
                   run.generator(generate, model, **sampling), config.batch_size, progress=True)
         if config.bench:
             benchmark(config, folder, ask)
@@ -181,12 +182,15 @@ def benchmark(config: Config, folder: Path, ask: Ask) -> None:
         print(f"\n{table(new)}")
         with (folder / f"predictions-{name.partition(':')[0]}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        shown = random.Random(config.seed).sample(task.examples("test", 40), 12)
-        pictures += f"\n### {name}\n\n{sheet(folder / name.partition(':')[0], page, shown, ask([e.prompt for e in shown]))}\n"
+        shown = random.Random(config.seed).sample(task.examples("test", 40), 24)
+        said = ask([example.prompt for example in shown])
+        kind = name.partition(":")[0]
+        drawn = poster(folder / f"{kind}.png", page, shown, said)
+        pictures += f"\n### {name}\n\n{drawn}{sheet(folder / kind, page, shown, said)}\n"
     add_scores(folder, scores)
     section(page, f"Test scores of {folder.name}", f"{table(scores)}\n{pictures}")
     print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. Next: python web_demo.py")
 
 
 if __name__ == "__main__":
-    main(cli.parse(Config))
+    cli.run(main, Config)

@@ -71,13 +71,18 @@ def blank(examples: Sequence[Example]) -> list[Example]:
 
 
 def shuffled(examples: Sequence[Example]) -> list[Example]:
-    """The same questions, each about the pictures of the question half the set away with as many pictures."""
-    result = list(examples)
-    for size in {len(example.prompt.pictures) for example in examples}:
-        alike = [i for i, example in enumerate(examples) if len(example.prompt.pictures) == size]
-        for k, i in enumerate(alike):
-            others = examples[alike[(k + len(alike) // 2) % len(alike)]].prompt.pictures
-            result[i] = dataclasses.replace(examples[i], prompt=with_pictures(examples[i].prompt, others.__getitem__))
+    """The same questions, each about the pictures of the question half the set away, or the next that has as many and all others.
+
+    A question to which there is no such other is left out: with its own picture it would be no control.
+    """
+    result = []
+    for k, example in enumerate(examples):
+        own = example.prompt.pictures
+        for step in range(len(examples)):
+            other = examples[(k + len(examples) // 2 + step) % len(examples)].prompt.pictures
+            if len(other) == len(own) and not set(own) & set(other):
+                result.append(dataclasses.replace(example, prompt=with_pictures(example.prompt, other.__getitem__)))
+                break
     return result
 
 
@@ -97,8 +102,9 @@ def evaluate(name: str, task, split: str, ask: Callable[[Sequence[Conversation]]
             result[f"{name}/guessing"] = task.guess(examples)
         some = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls]
         for control, change in (("blank", blank), ("shuffled", shuffled)):
-            answers_given = ask([example.prompt for example in change(some)])
-            right = [task.score(example, answer) for example, answer in zip(some, answers_given, strict=True)]
+            asked = change(some)
+            answers_given = ask([example.prompt for example in asked])
+            right = [task.score(example, answer) for example, answer in zip(asked, answers_given, strict=True)]
             if right:  # a task in words alone has no picture to hide
                 result[f"{name}/{control}"] = sum(right) / len(right)
     result[f"{name}/n"] = len(examples)

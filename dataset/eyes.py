@@ -4,6 +4,7 @@ In:  pictures.  Out: `eyes(pictures)`: pixels (N, 3, S, S) or features (N, P, D)
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -41,13 +42,17 @@ class Eyes:
         """(N, P, D), computed now."""
         return self.encoder(self.pixels(pictures).to(self.device))
 
-    def prepare(self, pictures: Iterable[Picture]) -> None:
-        """Compute the features that are missing, every process its share; nothing where pixels are used."""
-        if self.features:
-            self.features.fill(list(pictures), self.encode, self.rank, self.world)
-            self.wait()
-            self.features.refresh()
-
-    def fits(self, pictures: Iterable[Picture], gigabytes: float) -> bool:
-        """Whether the features of these pictures stay within a bound on disk."""
-        return self.features is not None and self.features.bytes_for(len({p.key for p in pictures})) <= gigabytes * 1e9
+    def prepare(self, pictures: Iterable[Picture], gigabytes: float = math.inf, say: Callable[[str], None] = print) -> None:
+        """Compute the features that are missing, every process its share; above a bound on disk go on with pixels, and say so."""
+        if self.features is None:
+            return
+        shown = {picture.key: picture for picture in pictures}
+        if self.features.bytes_for(len(shown)) > gigabytes * 1e9:
+            say(f"the features of {len(shown):,} pictures would take more than {gigabytes} GB: the encoder runs at every step "
+                f"(--feature_cache_gb)")
+            self.features = None
+            return
+        self.wait()  # until every process knows what is missing: one that looks after another has written divides it otherwise
+        self.features.fill(list(shown.values()), self.encode, self.rank, self.world)
+        self.wait()
+        self.features.refresh()

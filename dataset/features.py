@@ -36,7 +36,6 @@ class FeatureCache:
 
     def __init__(self, folder: str | Path, fingerprint: str, tokens: int, dim: int):
         self.folder, self.shape = Path(folder) / fingerprint, (tokens, dim)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.refresh()
 
     def refresh(self) -> None:
@@ -86,6 +85,7 @@ class FeatureCache:
         shard = np.concatenate(features)  # (n, P, D)
         if shard.shape != (len(keys), *self.shape) or not np.isfinite(shard).all():
             raise ValueError(f"features are {shard.shape}, expected {(len(keys), *self.shape)}, all finite in fp16")
+        self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]  # no two ranks have the same pictures
         with replacing(self.folder / f"{name}.npy") as file:
             np.save(file, shard)

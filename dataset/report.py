@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from dataset.chat import Document
 from dataset.tasks import Example
@@ -47,6 +47,29 @@ def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequen
         right = "✓" if answer.strip() == example.answer.strip() else "✗"
         lines.append(f"| {' '.join(shown)} | {' | '.join(cells)} | {right} |")
     return "\n".join(lines)
+
+
+def poster(file: Path, page: Path, examples: Sequence[Example], answers: Sequence[str], columns: int = 4, side: int = 192) -> str:
+    """One PNG of pictures with the question and the answer below, green where it is right; English, one picture each.
+
+    Returns what shows it on the page: nothing where no question is of that kind.
+    """
+    chosen = [(example, answer) for example, answer in zip(examples, answers, strict=True)
+              if len(example.prompt.pictures) == 1 and example.prompt.messages[-1].text.isascii()]
+    if not chosen:
+        return ""
+    rows = -(-len(chosen) // columns)
+    font, height = ImageFont.load_default(13), side + 52
+    canvas = Image.new("RGB", (columns * (side + 16), rows * height), "white")
+    pen = ImageDraw.Draw(canvas)
+    for k, (example, answer) in enumerate(chosen):
+        x, y = k % columns * (side + 16) + 8, k // columns * height + 8
+        canvas.paste(example.prompt.pictures[0].load().resize((side, side), Image.Resampling.NEAREST), (x, y))
+        for line, (text, ink) in enumerate(((example.prompt.messages[-1].text, "black"),
+                                            (answer, "green" if answer == example.answer else "red"))):
+            pen.text((x, y + side + 3 + 18 * line), text if len(text) < 34 else text[:33] + "…", font=font, fill=ink)
+    canvas.save(file)
+    return f"![]({file.relative_to(page.parent).as_posix()})\n\n"
 
 
 def marked(document: Document, tokenizer) -> str:

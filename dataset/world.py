@@ -241,22 +241,18 @@ NUMBERS = {"en": ("no", "a", "two", "three", "four", "five", "six", "seven", "ei
 
 
 @functools.cache
-def inflector():
-    import inflect
-
-    return inflect.engine()
-
-
-@functools.cache
 def plural(name: str) -> str:
-    """English: the plural of a concept's name."""
-    return inflector().plural(name)
+    """English: the plural of a concept's name, by the rules of spelling (the library `inflect` takes 6 s to import)."""
+    if re.search(r"(s|x|z|ch|sh|[^aeiou]o)$", name) and not name.endswith(("yo", "piano", "dodo", "taco", "avocado", "kangaroo")):
+        return name + "es"
+    return re.sub(r"([^aeiou])y$", r"\1ie", name) + "s"
 
 
 @functools.cache
 def with_article(name: str) -> str:
     """English: the name with 'a' or 'an'."""
-    return inflector().a(name)
+    vowel = re.match(r"[aeiou]|hour", name, re.IGNORECASE) and not re.match(r"uni|eu|u[krg]|u\.s|ew|one", name, re.IGNORECASE)
+    return f"{'an' if vowel else 'a'} {name}"
 
 
 def phrase(concept: Concept, count: int, language: str) -> str:
@@ -293,8 +289,8 @@ def mention_pattern(which: str, language: str) -> tuple[re.Pattern, dict[str, Co
         names = (concept.en, plural(concept.en)) if language == "en" else (concept.zh,)
         forms.update({name.lower(): concept for name in names})
     longest_first = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
-    edge = r"\b" if language == "en" else ""
-    return re.compile(f"{edge}({longest_first}){edge}"), forms
+    words = rf"(?<!\w)({longest_first})(?!\w)" if language == "en" else f"({longest_first})"  # some names end with a bracket
+    return re.compile(words), forms
 
 
 def mentions(text: str, language: str, which: str = "nano") -> list[Concept]:

@@ -40,13 +40,14 @@ def require(folder: Path) -> Path:
     """The folder, if it holds a checkpoint; FileNotFoundError names the command that makes it."""
     if not (folder / "config.json").is_file():
         command = STAGES.get(folder.name, STAGES["pretrain"])
-        raise FileNotFoundError(f"no checkpoint in {folder}: run `{command}` first, or give its folder with --init")
+        raise FileNotFoundError(f"no checkpoint in {folder}: run `{command}` first, or name a folder that has one")
     return folder
 
 
 def stores_encoder(model: VLM) -> bool:
-    """Whether the checkpoint must hold the encoder: it was trained here, so no name can bring it back."""
-    return model.config.encoder.startswith("clip_random") or any(p.requires_grad for p in model.encoder.parameters())
+    """Whether the checkpoint must hold the encoder: it was trained here, now or in an earlier stage: no name brings it back."""
+    trained = any(p.requires_grad for p in model.encoder.parameters())
+    return trained or model.config.encoder.startswith("clip_random") or getattr(model, "encoder_was_stored", False)
 
 
 def weights(model: VLM, with_encoder: bool) -> dict[str, torch.Tensor]:
@@ -58,11 +59,15 @@ def weights(model: VLM, with_encoder: bool) -> dict[str, torch.Tensor]:
 def save(folder: Path, model: VLM, tokenizer_file: Path) -> None:
     """Write the model for anyone to load; each file replaces the old one in one move."""
     folder.mkdir(parents=True, exist_ok=True)
-    with_encoder = stores_encoder(model)
-    facts = {"encoder": "stored" if with_encoder else model.encoder.fingerprint()}
-    write(folder / "model.safetensors", lambda file: save_file(weights(model, with_encoder), file, facts))
+    write(folder / "model.safetensors", lambda file: save_weights(model, file))
     write(folder / "tokenizer.model", lambda file: shutil.copyfile(tokenizer_file, file))
     write(folder / "config.json", lambda file: file.write_text(model.config.to_json(), encoding="utf-8"))
+
+
+def save_weights(model: VLM, file: Path) -> None:
+    """The tensors, and with them either the encoder or the fingerprint of the one that is left out."""
+    with_encoder = stores_encoder(model)
+    save_file(weights(model, with_encoder), file, {"encoder": "stored" if with_encoder else model.encoder.fingerprint()})
 
 
 def write(file: Path, fill) -> None:
@@ -81,13 +86,19 @@ def load(folder: Path, device: torch.device | str = "cpu") -> VLM:
     folder = require(Path(folder))
     model = VLM(VLMConfig.from_json((folder / "config.json").read_text(encoding="utf-8")))
     file = folder / "model.safetensors"
+    model.encoder_was_stored = holds_encoder(file, model)
+    load_weights(model, load_file(file), str(file), model.encoder_was_stored)
+    return model.to(device).eval()
+
+
+def holds_encoder(file: Path, model: VLM) -> bool:
+    """Whether the weights of a file include the encoder; ValueError when it was left out and the model has another one."""
     with safe_open(file, "pt") as opened:
         trained_with = (opened.metadata() or {}).get("encoder")
     if trained_with != "stored" and trained_with != model.encoder.fingerprint():
-        raise ValueError(f"{folder} was trained with another {model.config.encoder} than the one installed here "
+        raise ValueError(f"{file} was trained with another {model.config.encoder} than the one installed here "
                          f"({trained_with} != {model.encoder.fingerprint()}): train it again, or restore those weights")
-    load_weights(model, load_file(file), str(file), with_encoder=trained_with == "stored")
-    return model.to(device).eval()
+    return trained_with == "stored"
 
 
 def load_weights(model: VLM, tensors: dict[str, torch.Tensor], source: str, with_encoder: bool) -> int:
@@ -119,7 +130,7 @@ def save_resume(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, stat
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(weights(model, with_encoder=True), temporary / "model.safetensors")
+        save_weights(model, temporary / "model.safetensors")
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         (temporary / "state.json").write_text(json.dumps({**state, "world": world}))
     barrier(world)
@@ -129,12 +140,12 @@ def save_resume(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, stat
     torch.save(random_states, temporary / f"random-{rank}.pt")
     barrier(world)
     if rank == 0:
-        older = [path for path in parent.iterdir() if path.is_dir() and path != temporary]
-        if (parent / step) in older:
-            shutil.rmtree(parent / step)
+        if (parent / step).is_dir():  # of an earlier run; a folder cannot take the name of a full one
+            os.replace(parent / step, parent / f"{step}.old.tmp")
         os.replace(temporary, parent / step)
-        for path in older:
-            shutil.rmtree(path, ignore_errors=True)
+        for path in parent.iterdir():
+            if path.name != step:
+                shutil.rmtree(path)
     barrier(world)
 
 
@@ -146,7 +157,8 @@ def load_resume(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, rank
     state = json.loads((steps[-1] / "state.json").read_text())
     if state.pop("world") != world:
         raise ValueError(f"{steps[-1]} was saved by another number of processes than {world}: resume with the same number")
-    load_weights(model, load_file(steps[-1] / "model.safetensors"), str(steps[-1]), with_encoder=True)
+    file = steps[-1] / "model.safetensors"
+    load_weights(model, load_file(file), str(file), holds_encoder(file, model))
     optimizer.load_state_dict(torch.load(steps[-1] / "optimizer.pt", weights_only=True))
     random_states = torch.load(steps[-1] / f"random-{rank}.pt", weights_only=True)
     torch.set_rng_state(random_states["cpu"])
@@ -166,14 +178,14 @@ def trainable(part: nn.Module, mode: str) -> int:
 
     freeze      none
     full        all
-    partial:K   the last K blocks, and what comes after them (the final norm)
+    partial:K   the last K blocks
     """
     name, _, count = mode.partition(":")
-    if name not in ("freeze", "full", "partial") or (name == "partial") != count.isdigit():
+    if mode not in ("freeze", "full") and not (name == "partial" and count.isdecimal()):
         raise ValueError(f"a part is trained freeze, full or partial:K, not {mode!r}")
     part.requires_grad_(name == "full")
     if name == "partial":
-        blocks = part.blocks
+        blocks = getattr(part, "blocks", [])
         if not 0 < int(count) <= len(blocks):
             raise ValueError(f"partial:{count}: the part has {len(blocks)} blocks")
         for block in blocks[-int(count):]:

@@ -7,6 +7,7 @@ An unknown flag or key is an error that names the nearest known one.
 import dataclasses
 import difflib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import tyro
@@ -28,6 +29,14 @@ def parse(config_class: type, arguments: list[str] | None = None):
         del arguments[at : at + 2]
     description = sys.modules[config_class.__module__].__doc__
     return tyro.cli(config_class, default=default, args=arguments, use_underscores=True, description=description)
+
+
+def run(main: Callable, config_class: type) -> None:
+    """`main` with its Config from the command line; a missing file is told in one line, as it is nobody's bug."""
+    try:
+        main(parse(config_class))
+    except FileNotFoundError as error:
+        raise SystemExit(f"{error}") from error
 
 
 def from_mapping(default, values: dict, where: str):

@@ -62,7 +62,7 @@ class Run:
     """
 
     def __init__(self, config, name: str):
-        self.config, self.out = config, Path(config.out)
+        self.config, self.name, self.out = config, name, Path(config.out)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.first = self.rank == 0
         self.device = self.pick_device(config.device)
@@ -74,8 +74,7 @@ class Run:
         self.history: list[dict] = []
         self.bar: tqdm | None = None
         self.tokens, self.counted_from = 0, time.time()
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.wandb = self.start_wandb(name) if config.wandb and self.first else None
+        self.wandb = None  # nothing is started or written before training: --dry_run leaves no trace
 
     @classmethod
     def inference(cls, out: Path, device: str, dtype: str, seed: int) -> "Run":
@@ -99,10 +98,10 @@ class Run:
             raise ValueError(f"--dtype is auto, {' or '.join(DTYPES)}, not {wanted!r}")
         return DTYPES[wanted]
 
-    def start_wandb(self, name: str):
+    def start_wandb(self):
         import wandb
 
-        return wandb.init(project="pupil", name=name, config=vars(self.config), dir=self.out)
+        return wandb.init(project="pupil", name=self.name, config=vars(self.config), dir=self.out)
 
     def say(self, text: str) -> None:
         """Print once, however many processes there are, without breaking the progress bar."""
@@ -163,7 +162,9 @@ class Run:
         log = self.out / "log.jsonl"
         if not self.config.resume:
             if self.first:
-                log.unlink(missing_ok=True)
+                self.out.mkdir(parents=True, exist_ok=True)
+                for old in (log, self.out / "bad_rows.jsonl"):
+                    old.unlink(missing_ok=True)
             return 0, 0
         state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world)
         lines = log.read_text().splitlines() if log.is_file() else []
@@ -183,7 +184,9 @@ class Run:
         return time.time() - self.started
 
     def progress(self, step: int, total: int) -> None:
-        """Start the bar, and the clock of the speed."""
+        """Start the bar, the clock of the speed, and wandb where it is asked for."""
+        if self.config.wandb and self.first:
+            self.wandb = self.start_wandb()
         self.counted_from = time.time()
         self.bar = tqdm(total=total, initial=step, unit="step", disable=not self.first, dynamic_ncols=True)
 

@@ -38,10 +38,10 @@ def held_out(number: int) -> bool:
 
 
 @functools.cache
-def picture_path(split: str, number: int) -> str:
+def picture_paths(split: str) -> dict[int, str]:
     import easy_vqa
 
-    return {"train": easy_vqa.get_train_image_paths, "test": easy_vqa.get_test_image_paths}[split]()[number]
+    return {"train": easy_vqa.get_train_image_paths, "test": easy_vqa.get_test_image_paths}[split]()
 
 
 def train_shapes() -> list[tuple[int, str, str]]:
@@ -58,7 +58,7 @@ def train_shapes() -> list[tuple[int, str, str]]:
 def shape_drawing(row: tuple[int, str, str], rng: random.Random) -> Drawing:
     """A training picture at 96 x 96 with its one region: where the pixels differ from the corner that is background."""
     number, colour, shape = row
-    image = Image.open(picture_path("train", number)).convert("RGB").resize((96, 96), Image.Resampling.BICUBIC)
+    image = Image.open(picture_paths("train")[number]).convert("RGB").resize((96, 96), Image.Resampling.BICUBIC)
     pixels = np.asarray(image).astype(int)
     background = np.median(pixels.reshape(-1, 3), axis=0)
     ys, xs = np.nonzero(np.abs(pixels - background).sum(-1) > 60)
@@ -68,7 +68,7 @@ def shape_drawing(row: tuple[int, str, str], rng: random.Random) -> Drawing:
 
 
 def picture(split: str, number: int) -> Picture:
-    path = picture_path(split, number)
+    path = picture_paths(split)[number]
     return Picture(f"easy_vqa:{split}:{number}", lambda: open_rgb(Path(path)))
 
 

@@ -1,7 +1,7 @@
 """The embedded world as a task: captions to pretrain on, conversations to tune on, questions whose answers are known.
 
-Training rows are functions of their number alone. Row i of either stage shows scene i, so the features of a scene are
-computed once for both. Test scenes are other scenes; every second one holds a combination that is never trained.
+Training rows are functions of their number alone. Row i of either stage shows scene i (modulo `scenes`), so that the features
+of a scene are computed once for both. Test scenes are other scenes; every second one holds a combination that is never trained.
 """
 from __future__ import annotations
 
@@ -29,22 +29,17 @@ def reasoned(question: Question) -> str:
     return f"<think>{question.thoughts}</think><answer>{question.answer}</answer>"
 
 
-def second_scene(first: world.Scene, split: str, index: int, which: str, rng: random.Random):
-    """A partner for a scene: (scene, question about the change or None): half the time the first one, changed."""
-    if rng.random() < 0.6:
-        after, change, old, new = world.changed(first, rng, which)
-        return after, (change, old, new)
-    return world.scene(split, index + 1_000_000, which), None
-
-
 @TASKS.register("world")
 class World:
     """Scenes of emoji drawings: captions, descriptions, and eleven kinds of questions in English and Chinese."""
 
     size = 300  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 12_000, most: int = 4):
-        self.concepts, self.rows, self.most = concepts, rows, most
+    def __init__(self, concepts: str = "nano", rows: int = 8_000, scenes: int = 8_000, most: int = 4):
+        self.concepts, self.rows, self.scenes, self.most = concepts, rows, scenes, most
+
+    def scene(self, split: str, i: int) -> world.Scene:
+        return world.scene(split, i % self.scenes if split == "train" else i, self.concepts, self.most)
 
     # ------------------------------------------------------------ to learn from
 
@@ -54,7 +49,7 @@ class World:
 
     def captions(self, i: int) -> Conversation:
         """Scene i with its caption and its description, one in each language, in either order."""
-        scene = world.scene("train", i, self.concepts, self.most)
+        scene = self.scene("train", i)
         rng = random.Random(f"captions/{i}")
         first, second = rng.sample(world.LANGUAGES, 2)
         turns = [(rng.choice(ASK_CAPTION[first]), world.caption(scene, first)),
@@ -65,9 +60,9 @@ class World:
     def conversation(self, i: int) -> Conversation:
         """Scene i in an instruction-tuning row: questions in several turns, two pictures, or reasoning."""
         rng = random.Random(f"sft/{i}")
-        scene = world.scene("train", i, self.concepts, self.most)
+        scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        if rng.random() < 0.3:
+        if rng.random() < 0.25:
             return self.pair_conversation(i, scene, language, rng)
         kinds = rng.sample([kind for kind in KINDS if kind != "list"], 5)
         turns = [turn for kind in kinds if (turn := self.turn(kind, scene, language, rng))]
@@ -91,13 +86,20 @@ class World:
 
     def pair_conversation(self, i: int, first: world.Scene, language: str, rng: random.Random) -> Conversation:
         """Two pictures and a few questions about both."""
-        second, change = second_scene(first, "train", i, self.concepts, rng)
+        second, change = self.partner(first, "train", i, rng)
         asked = [ask(first, second, language, rng, self.concepts)
                  for ask in (questions.which_picture, questions.together) for _ in range(2)]
         asked += [questions.difference(*change, language)] if change else []
         turns = list(dict.fromkeys((question.text, question.answer) for question in asked))  # nothing is asked twice
         rng.shuffle(turns)
         return dialogue(f"world/sft/{i}", [picture(first), picture(second)], turns)
+
+    def partner(self, first: world.Scene, split: str, i: int, rng: random.Random):
+        """A second scene for a pair, and what changed: in most pairs the first scene with a change, else another scene."""
+        if rng.random() < 0.6:
+            second, *change = world.changed(first, rng, self.concepts)
+            return second, change
+        return self.scene(split, rng.randrange(self.scenes) if split == "train" else i + 1_000_000), None
 
     # ------------------------------------------------------------ to be judged by
 
@@ -106,7 +108,7 @@ class World:
         found = []
         for i in range(n):
             rng = random.Random(f"{split}/questions/{i}")
-            scene = world.scene(split, i, self.concepts, self.most)
+            scene = self.scene(split, i)
             freshness = "new" if world.is_new(scene) else "trained"
             for k, kind in enumerate((*KINDS, "caption", *PAIR_KINDS)):
                 language = world.LANGUAGES[(i // 2 + k) % 2]
@@ -127,7 +129,7 @@ class World:
         if kind == "difference":
             second, *change = world.changed(first, rng, self.concepts)
             return [first, second], questions.difference(*change, language)
-        second, _ = second_scene(first, split, i, self.concepts, rng)
+        second, _ = self.partner(first, split, i, rng)
         ask = {"which_picture": questions.which_picture, "together": questions.together}[kind]
         return [first, second], ask(first, second, language, rng, self.concepts)
 

@@ -1,0 +1,153 @@
+"""What several test files share: runs of the scripts, each done once, and small files in every official format."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import miniatures
+
+ROOT = Path(__file__).parents[1]
+ENCODER = "clip_random:size=96,patch=16,width=32,layers=1,heads=2"
+TINY = ("--encoder", ENCODER, "--device", "cpu", "--batch_size", "4", "--log_every", "1", "--bench", "")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "WANDB_MODE": "disabled", "COLUMNS": "120"}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A process that ended: its exit status (negative: a signal), and what it wrote."""
+
+    status: int | None
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Started:
+    pid: int
+    streams: dict[str, Path]
+
+
+class Launcher:
+    """The forking process of tests/launcher.py."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.runs = folder, 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.launcher"], cwd=ROOT, env={**os.environ, **ENVIRONMENT}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def request(self, request: dict):
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, script: str, *arguments, cwd: Path, stdin: str = "", env: dict | None = None, die_at_step=None) -> Started:
+        self.runs += 1
+        streams = {name: self.folder / f"{self.runs}.{name}" for name in ("stdin", "stdout", "stderr")}
+        streams["stdin"].write_text(stdin)
+        pid = self.request({"start": {
+            "argv": [str(ROOT / script), *map(str, arguments)], "cwd": str(cwd), "env": env or {}, "die_at_step": die_at_step,
+            **{name: str(file) for name, file in streams.items()}}})  # fmt: skip
+        return Started(pid, streams)
+
+    def wait(self, started: Started, timeout: float = 120) -> Done:
+        status = self.request({"wait": started.pid, "timeout": timeout})
+        return Done(status, started.streams["stdout"].read_text(), started.streams["stderr"].read_text())
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory) -> Launcher:
+    made = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield made
+    made.process.kill()
+    made.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def run_script(launcher) -> Callable[..., Done]:
+    """`run_script("2-sft_vlm.py", "--lr", 1e-3, cwd=folder, expect=0)`: a finished run; expect=None: any exit status."""
+
+    def run_script(script: str, *arguments, expect: int | None = 0, **options) -> Done:
+        done = launcher.wait(launcher.start(script, *arguments, **options))
+        assert expect is None or done.status == expect, f"{script} {arguments}: {done.status}\n{done.out}\n{done.err[-3000:]}"
+        return done
+
+    return run_script
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory) -> Path:
+    """A folder with a file in every official format, and their pictures."""
+    return miniatures.write_all(tmp_path_factory.mktemp("samples"))
+
+
+# ---------------------------------------------------------------- runs that several tests look at
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory) -> Path:
+    """32 captions of pictures and 32 shorter texts: some micro-batches hold no picture, none as many tokens as another."""
+    return miniatures.write_mixed(tmp_path_factory.mktemp("mixed"), pictures=32, texts=32)
+
+
+def mixed_arguments(mixed: Path) -> tuple:
+    """Five steps on `mixed`, two conversations a micro-batch."""
+    return (*TINY, "--data", mixed, "--max_steps", 5, "--batch_size", 2, "--save_every", 2, "--lr", 1e-3, "--warmup", 2)
+
+
+@pytest.fixture(scope="session")
+def one_process(run_script, mixed, tmp_path_factory) -> Path:
+    """The checkpoint of one process that accumulates two micro-batches a step."""
+    folder = tmp_path_factory.mktemp("one")
+    run_script("1-pretrain_vlm.py", *mixed_arguments(mixed), "--accumulate", 2, cwd=folder)
+    return folder / "out" / "pretrain"
+
+
+@pytest.fixture(scope="session")
+def two_processes(mixed, tmp_path_factory, one_process) -> Path:
+    """The checkpoint of two processes under torchrun, a micro-batch each."""
+    folder = tmp_path_factory.mktemp("two")
+    torchrun(2, "1-pretrain_vlm.py", *mixed_arguments(mixed), cwd=folder)
+    return folder / "out" / "pretrain"
+
+
+def torchrun(processes: int, script: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
+    """`torchrun --nproc_per_node PROCESSES SCRIPT ARGUMENTS`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    with subprocess.Popen([*command, str(ROOT / script), *map(str, arguments)], cwd=cwd, env={**os.environ, **ENVIRONMENT},
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, f"{out}\n{err[-3000:]}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="session")
+def stage_one(tmp_path_factory) -> tuple[Path, Done]:
+    """(folder, how it ended): script 1 on the world, by a fresh Python in another folder, listing every module it imports."""
+    folder = tmp_path_factory.mktemp("workplace")
+    arguments = ("--data", "world:rows=12", "--max_steps", "3", *TINY[:-1], "world", "--eval_examples", "1")
+    done = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "1-pretrain_vlm.py"), *arguments], cwd=folder,
+                          env={**os.environ, **ENVIRONMENT}, text=True, capture_output=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def stage_two(stage_one, run_script) -> tuple[Path, Done]:
+    """(folder, how it ended): script 2 on all four tasks, after script 1."""
+    folder, _ = stage_one
+    data = ("world:rows=6", "easy_vqa:0.002", "arithmetic:rows=6", "text:rows=6")
+    done = run_script("2-sft_vlm.py", "--data", *data, "--max_steps", 3, "--batch_size", 4, "--log_every", 1, "--device", "cpu",
+                      "--eval_examples", 1, "--eval_every", 2, cwd=folder)  # fmt: skip
+    return folder, done

@@ -1,0 +1,103 @@
+"""Runs scripts as processes of their own without importing torch for each: one process imports everything and forks.
+
+In:  one JSON request a line: {"start": {...}} or {"wait": pid, "timeout": seconds}.  Out: one JSON answer a line.
+A forked child runs the script exactly as `python SCRIPT ARGUMENTS` would, with its own folder, environment and streams.
+`die_at_step` makes it kill itself with SIGKILL once that step is logged: a crash at a known place.
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+
+
+def warm_up() -> None:
+    """Import what the scripts import, and what these import on first use. No thread may start before the forks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+    import torch
+    from pyarrow import parquet  # noqa: F401
+
+    from dataset import dialogue, evaluation, mixture, report, tokenizer, world  # noqa: F401
+    from model import checkpoint, cli, generate, runtime  # noqa: F401
+    from model.registry import CONNECTORS, ENCODERS, LLMS, TASKS, TEMPLATES
+
+    for registry in (CONNECTORS, ENCODERS, LLMS, TASKS, TEMPLATES):
+        registry.names()
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports the compiler, a second or two
+    world.plural(world.concepts("nano")[0].en)
+
+
+def die_at(step: int) -> None:
+    from model.runtime import Run
+
+    log = Run.log
+
+    def log_then_die(run, at, **metrics):
+        log(run, at, **metrics)
+        if at >= step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Run.log = log_then_die
+
+
+def child(request: dict) -> int:
+    """The life of a forked child, up to its exit status."""
+    for number, (name, mode) in enumerate((("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY))):
+        os.dup2(os.open(request[name], mode | (os.O_CREAT if number else 0)), number)
+    os.chdir(request["cwd"])
+    os.environ.update(request["env"])
+    sys.argv = request["argv"]
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    if request["die_at_step"] is not None:
+        die_at(request["die_at_step"])
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def start(request: dict) -> int:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = child(request)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    return pid
+
+
+def wait(pid: int, timeout: float) -> int | None:
+    """The exit status (negative: the signal that ended it); None, and it is killed, after the timeout."""
+    end = time.time() + timeout
+    while time.time() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    warm_up()
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = start(request["start"]) if "start" in request else wait(request["wait"], request["timeout"])
+        print(json.dumps(answer), file=answers, flush=True)

@@ -1,0 +1,68 @@
+"""Small files with the columns of the official ones, and pictures for them."""
+
+import json
+import random
+from pathlib import Path
+
+from PIL import Image
+
+COLOURS = ("red", "green", "blue", "black", "white", "yellow")
+
+
+def picture(file: Path, colour: str) -> Path:
+    Image.new("RGB", (40, 30), colour).save(file)
+    return file
+
+
+def lines(file: Path, rows: list[dict]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def talk(question: str, answer: str, names: tuple[str, ...] = ("from", "value", "human", "gpt")) -> list[dict]:
+    role, text, user, assistant = names
+    return [{role: user, text: question}, {role: assistant, text: answer}]
+
+
+OPENAI = ("role", "content", "user", "assistant")
+
+
+def write_all(folder: Path) -> Path:
+    """llava.json, llava.jsonl, minimind.parquet, messages.jsonl, eureka.jsonl, lmm_r1.jsonl and text.jsonl, four rows each."""
+    import pyarrow
+    from pyarrow import parquet
+
+    files = [picture(folder / f"{colour}.png", colour) for colour in COLOURS[:4]]
+    one = talk("<image>\nWhat colour?", "It is a colour.")
+    two = talk("From <image> to <image>?", "Another colour.")
+    llava = [{"id": "1", "image": files[0].name, "conversations": one},
+             {"id": "2", "image": f"{files[0].name}, {files[1].name}", "conversations": two},
+             {"id": "3", "image": [files[2].name, files[3].name], "conversations": two},
+             {"id": "4", "conversations": talk("Hello!", "Good day.")}]  # fmt: skip
+    (folder / "llava.json").write_text(json.dumps(llava))
+    lines(folder / "llava.jsonl", llava)
+    turns = [talk(row["conversations"][0]["value"], "A colour.", OPENAI) for row in llava]
+    parquet.write_table(pyarrow.table({
+        "conversations": [json.dumps(turn) for turn in (turns[0], turns[1])] * 2,
+        "image_bytes": [[files[0].read_bytes()], [files[0].read_bytes(), files[1].read_bytes()]] * 2,
+    }), folder / "minimind.parquet")  # fmt: skip
+    content = [{"type": "image_url", "image_url": {"url": files[1].name}}, {"type": "text", "text": "What colour?"}]
+    lines(folder / "messages.jsonl", [{"messages": talk(content, "Green.", OPENAI)}] * 4)
+    thought = "<think>I look.</think><answer>4</answer>"
+    lines(folder / "eureka.jsonl", [
+        {"id": f"e{i}", "conversations": talk("<image>How many?" if i % 2 else "What is 2 + 2?", thought, OPENAI), "answer": "4",
+         "image_urls": [f"file://{files[0]}"] if i % 2 else []} for i in range(4)])  # fmt: skip
+    parts = [{"type": "image", "image": f"file://{files[2]}"}, {"type": "text", "text": "How many?"}]
+    lines(folder / "lmm_r1.jsonl", [{"id": "r1", "message": json.dumps(talk(parts, thought, OPENAI)), "answer": "$4$"}] * 4)
+    lines(folder / "text.jsonl", [{"text": f"Once there were {i} ants. 从前有{i}只蚂蚁。"} for i in range(4)])
+    return folder
+
+
+def write_mixed(folder: Path, pictures: int, texts: int) -> Path:
+    """One jsonl: captions of pictures, each learned from a different number of tokens, and shorter texts without any."""
+    rng = random.Random(0)
+    rows = [{"id": str(i), "image": picture(folder / f"{i}.png", (7 * i % 256, 40 * i % 256, 90)).name,
+             "conversations": talk("<image>\nWhat?", " ".join(rng.choices(COLOURS, k=rng.randint(1, 20))))}
+            for i in range(pictures)]  # fmt: skip
+    rows += [{"text": " ".join(rng.choices(COLOURS, k=rng.randint(1, 20)))} for _ in range(texts)]
+    return lines(folder / "mixed.jsonl", rows)

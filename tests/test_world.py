@@ -1,0 +1,544 @@
+"""The embedded world: its truth, recomputed here from the pictures' contents alone, and what is held out."""
+
+import random
+import re
+import zlib
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from dataset import drawings, questions, world
+from dataset.tasks.arithmetic import Arithmetic
+from dataset.tasks.easy_vqa import EasyVQA, shape_drawing, train_shapes
+from dataset.tasks.text import Text
+from dataset.tasks.world import World
+from dataset.world import LANGUAGES, changed, draw, mentions, plural, scene, with_article
+
+NANO = world.concepts("nano")
+
+# ---------------------------------------------------------------- concepts and words
+
+
+def test_the_nano_concepts_have_names_of_their_own_in_both_languages():
+    assert len(NANO) == 100
+    for names in ([c.en for c in NANO], [c.zh for c in NANO], [plural(c.en) for c in NANO], [c.code for c in NANO]):
+        assert len(set(names)) == 100 and all(names)
+    assert not {c.en for c in NANO} & {plural(c.en) for c in NANO}  # a word says whether it is one or more
+    assert all(any("\u4e00" <= letter <= "\u9fff" for letter in c.zh) for c in NANO)
+
+
+def test_every_emoji_without_a_skin_tone_is_a_concept():
+    everything = world.concepts("all")
+    assert 1800 < len(everything) < 2100
+    assert set(NANO) <= set(everything)
+    assert len({concept.en for concept in everything}) == len(everything)
+    with pytest.raises(ValueError, match="'nano' or 'all', not 'some'"):
+        world.concepts("some")
+
+
+@pytest.mark.parametrize(("name", "more"), [
+    ("bus", "buses"), ("fox", "foxes"), ("butterfly", "butterflies"), ("tomato", "tomatoes"), ("key", "keys"),
+    ("peach", "peaches"), ("kangaroo", "kangaroos"), ("avocado", "avocados"), ("octopus", "octopuses"), ("candle", "candles"),
+    ("hot dog", "hot dogs"), ("watch", "watches"), ("strawberry", "strawberries"), ("giraffe", "giraffes"), ("axe", "axes"),
+    ("trophy", "trophies"),
+])  # fmt: skip
+def test_plurals_are_english(name, more):
+    assert plural(name) == more
+
+
+@pytest.mark.parametrize("words", ["an ant", "a bus", "an umbrella", "a hot dog", "an octopus", "a horse", "an owl", "a unicorn"])
+def test_articles_are_english(words):
+    assert with_article(words.split(" ", 1)[1]) == words
+
+
+def test_a_caption_written_out():
+    ant, bus, key = (next(c for c in NANO if c.en == name) for name in ("ant", "bus", "key"))
+    things = tuple(world.Thing(concept, cell, 0, 0, 24) for concept, cell in ((bus, 0), (key, 2), (bus, 4), (ant, 8)))
+    shown = world.Scene("", things, (255, 255, 255))
+    assert world.caption(shown, "en") == "Two buses, a key and an ant."
+    assert world.caption(shown, "zh") == f"两个{bus.zh}、一个{key.zh}和一个{ant.zh}。"
+    assert world.description(shown, "en") == (
+        "There is a bus at the top left. There is a key at the top right. There is a bus at the center. "
+        "There is an ant at the bottom right.")  # fmt: skip
+    assert world.description(shown, "zh") == f"左上有一个{bus.zh}。右上有一个{key.zh}。中间有一个{bus.zh}。右下有一个{ant.zh}。"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("most", [4, 9])
+def test_captions_and_descriptions_name_exactly_what_is_there(language, most):
+    for index in range(300):
+        shown = scene("val", index, most=most)
+        assert mentions(world.caption(shown, language), language) == list(shown.counts)
+        assert mentions(world.description(shown, language), language) == [thing.concept for thing in shown.things]
+
+
+def test_a_longer_name_is_not_the_shorter_one_inside_it():
+    assert [c.en for c in mentions("A hot dog and two sunflowers.", "en")] == ["hot dog", "sunflower"]
+    assert mentions("The battery is flat; a caring keyboard.", "en") == []
+
+
+# ---------------------------------------------------------------- scenes
+
+
+def test_a_scene_is_the_same_every_time():
+    assert [scene("train", i) for i in range(50)] == [scene("train", i) for i in range(50)]
+    assert np.array_equal(draw(scene("test", 3)), draw(scene("test", 3)))
+
+
+def test_the_world_is_the_same_on_every_machine():
+    """Written down: a new version of the code or of a package must not move the test set under old checkpoints."""
+    assert [world.caption(scene("test", i), "en") for i in range(3)] == [
+        "Two trophies.", "A kangaroo, an octopus and an owl.", "A frog.",
+    ]  # fmt: skip
+
+
+def held_out(shown: world.Scene) -> bool:
+    """A pair of different concepts, or a concept more than once, that falls into the tenth that is never trained."""
+
+    def tenth(*words) -> bool:
+        return zlib.crc32("|".join(map(str, words)).encode()) < 2**32 / 10
+
+    counts = Counter(thing.concept.en for thing in shown.things)
+    return any(tenth("pair", *pair) for pair in combinations(sorted(counts), 2)) or any(
+        tenth("count", name, n) for name, n in counts.items() if n >= 2
+    )
+
+
+def test_train_has_no_held_out_combination_and_every_second_test_scene_has_one():
+    assert not any(held_out(scene("train", i)) for i in range(1000))
+    for split in ("val", "test"):
+        assert [held_out(scene(split, i)) for i in range(300)] == [False, True] * 150
+
+
+def test_a_tenth_of_all_combinations_is_held_out():
+    pairs = [world.chance("pair", *sorted((a.en, b.en))) < 0.1 for a, b in combinations(NANO, 2)]
+    counts = [world.chance("count", c.en, n) < 0.1 for c in NANO for n in (2, 3, 4)]
+    assert 0.08 < sum(pairs) / len(pairs) < 0.12
+    assert 0.05 < sum(counts) / len(counts) < 0.15
+
+
+def test_no_picture_is_in_two_splits():
+    task = World()
+    keys = {split: {picture.key for example in task.examples(split, 150) for picture in example.prompt.pictures}
+            for split in ("val", "test")}  # fmt: skip
+    keys["train"] = {picture.key for stage in ("pretrain", "sft") for i in range(600)
+                     for picture in task.train(stage)[i].pictures}  # fmt: skip
+    assert not keys["train"] & keys["val"] and not keys["train"] & keys["test"] and not keys["val"] & keys["test"]
+
+
+def test_another_split_is_refused():
+    with pytest.raises(ValueError, match="train, val or test, not 'valid'"):
+        scene("valid", 0)
+
+
+def test_things_lie_apart_inside_their_cells():
+    for index in range(200):
+        shown = scene("train", index, most=9)
+        cells = [thing.cell for thing in shown.things]
+        assert cells == sorted(set(cells))
+        assert cells == [thing.y // 32 * 3 + thing.x // 32 for thing in shown.things]
+        assert cells == [(thing.y + thing.size - 1) // 32 * 3 + (thing.x + thing.size - 1) // 32 for thing in shown.things]
+
+
+def test_sft_shows_the_scenes_of_pretraining_so_that_features_are_shared():
+    task = World()
+    for i in range(40):
+        assert task.train("pretrain")[i].pictures[0] == task.train("sft")[i].pictures[0]
+
+
+def test_rows_are_functions_of_their_number():
+    for task in (World(), Arithmetic(), Text(), EasyVQA()):
+        one, two = task.train("sft")[11], type(task)().train("sft")[11]
+        assert one == two
+        assert all(np.array_equal(a.load(), b.load()) for a, b in zip(one.pictures, two.pictures))
+        with pytest.raises(IndexError):
+            task.train("sft")[10**9]
+
+
+def test_a_changed_scene_differs_in_exactly_one_thing():
+    kinds = Counter()
+    for index in range(300):
+        before = scene("val", index)
+        after, kind, old, new = changed(before, random.Random(index))
+        gone, came = set(before.things) - set(after.things), set(after.things) - set(before.things)
+        expected = {"same": (0, 0), "added": (0, 1), "removed": (1, 0), "replaced": (1, 1)}[kind]
+        assert (len(gone), len(came)) == expected
+        assert (gone, came) == ({old} - {None}, {new} - {None})
+        if kind == "replaced":
+            assert (old.x, old.y, old.size) == (new.x, new.y, new.size)
+            assert old.concept != new.concept
+        assert [thing.cell for thing in after.things] == sorted({thing.cell for thing in after.things})
+        assert after.background == before.background
+        assert held_out(after) == held_out(before) or kind == "same"
+        kinds[kind] += 1
+    assert min(kinds[kind] for kind in ("same", "added", "removed", "replaced")) > 30
+
+
+# ---------------------------------------------------------------- questions, answered again from the pixels' boxes
+
+PLACES = {"en": "top left,top,top right,left,center,right,bottom left,bottom,bottom right".split(","),
+          "zh": "左上,上方,右上,左边,中间,右边,左下,下方,右下".split(",")}  # fmt: skip
+
+
+def place(thing: world.Thing) -> tuple[int, int]:
+    """(row, column) on the 3 x 3 grid of the middle of its box."""
+    return (thing.y + thing.size // 2) // 32, (thing.x + thing.size // 2) // 32
+
+
+def called(shown: world.Scene, name: str, language: str) -> list[world.Thing]:
+    """The things of this name, singular or plural; the name must exist."""
+    known = {form: c for c in NANO for form in ((c.en, plural(c.en)) if language == "en" else (c.zh,))}
+    return [thing for thing in shown.things if thing.concept == known[name]]
+
+
+def only(shown: world.Scene, name: str, language: str) -> world.Thing:
+    (thing,) = called(shown, name, language)  # a question about "the" thing has one
+    return thing
+
+
+def yes(truth: bool, language: str) -> str:
+    return {"en": ("no", "yes"), "zh": ("否", "是")}[language][truth]
+
+
+def truth(text: str, shown: world.Scene, language: str) -> str:
+    """The right answer to a question about one scene."""
+    def asks(english: str, chinese: str):
+        return re.fullmatch(english if language == "en" else chinese, text)
+
+    names = [thing.concept.name(language) for thing in shown.things]
+    if asks(r"How many things are there in total\?", "一共有几个东西？"):
+        return str(len(names))
+    if asks(r"List everything in reading order\.", "按顺序列出所有东西。"):
+        in_order = sorted(shown.things, key=place)
+        return (", " if language == "en" else "、").join(thing.concept.name(language) for thing in in_order)
+    if found := asks(r"What is at the (.+)\?", "(.+)是什么？"):
+        there = [t.concept.name(language) for t in shown.things if place(t) == divmod(PLACES[language].index(found[1]), 3)]
+        return there[0] if there else {"en": "nothing", "zh": "没有东西"}[language]
+    if found := asks(r"Where is the (.+)\?", "(.+)在哪里？"):
+        row, column = place(only(shown, found[1], language))
+        return PLACES[language][3 * row + column]
+    if found := asks(r"How many (.+) are there\?", "有几个(.+)？"):
+        return str(len(called(shown, found[1], language)))
+    if found := asks(r"Is there an? (.+)\?", "有(.+)吗？"):
+        return yes(bool(called(shown, found[1], language)), language)
+    if found := asks(r"Which is there more of, (.+) or (.+)\?", "(.+)和(.+)哪个多？"):
+        one, two = (len(called(shown, name, language)) for name in found.groups())
+        return {"en": "equal", "zh": "一样多"}[language] if one == two else found[1 if one > two else 2]
+    sides = "to the left of|to the right of|above|below"
+    if found := asks(rf"Is the (.+) ({sides}) the (.+)\?", "(.+)在(.+)的(左边|右边|上面|下面)吗？"):
+        one, how, two = found.groups() if language == "en" else (found[1], found[3], found[2])
+        (row, column), (other_row, other_column) = (place(only(shown, name, language)) for name in (one, two))
+        true = {"to the left of": column < other_column, "to the right of": column > other_column, "above": row < other_row,
+                "below": row > other_row}  # fmt: skip
+        true |= dict(zip(("左边", "右边", "上面", "下面"), true.values()))
+        return yes(true[how], language)
+    raise AssertionError(f"what does {text!r} ask?")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", questions.KINDS)
+def test_every_answer_is_true_of_the_scene(kind, language):
+    asked = 0
+    for index in range(150):
+        shown = scene("val", index, most=random.Random(index).choice((4, 9)))
+        question = questions.ask(kind, shown, language, random.Random(index))
+        if question is not None:
+            assert question.kind == kind
+            assert question.answer == truth(question.text, shown, language)
+            asked += 1
+    assert asked > 40
+
+
+def pair_truth(text: str, first: world.Scene, second: world.Scene, language: str) -> str:
+    """The right answer to a question about two scenes."""
+    gone, came = set(first.things) - set(second.things), set(second.things) - set(first.things)
+    if text in ("What changed from the first picture to the second?", "第二张图和第一张图相比有什么变化？"):
+        old, new = ("".join(thing.concept.name(language) for thing in things) for things in (gone, came))
+        sentences = {"en": ("nothing changed", f"{new} was added", f"{old} was removed", f"{old} became {new}"),
+                     "zh": ("没有变化", f"多了{new}", f"少了{old}", f"{old}变成了{new}")}[language]  # fmt: skip
+        return sentences[bool(new) + 2 * bool(old)]
+    if found := re.fullmatch(r"Which picture has an? (.+)\?|哪张图有(.+)？", text):
+        has = [bool(called(shown, found[1] or found[2], language)) for shown in (first, second)]
+        words = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}[language]
+        return words[has[0] + 2 * has[1]]
+    found = re.fullmatch(r"How many (.+) are there in both pictures together\?|两张图一共有几个(.+)？", text)
+    return str(sum(len(called(shown, found[1] or found[2], language)) for shown in (first, second)))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_answer_about_two_pictures_is_true_of_them(language):
+    for index in range(150):
+        rng = random.Random(index)
+        first = scene("val", index)
+        second, *change = changed(first, rng)
+        asked = [questions.difference(*change, language), questions.which_picture(first, second, language, rng, "nano"),
+                 questions.together(first, second, language, rng, "nano")]  # fmt: skip
+        for question in asked:
+            assert question.answer == pair_truth(question.text, first, second, language)
+
+
+def test_the_questions_of_the_task_are_these_questions():
+    """Test examples and training turns alike: every text is one that `truth` knows, and every answer is right."""
+    task = World()
+    scenes = {split: [task.scene(split, i) for i in range(60)] for split in ("test", "train")}
+    for example in task.examples("test", 60):
+        shown = scenes["test"][int(example.prompt.id.split("/")[2])]
+        if example.kind in questions.KINDS:
+            assert example.answer == truth(example.prompt.messages[-1].text, shown, example.tags[0])
+        elif example.kind == "caption":
+            assert mentions(example.answer, example.tags[0]) == list(shown.counts)
+        assert example.tags[1] == ("new" if held_out(shown) else "trained")
+    answered = 0
+    for i in range(60):
+        row = task.train("sft")[i]
+        for question, answer in zip(row.messages[::2], row.messages[1::2]):
+            text = question.text.removesuffix(" Think step by step.").removesuffix("请一步步思考。")
+            language = "en" if text.isascii() else "zh"
+            if len(row.pictures) > 1 or text in (*questions.ASK_CAPTION[language], *questions.ASK_DESCRIPTION[language]):
+                continue
+            final = re.sub(r"<think>.*</think><answer>(.*)</answer>", r"\1", answer.text)
+            assert (final != answer.text) == (text != question.text)  # it reasons where it is asked to
+            assert final == truth(text, scenes["train"][i], language)
+            answered += 1
+    assert answered > 100
+
+
+@pytest.mark.parametrize("kind", ["exists", "relation", "compare"])
+def test_answers_are_balanced(kind):
+    """The commonest answer of a kind does not give a blind model more than 65 %."""
+    answers = Counter()
+    for index in range(400):
+        question = questions.ask(kind, scene("train", index), "en", random.Random(index))
+        if question:
+            places = {"compare": "first" if f"of, {question.answer} or" in question.text else "second"}
+            answers["equal" if question.answer == "equal" else places.get(kind, question.answer)] += 1
+    assert answers.most_common(1)[0][1] < 0.65 * answers.total()
+
+
+def test_counting_thoughts_end_at_the_answer():
+    for index in range(100):
+        question = questions.ask("count", scene("train", index), LANGUAGES[index % 2], random.Random(index))
+        assert ([*re.findall(r"\d", question.thoughts), "0"] if question.answer == "0" else re.findall(r"\d", question.thoughts))[
+            -1] == question.answer  # fmt: skip
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def differing(one, two) -> np.ndarray:
+    """(96, 96) bool: where two pictures differ."""
+    return (np.asarray(one) != np.asarray(two)).any(-1)
+
+
+def test_a_thing_changes_the_pixels_of_its_box_and_no_others():
+    for index in range(30):
+        shown = scene("train", index)
+        for k, thing in enumerate(shown.things):
+            without = world.Scene("", shown.things[:k] + shown.things[k + 1 :], shown.background)
+            where = differing(draw(shown), draw(without))
+            assert where[thing.y : thing.y + thing.size, thing.x : thing.x + thing.size].mean() > 0.1
+            where[thing.y : thing.y + thing.size, thing.x : thing.x + thing.size] = False
+            assert not where.any()
+
+
+def test_transparent_pixels_show_what_is_under_them():
+    canvas = np.full((2, 2, 3), 200, np.uint8)
+    picture = np.zeros((2, 2, 4), np.uint8)
+    picture[0, 0], picture[0, 1] = (100, 0, 0, 255), (100, 0, 0, 128)
+    world.paste(canvas, picture, 0, 0)
+    assert canvas[0, 0].tolist() == [100, 0, 0]
+    assert canvas[0, 1].tolist() == [149, 99, 99]
+    assert canvas[1].tolist() == [[200] * 3] * 2
+
+
+def test_a_patch_belongs_to_the_region_that_covers_most_of_it():
+    regions = (drawings.Region((0, 0, 32, 16), "a", "a"),  # patches 0 and 1 whole
+               drawings.Region((12, 0, 24, 16), "b", "b"),  # a quarter of patch 0, half of patch 1: less than the first
+               drawings.Region((80, 80, 88, 96), "c", "c"),  # half of the last patch
+               drawings.Region((32, 0, 35, 16), "d", "d"),  # 3/16 of patch 2: too little
+               drawings.Region((48, 16, 64, 26), "e", "e"))  # fmt: skip
+    owners = drawings.region_of_patches(regions, 16)
+    expected = np.full(36, -1)
+    expected[[0, 1]], expected[35], expected[6 + 3] = 0, 2, 4
+    assert owners.tolist() == expected.tolist()
+
+
+def spots(image) -> int:
+    """How many spots the dice in a picture show: each covers about 23 pixels of its own colour, neighbours may touch."""
+    ink = (np.asarray(image) == (20, 20, 20)).all(-1)
+    cells = [ink[y : y + 32, x : x + 32].sum() for y in (0, 32, 64) for x in (0, 32, 64)]
+    return sum(round(pixels / 23) for pixels in cells)
+
+
+@pytest.mark.parametrize("value", range(1, 7))
+def test_a_die_shows_as_many_spots_as_its_value(value):
+    drawing = drawings.dice([value], random.Random(value))
+    assert spots(drawing.image) == value
+    assert [region.en for region in drawing.regions] == [f"die showing {value}"]
+
+
+@pytest.mark.parametrize(("draw_values", "new"), [(drawings.digits, 7), (drawings.dice, 5)])
+def test_another_value_changes_its_own_region_only(draw_values, new):
+    one, two = draw_values([1, 2, 3, 4], random.Random(5)), draw_values([1, new, 3, 4], random.Random(5))
+    where = differing(one.image, two.image)
+    assert where.any()
+    for drawing in (one, two):
+        left, top, right, bottom = (round(edge) for edge in drawing.regions[1].box)
+        where[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = False
+    assert not where.any()
+    assert [region.en[-1] for region in one.regions] == list("1234")
+
+
+def test_a_shape_has_its_colour_at_its_middle():
+    members = [("red", "circle"), ("blue", "triangle"), ("yellow", "rectangle")]
+    drawing = drawings.shapes(members, random.Random(0))
+    for (colour, shape), region in zip(members, drawing.regions):
+        left, top, right, bottom = region.box
+        assert drawing.image.getpixel(((left + right) // 2, (top + bottom) // 2)) == drawings.COLOURS[colour][1]
+        assert region.en == f"{colour} {shape}"
+
+
+BOARD = ["######", "#@ $.#", "# *+ #", "# $  #", "# .  #", "######"]
+
+
+def test_a_board_draws_one_square_a_patch():
+    drawing = drawings.board(BOARD, random.Random(0))
+    assert drawings.region_of_patches(drawing.regions, 16).tolist() == list(range(36))
+    assert [region.en for region in drawing.regions] == [drawings.SOKOBAN[sign][0] for row in BOARD for sign in row]
+    assert drawing.en == "A Sokoban board with 3 boxes and 4 targets."
+
+
+@pytest.mark.parametrize(("row", "column", "sign"), [(1, 1, " "), (1, 3, "*"), (1, 4, "+"), (2, 2, "."), (3, 4, "#")])
+def test_another_square_changes_its_own_pixels_only(row, column, sign):
+    other = [list(line) for line in BOARD]
+    other[row][column] = sign
+    where = differing(*(drawings.board(lines, random.Random(0)).image for lines in (BOARD, ["".join(line) for line in other])))
+    assert where.any()
+    where[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = False
+    assert not where.any()
+
+
+def test_a_board_that_is_too_large_or_unreadable_is_refused():
+    for rows in (["#" * 7], ["#"] * 7, ["x"]):
+        with pytest.raises(ValueError, match="at most 6 x 6"):
+            drawings.board(rows, random.Random(0))
+
+
+def test_random_drawings_keep_their_regions_on_the_canvas_and_name_them():
+    rng = random.Random(0)
+    for _ in range(60):
+        drawing = drawings.random_drawing(rng)
+        assert drawing.image.size == (96, 96) and drawing.regions
+        for region in drawing.regions:
+            left, top, right, bottom = region.box
+            assert -1 <= left < right <= 97 and -1 <= top < bottom <= 97
+            assert region.en and region.zh
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def test_sums_in_pictures_and_words_are_right():
+    kinds = Counter()
+    for example in Arithmetic().examples("test", 200):
+        text = example.prompt.messages[-1].text
+        if example.kind == "text":
+            assert int(example.answer) == sum(map(int, re.findall(r"\d+", text)))
+        elif "dice" in text or "骰子" in text:
+            (shown,) = example.prompt.pictures
+            assert int(example.answer) == spots(shown.load())
+            kinds["dice"] += 1
+        kinds[example.kind] += 1
+    assert min(kinds["text"], kinds["dice"], kinds["image"] - kinds["dice"]) > 30
+
+
+def test_the_reasoning_of_a_sum_is_true_step_by_step():
+    for i in range(200):
+        answer = Arithmetic().train("sft")[i].messages[-1].text
+        seen, steps, final = re.fullmatch(r"<think>([\d, ]+)\. ([^.]+)\.</think><answer>(\d+)</answer>", answer).groups()
+        values, total = list(map(int, seen.split(", "))), None
+        for step, value in zip(steps.split(", "), values[1:], strict=True):
+            before, added, after = map(int, re.fullmatch(r"(\d+)\+(\d+)=(\d+)", step).groups())
+            assert (before, added, after) == (values[0] if total is None else total, value, before + added)
+            total = after
+        assert int(final) == total == sum(values)
+
+
+def test_a_sum_that_is_tested_was_never_trained_in_any_form():
+    task = Arithmetic()
+    sums = {"train": set(), "val": set(), "test": set()}
+    for i in range(1500):
+        row = task.train("sft")[i].messages[-1].text
+        sums["train"].add(tuple(sorted(map(int, re.match(r"<think>([\d, ]+)\.", row)[1].split(", ")))))
+    for split in ("val", "test"):
+        sums[split] = {tuple(sorted(task.problem(split, i)[2])) for i in range(500)}
+    assert not sums["train"] & sums["val"] and not sums["train"] & sums["test"] and not sums["val"] & sums["test"]
+    assert all(len(found) > 50 for found in sums.values())
+
+
+def test_a_sum_without_its_tags_is_wrong():
+    task = Arithmetic()
+    example = task.examples("test", 1)[0]
+    right = example.answer
+    scores = {f"<think>.</think><answer>{right}</answer>": 1, f"<answer> {right}. </answer>": 1, right: 0, f"<answer>{right}": 0,
+              f"{right}</answer>": 0, "<answer></answer>": 0, f"<answer>1{right}</answer>": 0}  # fmt: skip
+    for answer, score in scores.items():
+        assert task.score(example, answer) == score, answer
+
+
+# ---------------------------------------------------------------- easy-VQA and text
+
+
+def test_easy_vqa_keeps_its_official_split():
+    import easy_vqa
+
+    task = EasyVQA()
+    examples = task.examples("test", 10**6)
+    asked = [(e.prompt.messages[-1].text, e.answer, int(e.prompt.id.split("/")[2])) for e in examples]
+    assert sorted(asked) == sorted(zip(*easy_vqa.get_test_questions()))
+    assert {p.key for e in examples for p in e.prompt.pictures} == {
+        f"easy_vqa:test:{number}" for number in easy_vqa.get_test_image_paths()
+    }
+
+
+def test_easy_vqa_trains_on_no_picture_that_is_tested_or_validated():
+    task = EasyVQA()
+    rows = task.train("sft")
+    trained = [picture.key for i in range(len(rows)) for picture in rows[i].pictures]
+    assert len(trained) == len(set(trained)) == 3600
+    assert all(re.fullmatch(r"easy_vqa:train:\d+", key) for key in trained)
+    validated = {picture.key for example in task.examples("val", 10**6) for picture in example.prompt.pictures}
+    assert len(validated) == 400 and not validated & set(trained)
+
+
+def test_an_easy_vqa_row_asks_all_questions_about_its_picture():
+    import easy_vqa
+
+    row = EasyVQA().train("sft")[0]
+    number = int(row.pictures[0].key.split(":")[-1])
+    official = {(question, answer) for question, answer, n in zip(*easy_vqa.get_train_questions()) if n == number}
+    assert {(q.text, a.text) for q, a in zip(row.messages[::2], row.messages[1::2])} == official
+    assert row.pictures[0].load().size == (64, 64)
+
+
+def test_the_region_of_an_easy_vqa_shape_holds_its_colour():
+    for row in train_shapes()[:20]:
+        drawing = shape_drawing(row, random.Random(0))
+        (region,) = drawing.regions
+        left, top, right, bottom = region.box
+        assert region.en == f"{row[1]} {row[2]}" and right - left > 5 and bottom - top > 5
+        outside = np.asarray(drawing.image).astype(int).copy()
+        outside[top:bottom, left:right] = outside[0, 0]
+        assert np.abs(outside - outside[0, 0]).sum(-1).max() < 120  # nothing but background is left
+
+
+def test_translations_and_small_talk_have_no_pictures():
+    task = Text()
+    by_name = {c.en: c.zh for c in NANO}
+    for example in task.examples("test", 100):
+        text = example.prompt.messages[-1].text
+        name = re.fullmatch(r"What is (.+) in English\?|(.+)用中文怎么说？", text)
+        assert example.answer == (by_name[name[2]] if name[2] else next(en for en, zh in by_name.items() if zh == name[1]))
+    assert not any(task.train("sft")[i].pictures for i in range(50))

@@ -1,0 +1,234 @@
+"""Talk with a trained model about pictures, on a web page of this machine.
+
+In:  a checkpoint, by default that of the newest stage that was run.
+Out: a page on which every message and every picture of the conversation reaches the model.
+
+    python web_demo.py                              then open http://127.0.0.1:7860
+    python web_demo.py --model out/sft --port 8080 --temperature 0
+
+The server remembers no conversation: the page sends all of it with each message. So editing, retrying and undoing a
+message, and several people at once, need no care.
+"""
+
+import html
+import itertools
+import os
+import random
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dataset import questions, world
+from dataset.chat import Message
+from dataset.dialogue import Dialogue
+from dataset.eyes import Eyes
+from dataset.images import BadRow, Picture, from_file
+from dataset.tokenizer import Tokenizer
+from model import checkpoint
+from model.cli import parse
+from model.generate import stream
+from model.registry import TEMPLATES
+from model.vlm import VLM, count_parameters
+
+
+@dataclass
+class Config:
+    model: Path | None = None  # folder of a checkpoint; by default the newest stage under out/
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets in everyone on your network
+    port: int = 7860  # port to listen on
+    temperature: float = 0.3  # 0: always the likeliest token; 1: as the model was trained
+    top_p: float = 0.9  # sample among the likeliest tokens that hold this much of the probability
+    max_new_tokens: int = 256  # longest answer, in tokens
+    device: str = "auto"  # auto, cpu, cuda or mps
+
+
+# ---------------------------------------------------------------- the page's messages and ours
+
+NOT_READ = "This message did not reach the model"  # the title of our own notes, which are no words of the model's
+
+
+def escaped(text: str) -> dict:
+    """A text for the page, which would take <think> or <b> for HTML."""
+    return {"type": "text", "text": html.escape(text, quote=False)}
+
+
+def part(item: dict) -> str | Picture:
+    """An item of the page's as a text or a picture."""
+    return html.unescape(item["text"]) if item["type"] == "text" else from_file(item["file"]["path"])
+
+
+def turns(history: list[dict]) -> list[list[dict]]:
+    """The entries of the page's conversation, those of one speaker together.
+
+    Each picture and each text of a message is an entry of its own: gradio's edit button replaces a whole entry.
+    """
+    return [list(entries) for _, entries in itertools.groupby(history, key=lambda entry: entry["role"])]
+
+
+def messages(history: list[dict]) -> list[Message]:
+    """The conversation on the page, without what did not reach the model."""
+    said = []
+    for turn in turns(history):
+        if (turn[0].get("metadata") or {}).get("title") == NOT_READ:
+            said.pop()  # the message that this note is about
+        else:
+            said.append(turn)
+    return [Message(turn[0]["role"], tuple(part(item) for entry in turn for item in entry["content"])) for turn in said]
+
+
+def up_to_question(history: list[dict]) -> list[dict]:
+    """The conversation without the last answer."""
+    return history[:-1] if history[-1]["role"] == "assistant" else history
+
+
+# ---------------------------------------------------------------- the page
+
+CSS = """
+/* gradio's Share button, alone under each picture, would publish it on another site */
+.message-row:has(.image-container) + .message-buttons { display: none }
+.example .example-image-container, .example .example-image { width: 96px; height: 96px }
+"""
+
+
+def build_demo(new_dialogue: Callable[[list[Message]], Dialogue], examples: list[dict], about: str):
+    """The page; `new_dialogue` makes a Dialogue that goes on from these messages."""
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}  # tell and keep nothing
+    import gradio as gr  # takes seconds, and --help should not
+
+    def busy():
+        return gr.MultimodalTextbox(value=None, interactive=False, submit_btn=False, stop_btn=True)
+
+    def free():
+        return gr.MultimodalTextbox(interactive=True, submit_btn=True, stop_btn=False)
+
+    # What starts an answer gives the conversation up to the user's message that is to be answered.
+
+    def send(message: dict, history: list[dict]):
+        content = [{"path": path} for path in message["files"]]
+        if message["text"].strip():
+            content.append(escaped(message["text"]))
+        return history + [{"role": "user", "content": [item]} for item in content], busy()
+
+    def pick(example: gr.SelectData):
+        return send({"text": example.value["text"], "files": [file["path"] for file in example.value["files"]]}, [])
+
+    def retry(history: list[dict]):
+        return up_to_question(history), busy()
+
+    def edit(history: list[dict], change: gr.EditData):
+        place = change.index if isinstance(change.index, int) else change.index[0]
+        return history[:place] + [{"role": "user", "content": [escaped(change.value)]}], busy()
+
+    def undo(history: list[dict]):
+        asked = turns(up_to_question(history))[-1]
+        content = [item for entry in asked for item in entry["content"]]
+        files = [item["file"]["path"] for item in content if item["type"] == "file"]
+        text = "".join(part(item) for item in content if item["type"] == "text")
+        return up_to_question(history)[: -len(asked)], {"files": files, "text": text}
+
+    def answer(history: list[dict]) -> Iterator[list[dict]]:
+        if not history or history[-1]["role"] != "user":
+            return  # an empty message was sent
+        try:
+            *before, question = messages(history)
+            dialogue = new_dialogue(before)
+            for text in dialogue.say(question.parts):
+                yield history + [{"role": "assistant", "content": [escaped(text)]}]
+            if dialogue.forgotten:
+                gr.Info(f"Too long for the model: the first {dialogue.forgotten} question(s) were forgotten")
+        except BadRow as bad:
+            reason = re.sub(r"[^\s'(]*[/\\]", "", bad.reason)  # without the folders of this machine
+            yield history + [{"role": "assistant", "content": [escaped(reason)], "metadata": {"title": NOT_READ}}]
+
+    with gr.Blocks(title="Pupil", fill_height=True, analytics_enabled=False) as demo:
+        gr.Markdown(f"# Pupil\n{about}")
+        chat = gr.Chatbot(
+            examples=examples, editable="user", render_markdown=False, latex_delimiters=[], buttons=[],
+            allow_file_downloads=False, group_consecutive_messages=False, show_label=False, scale=1,
+        )  # fmt: skip
+        box = gr.MultimodalTextbox(
+            file_count="multiple", file_types=["image"], show_label=False, autofocus=True,
+            placeholder="Ask something, with pictures or without",
+        )  # fmt: skip
+        starts = [
+            box.submit(send, [box, chat], [chat, box]),
+            chat.example_select(pick, None, [chat, box]),
+            chat.retry(retry, chat, [chat, box]),
+            chat.edit(edit, chat, [chat, box]),
+        ]
+        answers = [start.then(answer, chat, chat, concurrency_limit=1) for start in starts]
+        for ended in answers:
+            ended.then(free, None, box)
+        box.stop(None, cancels=answers)
+        chat.undo(undo, chat, [chat, box])
+    return demo
+
+
+def world_examples(folder: Path) -> list[dict]:
+    """Questions about scenes of the test split, drawn into the folder."""
+    rng, number = random.Random(0), itertools.count()
+
+    def drawn(scene: world.Scene) -> str:
+        file = folder / f"scene-{next(number)}.png"
+        world.draw(scene).save(file)
+        return str(file)
+
+    one, two, three, four = (world.scene("test", index) for index in range(4))
+    changed, *change = world.changed(four, rng)
+    return [
+        {"text": questions.ASK_CAPTION["en"][0], "files": [drawn(one)]},
+        {"text": questions.ask("count", two, "zh", rng).text, "files": [drawn(two)]},
+        {"text": questions.ASK_DESCRIPTION["zh"][0], "files": [drawn(three)]},
+        {"text": questions.difference(*change, "en").text, "files": [drawn(four), drawn(changed)]},
+    ]
+
+
+# ---------------------------------------------------------------- the model behind it
+
+
+def dialogues(model: VLM, tokenizer: Tokenizer, device: torch.device, config: Config) -> Callable[..., Dialogue]:
+    """What makes a Dialogue with the model that goes on from these messages."""
+    template = TEMPLATES.make(model.config.template)
+    context = model.config.llm.max_position_embeddings
+    if config.max_new_tokens >= context:
+        raise SystemExit(f"--max_new_tokens {config.max_new_tokens} leaves no room: this model reads {context} tokens")
+
+    def answer(batch: dict) -> Iterator[int]:
+        batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        return stream(
+            model, batch, max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.id(template.stop)},
+            temperature=config.temperature, top_p=config.top_p, banned=[tokenizer.image, tokenizer.pad, tokenizer.bos],
+        )  # fmt: skip
+
+    return lambda messages: Dialogue(
+        answer, Eyes(model.encoder, model.config.fit, device, cache=None), template=template, tokenizer=tokenizer,
+        image_tokens=model.image_tokens, max_length=context - config.max_new_tokens, messages=messages,
+    )  # fmt: skip
+
+
+def main(config: Config) -> None:
+    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    try:
+        folder = config.model or checkpoint.latest()
+        model = checkpoint.load(folder, device)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
+    about = f"`{folder}`, {count_parameters(model) / 1e6:.1f} million parameters, on {device}"
+    if TEMPLATES.make(model.config.template).drop_user_text:
+        about += ". It was trained on captions alone: it describes pictures and does not read questions"
+    with tempfile.TemporaryDirectory() as temporary:  # uploads go when the server goes
+        os.environ["GRADIO_TEMP_DIR"] = temporary
+        new_dialogue = dialogues(model, Tokenizer(folder / "tokenizer.model"), device, config)
+        demo = build_demo(new_dialogue, world_examples(Path(temporary)), about)
+        demo.launch(
+            server_name=config.host, server_port=config.port, share=False, ssr_mode=False, max_file_size="20mb", css=CSS
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(parse(Config))
