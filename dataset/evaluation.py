@@ -94,6 +94,9 @@ def evaluate(name: str, task, split: str, ask: Callable[[Sequence[Conversation]]
     kinds      only these kinds of questions; (): all
     """
     examples = [example for example in task.examples(split, n) if not kinds or example.kind in kinds]
+    if not examples:
+        raise ValueError(f"the task {name!r} asks no question{' of the kind ' + ' or '.join(kinds) if kinds else ''}: "
+                         f"leave it out of --bench")
     said = ask([example.prompt for example in examples])
     scores = [task.score(example, answer) for example, answer in zip(examples, said, strict=True)]
     result = {f"{name}/{metric}": value for metric, value in task.summary(examples, scores).items()}

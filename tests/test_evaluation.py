@@ -171,6 +171,11 @@ def test_the_controls_ask_every_so_manieth_question():
     assert asked == [12, 2, 2]  # of the six with a picture, numbers 0 and 4
 
 
+def test_a_task_without_a_question_to_ask_is_named():
+    with pytest.raises(ValueError, match="'easy_vqa' asks no question of the kind caption: leave it out of --bench"):
+        evaluate("easy_vqa", EasyVQA(), "val", seer, n=2, kinds=("caption",))
+
+
 @pytest.mark.parametrize("name", ["text", "arithmetic:text=true"])
 def test_a_task_in_words_alone_has_no_controls(name):
     scores, _ = evaluate(name, TASKS.make(name), "test", seer, n=6, controls=1)

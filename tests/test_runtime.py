@@ -16,7 +16,7 @@ from torch import nn
 from dataset.chat import render
 from dataset.collate import Batches
 from dataset.conversations import BadRows, load
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import MODEL_FILE, Tokenizer
 from model.config import preset
 from model.losses import IGNORE, next_token_targets
 from model.registry import TEMPLATES
@@ -134,6 +134,21 @@ def test_weights_begin_alike_on_every_rank_and_random_numbers_do_not(tmp_path, m
     assert not torch.equal(*noise)
 
 
+def test_a_resumed_run_goes_on_in_the_random_numbers_where_it_stopped(tmp_path):
+    model = tiny.vlm()
+    optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.0)
+    run = Run(settings(tmp_path), "test")
+    run.wrap(model, compile=False)
+    assert run.resume(model, optimizer) == (0, 0)
+    torch.rand(3)
+    run.save(model, optimizer, MODEL_FILE, step=4, position=8)
+    expected = torch.rand(3)
+    again = Run(settings(tmp_path, resume=True), "test")
+    again.wrap(model, compile=False)
+    assert again.resume(model, optimizer) == (4, 8)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_the_log_is_one_line_a_step_and_a_picture_of_curves(tmp_path, capsys):
     run = Run(settings(tmp_path), "test")
     run.resume(nn.Linear(1, 1), None)
@@ -226,7 +241,7 @@ def test_two_processes_equal_one_that_accumulates(one_process, two_processes):
     assert start.keys() == one.keys() == two.keys()
     for name in one:
         moved = (one[name] - start[name]).norm()
-        assert (one[name] - two[name]).norm() <= 2e-3 * moved, name
+        assert (one[name] - two[name]).norm() <= 1e-4 * moved, name
         assert moved > 0 or name.startswith("encoder."), name  # frozen
 
 

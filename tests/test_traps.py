@@ -53,7 +53,8 @@ GUARDS = {  # number: (what went wrong, the tests that guard it as file::functio
     16: ("the last update is not saved", "test_traps::test_the_checkpoint_holds_the_last_update"),
     17: ("resuming restores the weights alone",
          "test_checkpoint::test_a_resumed_run_ends_with_the_same_optimizer_and_random_numbers",
-         "test_checkpoint::test_a_killed_run_goes_on_to_exactly_the_same_weights"),
+         "test_checkpoint::test_a_killed_run_goes_on_to_exactly_the_same_weights",
+         "test_traps::test_nothing_draws_over_the_random_numbers_that_resuming_restored"),
     18: ("the frozen encoder is in every checkpoint",
          "test_checkpoint::test_a_frozen_pretrained_encoder_is_named_and_not_stored"),
     19: ("the name of a folder means something", "test_checkpoint::test_names_of_folders_mean_nothing"),
@@ -141,6 +142,14 @@ def test_the_checkpoint_holds_the_last_update(one_process):
     assert json.loads((last / "state.json").read_text())["step"] == 5
     shared, kept = load_file(one_process / "model.safetensors"), load_file(last / "model.safetensors")
     assert all(torch.equal(shared[name], kept[name]) for name in shared)
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if "run.resume(" in ast.unparse(TREES[path])], ids=lambda p: p.name)
+def test_nothing_draws_over_the_random_numbers_that_resuming_restored(script):
+    """Run.wrap seeds this rank, so it comes before Run.resume; nothing seeds or makes weights after it."""
+    code = ast.unparse(TREES[script])
+    assert code.index("run.wrap(") < code.index("run.resume(")
+    assert not re.search(r"manual_seed|VLM\(|checkpoint\.load\(", code[code.index("run.resume(") :])
 
 
 def test_a_parquet_source_holds_a_small_part_of_its_file(tmp_path, monkeypatch):
