@@ -27,8 +27,9 @@ from model import checkpoint, cli
 from model.config import preset
 from model.generate import generate
 from model.losses import IGNORE, cross_entropy_sum, next_token_targets
+from model.optimizer import make_optimizer
 from model.registry import TASKS, TEMPLATES
-from model.runtime import Run, clip_gradients, learning_rate, make_optimizer
+from model.runtime import Run, clip_gradients, learning_rate
 from model.vlm import VLM, count_parameters
 
 
@@ -59,6 +60,7 @@ class Config:
     batch_size: int = 32  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step
     max_length: int = 1024  # tokens of a conversation; longer ones lose their end
+    optimizer: str = "muon"  # muon (matrices of the blocks; AdamW for the rest) | adamw
     lr: float = 2e-3  # peak learning rate; small and base on real captions: 4e-4
     warmup: int = 20  # steps of rising learning rate
     weight_decay: float = 0.05
@@ -82,6 +84,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    tasks = {name: TASKS.make(name) for name in config.bench.split(",") if name}  # a wrong name fails here, not after training
     run = Run(config, "pretrain")
     tokenizer = Tokenizer(config.tokenizer)
     if config.init:
@@ -92,7 +95,7 @@ def main(config: Config) -> None:
                            image_token_id=tokenizer.image))
     model.to(run.device)
     moving = {name: checkpoint.trainable(part, getattr(config.train, name)) for name, part in model.parts.items()}
-    optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
 
     # The data: conversations -> documents -> batches; of a frozen encoder, features instead of pixels.
     template = TEMPLATES.make(model.config.template)
@@ -132,8 +135,8 @@ def main(config: Config) -> None:
         if last or (step > 0 and config.eval_every and step % config.eval_every == 0):
             scores = {}
             if run.first:
-                for name in filter(None, config.bench.split(",")):  # of a task's questions, captions: all it has been shown
-                    scores.update(evaluate(name, TASKS.make(name), "val", ask, config.eval_examples, kinds=("caption",))[0])
+                for name, task in tasks.items():  # of a task's questions, captions: all it has been shown
+                    scores.update(evaluate(name, task, "val", ask, config.eval_examples, kinds=("caption",))[0])
             run.log(step, **scores)
             run.wait()
         if last:
@@ -172,8 +175,7 @@ def main(config: Config) -> None:
     if run.first:
         add_scores(run.out, scores)
         page = run.out.parent / "report.md"
-        shown = [example for name in filter(None, config.bench.split(",")) for example in TASKS.make(name).examples("val", 8)
-                 if example.kind == "caption"]
+        shown = [example for task in tasks.values() for example in task.examples("val", 8) if example.kind == "caption"]
         said = ask([example.prompt for example in shown])
         section(page, "Pretraining", f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
                 f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, shown, said)}")

@@ -26,8 +26,9 @@ from dataset.tokenizer import Tokenizer
 from model import checkpoint, cli
 from model.generate import generate
 from model.losses import IGNORE, cross_entropy_sum, next_token_targets
+from model.optimizer import make_optimizer
 from model.registry import TASKS, TEMPLATES
-from model.runtime import Run, clip_gradients, learning_rate, make_optimizer
+from model.runtime import Run, clip_gradients, learning_rate
 from model.vlm import count_parameters
 
 
@@ -52,6 +53,7 @@ class Config:
     batch_size: int = 32  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step
     max_length: int = 1024  # tokens of a conversation; longer ones lose their end
+    optimizer: str = "muon"  # muon (matrices of the blocks; AdamW for the rest) | adamw
     lr: float = 2e-3  # peak learning rate; after pretraining on real captions: 4e-4
     warmup: int = 20  # steps of rising learning rate
     weight_decay: float = 0.05
@@ -75,13 +77,14 @@ class Config:
 
 
 def main(config: Config) -> None:
+    tasks = {name: TASKS.make(name) for name in config.bench.split(",") if name}  # a wrong name fails here, not after training
     run = Run(config, "sft")
     model = checkpoint.load(config.init).train().to(run.device)
     if config.template:
         model.config = dataclasses.replace(model.config, template=config.template)
     tokenizer, template = Tokenizer(config.init / "tokenizer.model"), TEMPLATES.make(model.config.template)
     moving = {name: checkpoint.trainable(part, getattr(config.train, name)) for name, part in model.parts.items()}
-    optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
 
     source = mixture(config.data, "sft", config.image_folder, config.allow_urls)
     see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
@@ -118,8 +121,8 @@ def main(config: Config) -> None:
         if last or (step > 0 and config.eval_every and step % config.eval_every == 0):
             scores = {}
             if run.first:
-                for name in filter(None, config.bench.split(",")):
-                    scores.update(evaluate(name, TASKS.make(name), "val", ask, config.eval_examples)[0])
+                for name, task in tasks.items():
+                    scores.update(evaluate(name, task, "val", ask, config.eval_examples)[0])
             run.log(step, **scores)
             run.wait()
         if last:
@@ -157,8 +160,7 @@ def main(config: Config) -> None:
     if run.first:
         add_scores(run.out, scores)
         page = run.out.parent / "report.md"
-        names = filter(None, config.bench.split(","))
-        shown = [example for name in names for example in TASKS.make(name).examples("val", 2)[:14]]
+        shown = [example for task in tasks.values() for example in task.examples("val", 2)[:14]]
         said = ask([example.prompt for example in shown])
         section(page, "Supervised fine-tuning", f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
                 f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, shown, said)}")

@@ -67,6 +67,8 @@ def main(config: Config) -> None:
         if config.bench:
             benchmark(config, folder, ask)
         if config.data:
+            if not config.data.is_file():
+                raise FileNotFoundError(f"--data takes one file of conversations; {config.data} is none")
             predict(load(config.data, config.image_folder, need_answer=False), ask,
                     config.save or folder / "predictions.jsonl", config.batch_size)
         return
@@ -85,25 +87,29 @@ def dialogue(run: Run, model: VLM, tokenizer: Tokenizer, sampling: dict) -> Dial
 
 def chat(config: Config, talk: Dialogue) -> None:
     """Answer --prompt, or messages typed until the end of the input."""
-    shown = [from_file(path) for path in config.image]
-    if config.prompt:
-        say(talk, [*shown, config.prompt])
-        return
+    try:
+        shown = [from_file(path) for path in config.image]
+        if config.prompt:
+            say(talk, [*shown, config.prompt])
+            return
+    except BadRow as bad:
+        raise SystemExit(f"{bad}") from bad
     print("Type a message. /image PATH shows a picture with the next message, /new starts again, /quit ends.")
     while (line := read_line()) is not None and line != "/quit":
         if line == "/new":
             talk.reset()
             shown = []
-        elif line.startswith("/image"):
-            try:
+            continue
+        try:
+            if line.startswith("/image"):
                 picture = from_file(line.removeprefix("/image").strip())
                 picture.load()
                 shown.append(picture)
-            except BadRow as bad:
-                print(bad)
-        elif line:
-            say(talk, [*shown, line])
-            shown = []
+            elif line:
+                say(talk, [*shown, line])
+                shown = []
+        except BadRow as bad:
+            print(bad)
 
 
 def read_line() -> str | None:
@@ -173,8 +179,8 @@ def benchmark(config: Config, folder: Path, ask: Ask) -> None:
     """Score every task on its test split; numbers to scores.json, answers to predictions-TASK.jsonl, both to the report."""
     started, scores, page = time.time(), {}, folder.parent / "report.md"
     pictures = ""
-    for name in config.bench.split(","):
-        task = TASKS.make(name)
+    tasks = {name: TASKS.make(name) for name in config.bench.split(",")}  # a wrong name fails before an hour of scoring
+    for name, task in tasks.items():
         began = time.time()
         new, rows = evaluate(name, task, "test", ask, config.examples or task.size, config.controls)
         new[f"{name}/seconds"] = round(time.time() - began, 1)

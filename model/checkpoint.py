@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model.config import VLMConfig
+from model.optimizer import Together
 from model.vlm import VLM
 
 STAGES = {  # folder under out/, newest stage first: the command that makes it
@@ -120,7 +121,7 @@ def load_weights(model: VLM, tensors: dict[str, torch.Tensor], source: str, with
 
 # ---------------------------------------------------------------- resuming
 
-def save_resume(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, state: dict, rank: int, world: int) -> None:
+def save_resume(folder: Path, model: VLM, optimizer: Together, state: dict, rank: int, world: int) -> None:
     """Everything that the next step depends on, as resume/STEP, complete or absent. Every rank calls this.
 
     `state` is small and plain: step, data position, whatever the script counts. The random states are each rank's own.
@@ -149,7 +150,7 @@ def save_resume(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, stat
     barrier(world)
 
 
-def load_resume(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, rank: int, world: int) -> dict:
+def load_resume(folder: Path, model: VLM, optimizer: Together, rank: int, world: int) -> dict:
     """Put everything back as it was at the newest complete step and return its `state`."""
     steps = sorted(path for path in (folder / "resume").glob("*") if path.suffix != ".tmp" and path.is_dir())
     if not steps:

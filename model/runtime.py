@@ -1,4 +1,4 @@
-"""The mechanics that every training script shares: processes, precision, learning rate, optimizer, log, curves.
+"""The mechanics that every training script shares: processes, precision, learning rate, log, curves.
 
 In:  a script's Config.  Out: a `Run`, of which one process on one CPU is the ordinary case.
 
@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from model import checkpoint
+from model.optimizer import Together
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -35,16 +37,6 @@ def learning_rate(step: int, *, peak: float, warmup: int, total: int, floor: flo
         return peak * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) over what is trained; only matrices decay, not norms and biases."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError("every part is frozen: nothing to train; set --train.llm full, for example")
-    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95), fused=True)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:
@@ -150,21 +142,22 @@ class Run:
 
     # ------------------------------------------------------------ saving
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, tokenizer_file: Path, step: int, position: int) -> None:
+    def save(self, model: nn.Module, optimizer: Together, tokenizer_file: Path, step: int, position: int) -> None:
         """The model for anyone, and everything that resuming needs."""
         if self.first:
             checkpoint.save(self.out, model, tokenizer_file)
         state = {"step": step, "position": position, "seconds": self.seconds}
         checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world)
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    def resume(self, model: nn.Module, optimizer: Together) -> tuple[int, int]:
         """(step, data position) to go on from; (0, 0) without --resume. The log loses what came after that step."""
         log = self.out / "log.jsonl"
         if not self.config.resume:
             if self.first:
                 self.out.mkdir(parents=True, exist_ok=True)
-                for old in (log, self.out / "bad_rows.jsonl"):
+                for old in (log, self.out / "bad_rows.jsonl"):  # an earlier run's are not this one's
                     old.unlink(missing_ok=True)
+                shutil.rmtree(self.out / "resume", ignore_errors=True)
             return 0, 0
         state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world)
         lines = log.read_text().splitlines() if log.is_file() else []

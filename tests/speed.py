@@ -30,7 +30,8 @@ from model import cli
 from model.config import PRESETS, VLMConfig
 from model.llm.attention import Documents
 from model.losses import IGNORE, cross_entropy_sum, next_token_targets
-from model.runtime import clip_gradients, make_optimizer
+from model.optimizer import make_optimizer
+from model.runtime import clip_gradients
 from model.vlm import VLM, count_parameters
 
 IMAGE, PAD = 4, 2  # ids of the placeholder and of padding; any would do
@@ -133,7 +134,7 @@ class Leg:
         self.form, self.batches = form, batches
         self.model = VLM(model.config, encoder=model.encoder)  # the encoder is frozen: one serves all legs
         self.model.load_state_dict(model.state_dict())
-        self.optimizer = make_optimizer(self.model, lr=4e-4, weight_decay=0.05)
+        self.optimizer = make_optimizer(self.model, "adamw", lr=4e-4, weight_decay=0.05)
         if form.padded:
             for block in self.model.llm.blocks:
                 block.self_attn.attend = attend_rows

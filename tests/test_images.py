@@ -130,7 +130,7 @@ def test_names_inside_the_folder_are_found_in_every_spelling(tmp_path):
         assert from_name(name, tmp_path, allow_urls=False).load().size == (8, 8)
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "a\0b.png", "missing.png", "", "https://example.com/a.png", "data:image/png;base64,!"])
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b.png", "missing.png", "", "https://a.org/a.png", "data:image/png;base64,!!"])
 def test_a_name_without_an_image_is_a_bad_row(tmp_path, name):
     with pytest.raises(BadRow):
         from_name(name, tmp_path, allow_urls=False)

@@ -19,8 +19,9 @@ from dataset.conversations import BadRows, load
 from dataset.tokenizer import MODEL_FILE, Tokenizer
 from model.config import preset
 from model.losses import IGNORE, next_token_targets
+from model.optimizer import make_optimizer
 from model.registry import TEMPLATES
-from model.runtime import Run, clip_gradients, draw_curves, learning_rate, make_optimizer
+from model.runtime import Run, clip_gradients, draw_curves, learning_rate
 from model.vlm import VLM
 from tests import tiny
 from tests.conftest import ENCODER
@@ -52,7 +53,7 @@ def test_a_run_without_warm_up_or_shorter_than_it_has_a_learning_rate():
 
 def test_matrices_decay_and_norms_do_not():
     model = tiny.vlm(attention_bias=True)
-    decay, keep = make_optimizer(model, lr=1e-3, weight_decay=0.1).param_groups
+    decay, keep = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.1).param_groups
     assert (decay["weight_decay"], keep["weight_decay"]) == (0.1, 0.0)
     assert {p.ndim for p in keep["params"]} == {1}
     assert all(p.ndim >= 2 for p in decay["params"])
@@ -63,11 +64,11 @@ def test_frozen_parts_are_no_business_of_the_optimizer():
     model = tiny.vlm()
     model.llm.requires_grad_(False)
     model.encoder.requires_grad_(False)
-    (group,) = make_optimizer(model, lr=1e-3, weight_decay=0.1).param_groups
+    (group,) = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.1).param_groups
     assert group["params"] == list(model.connector.parameters())
     model.connector.requires_grad_(False)
     with pytest.raises(ValueError, match="every part is frozen.*--train.llm full"):
-        make_optimizer(model, lr=1e-3, weight_decay=0.1)
+        make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.1)
 
 
 def with_gradient(*values: float) -> nn.Linear:
@@ -136,7 +137,7 @@ def test_weights_begin_alike_on_every_rank_and_random_numbers_do_not(tmp_path, m
 
 def test_a_resumed_run_goes_on_in_the_random_numbers_where_it_stopped(tmp_path):
     model = tiny.vlm()
-    optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.0)
+    optimizer = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.0)
     run = Run(settings(tmp_path), "test")
     run.wrap(model, compile=False)
     assert run.resume(model, optimizer) == (0, 0)

@@ -1,0 +1,61 @@
+"""The optimizers: what Muon does to a matrix, and which tensors it is given."""
+
+import pytest
+import torch
+
+from model.optimizer import Muon, make_optimizer, orthogonal
+from tests import tiny
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 12), (2, 12, 5)])
+def test_an_orthogonal_update_keeps_the_directions_and_evens_out_their_sizes(shape):
+    updates = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonal(updates)
+    u, _, vh = torch.linalg.svd(updates, full_matrices=False)
+    sizes = (u.mT @ result @ vh.mT).diagonal(dim1=1, dim2=2)  # of the result along the update's own directions
+    assert result.shape == updates.shape
+    assert (sizes > 0.5).all() and (sizes < 1.3).all()
+    assert torch.allclose(u @ torch.diag_embed(sizes) @ vh, result, atol=1e-4)
+
+
+def test_matrices_treated_together_move_as_if_treated_alone():
+    gradients = [torch.randn(4, 6, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+
+    def moved(groups):
+        weights = [torch.nn.Parameter(torch.zeros(4, 6)) for _ in gradients]
+        for weight, gradient in zip(weights, gradients):
+            weight.grad = gradient.clone()
+        for chosen in groups:
+            Muon([weights[k] for k in chosen], lr=0.1, weight_decay=0.0).step()
+        return torch.stack([weight.detach() for weight in weights])
+
+    assert torch.allclose(moved([[0, 1, 2]]), moved([[0], [1], [2]]), atol=1e-6)
+
+
+def test_an_update_of_muon_is_as_large_as_one_of_adamw():
+    weight = torch.nn.Parameter(torch.zeros(64, 48))
+    weight.grad = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
+    Muon([weight], lr=1.0, weight_decay=0.0).step()
+    assert 0.15 < weight.detach().pow(2).mean().sqrt() < 0.25
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else_that_moves():
+    model = tiny.vlm()
+    model.encoder.requires_grad_(False)
+    muon, adamw = make_optimizer(model, "muon", lr=1e-3, weight_decay=0.1).optimizers
+    names = {p: name for name, p in model.named_parameters()}
+    of_muon = {names[p] for group in muon.param_groups for p in group["params"]}
+    of_adamw = {names[p] for group in adamw.param_groups for p in group["params"]}
+    assert of_muon and all(".layers." in name and "norm" not in name for name in of_muon)
+    assert "llm.model.embed_tokens.weight" in of_adamw and "connector.proj.weight" in of_adamw
+    assert of_muon | of_adamw == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not of_muon & of_adamw
+
+
+def test_an_unknown_optimizer_and_a_resume_with_another_one_say_so():
+    model = tiny.vlm()
+    with pytest.raises(ValueError, match="muon or adamw, not 'sgd'"):
+        make_optimizer(model, "sgd", lr=1e-3, weight_decay=0.0)
+    states = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.0).state_dict()
+    with pytest.raises(ValueError, match="resume with the same --optimizer"):
+        make_optimizer(model, "muon", lr=1e-3, weight_decay=0.0).load_state_dict(states)
