@@ -50,11 +50,11 @@ class Config:
     train: Train = field(default_factory=Train)
     epochs: float = 1.0  # passes over the data
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
-    batch_size: int = 32  # conversations a process and micro-step
+    batch_size: int = 8  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step
     max_length: int = 1024  # tokens of a conversation; longer ones lose their end
-    optimizer: str = "muon"  # muon (matrices of the blocks; AdamW for the rest) | adamw
-    lr: float = 2e-3  # peak learning rate; after pretraining on real captions: 4e-4
+    optimizer: str = "muon"  # muon (matrices of blocks and connector; AdamW for the rest) | adamw
+    lr: float = 3e-3  # peak learning rate; after pretraining on real captions: 4e-4
     warmup: int = 20  # steps of rising learning rate
     weight_decay: float = 0.05
     clip: float = 1.0  # largest norm of the gradient
@@ -63,7 +63,7 @@ class Config:
     eval_every: int = 0  # steps between checks; 0: at the end alone
     eval_examples: int = 30  # pictures' worth of questions a check asks of each task
     save_every: int = 200  # steps between saves for --resume; the end is always saved
-    log_every: int = 10  # steps between lines of log.jsonl
+    log_every: int = 20  # steps between lines of log.jsonl
     max_bad: float = 0.01  # share of bad rows that stops the run
     feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
     feature_cache_gb: float = 8.0  # above this the encoder runs at every step instead

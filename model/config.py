@@ -92,14 +92,17 @@ def _preset(encoder: str, **llm) -> VLMConfig:
 
 
 PRESETS = {
-    # 2.9M parameters in llm + connector: learns the embedded world in minutes on a CPU
+    # 1.8M parameters in llm + connector: learns the embedded world in minutes on a CPU. Narrow and deep, with normed queries
+    # and keys and a short RoPE period, because its documents are short: each of these lowered the loss of the same minutes.
     "nano": _preset(
         "tiny_clip",
-        hidden_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        intermediate_size=512,
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        intermediate_size=256,
+        rope_theta=200.0,
+        qk_norm=True,
     ),
     # 26M and 104M: the shapes of MiniMind-V
     "small": _preset(

@@ -1,4 +1,4 @@
-"""Optimizers: Muon for the matrices inside the blocks, AdamW for everything else.
+"""Optimizers: Muon for the matrices of the blocks and the connector, AdamW for everything else.
 
 In:  a model and a learning rate.  Out: one object with `step`, `zero_grad`, `param_groups`, `state_dict`.
 
@@ -96,7 +96,8 @@ def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float) -> 
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("every part is frozen: nothing to train; set --train.llm full, for example")
-    inside = {p for part in (model.llm, model.encoder) for block in part.blocks for p in block.parameters() if p.ndim == 2}
+    blocks = [block for part in (model.llm, model.encoder) for block in part.blocks]
+    inside = {p for module in (*blocks, model.connector) for p in module.parameters() if p.ndim == 2}
     hidden = [p for p in trained if name == "muon" and p in inside]
     groups = [{"params": [p for p in trained if p.ndim >= 2 and p not in set(hidden)], "weight_decay": weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]

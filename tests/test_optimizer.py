@@ -39,15 +39,16 @@ def test_an_update_of_muon_is_as_large_as_one_of_adamw():
     assert 0.15 < weight.detach().pow(2).mean().sqrt() < 0.25
 
 
-def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else_that_moves():
+def test_muon_takes_the_matrices_of_blocks_and_connector_and_adamw_all_else_that_moves():
     model = tiny.vlm()
     model.encoder.requires_grad_(False)
     muon, adamw = make_optimizer(model, "muon", lr=1e-3, weight_decay=0.1).optimizers
     names = {p: name for name, p in model.named_parameters()}
     of_muon = {names[p] for group in muon.param_groups for p in group["params"]}
     of_adamw = {names[p] for group in adamw.param_groups for p in group["params"]}
-    assert of_muon and all(".layers." in name and "norm" not in name for name in of_muon)
-    assert "llm.model.embed_tokens.weight" in of_adamw and "connector.proj.weight" in of_adamw
+    assert "connector.proj.weight" in of_muon and "llm.model.layers.0.mlp.up_proj.weight" in of_muon
+    assert all(name.startswith("connector.") or ".layers." in name and "norm" not in name for name in of_muon)
+    assert "llm.model.embed_tokens.weight" in of_adamw
     assert of_muon | of_adamw == {name for name, p in model.named_parameters() if p.requires_grad}
     assert not of_muon & of_adamw
 
