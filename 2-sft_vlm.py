@@ -5,7 +5,7 @@ The data are conversations: one picture or several, one turn or many, some witho
 
 In:  out/pretrain and conversations (default: world, easy_vqa, arithmetic, text).  Out: out/sft, as in stage 1.
 
-    python 2-sft_vlm.py                                             two minutes on two CPU cores
+    python 2-sft_vlm.py                                             four minutes on two CPU cores
     python 2-sft_vlm.py --data world my_rows.jsonl:2 --image_folder pictures
     python 2-sft_vlm.py --data llava_instruct_230k.parquet --init out/pretrain --lr 4e-4 --batch_size 16
 """
@@ -41,7 +41,7 @@ class Train:
 
 @dataclass
 class Config:
-    data: tuple[str, ...] = ("world", "easy_vqa", "arithmetic", "text")  # tasks or files, mixed: rows.jsonl, x.parquet:0.5
+    data: tuple[str, ...] = ("world", "easy_vqa:0.5", "arithmetic:0.5", "text:0.5")  # tasks or files, mixed: rows.jsonl, x.parquet:0.5
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
     init: Path = Path("out/pretrain")  # the checkpoint to start from

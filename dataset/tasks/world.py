@@ -35,7 +35,7 @@ class World:
 
     size = 300  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 8_000, scenes: int = 8_000, most: int = 4):
+    def __init__(self, concepts: str = "nano", rows: int = 5_000, scenes: int = 5_000, most: int = 4):
         self.concepts, self.rows, self.scenes, self.most = concepts, rows, scenes, most
 
     def scene(self, split: str, i: int) -> world.Scene:
