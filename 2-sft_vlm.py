@@ -41,7 +41,7 @@ class Train:
 
 @dataclass
 class Config:
-    data: tuple[str, ...] = ("world", "easy_vqa:0.5", "arithmetic:0.5", "text:0.5")  # tasks or files, mixed: rows.jsonl, x.parquet:0.5
+    data: tuple[str, ...] = ("world", "easy_vqa:0.5", "arithmetic:0.5", "text:0.5")  # tasks or files, by weight
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
     init: Path = Path("out/pretrain")  # the checkpoint to start from

@@ -75,11 +75,19 @@ def means(examples: Sequence[Example], scores: Sequence[float], key: Callable[[E
     return {group: sum(values) / len(values) for group, values in sorted(groups.items())}
 
 
-def guessing(asked: Sequence[Example], seen: Sequence[Example]) -> float:
-    """What a model that never looks can reach: always the most common answer of the kind (and tags) among `seen`."""
+def guessing(asked: Sequence[Example], seen: Sequence[Example], enough: int = 10) -> float:
+    """What a model that never looks can reach: the most common answer, among `seen`, to the same question.
+
+    A question seen fewer than `enough` times gets the most common answer of its kind and first tag.
+    """
     common: dict[tuple, Counter] = defaultdict(Counter)
     for example in seen:
-        common[example.kind, example.tags[:1]][normal(example.answer)] += 1
-    best = {key: answers.most_common(1)[0][0] for key, answers in common.items()}
-    right = [normal(example.answer) == best.get((example.kind, example.tags[:1])) for example in asked]
-    return sum(right) / len(right)
+        for key in ((example.prompt.messages[-1].text,), (example.kind, example.tags[:1])):
+            common[key][normal(example.answer)] += 1
+    right = 0
+    for example in asked:
+        answers = common[(example.prompt.messages[-1].text,)]
+        if answers.total() < enough:
+            answers = common[example.kind, example.tags[:1]]
+        right += bool(answers) and normal(example.answer) == answers.most_common(1)[0][0]
+    return right / len(asked)
