@@ -274,8 +274,11 @@ def test_a_killed_run_goes_on_to_exactly_the_same_weights(killed_and_resumed, on
 def test_a_resumed_run_ends_with_the_same_optimizer_and_random_numbers(killed_and_resumed, one_process):
     ends = [folder / "resume" / "000005" for folder in (killed_and_resumed[1], one_process)]
     one, two = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in ends)
-    assert one["param_groups"] == two["param_groups"]
-    assert all(torch.equal(one["state"][i][name], two["state"][i][name]) for i in one["state"] for name in one["state"][i])
+    assert one.keys() == two.keys() == {"Muon", "AdamW"}
+    for part in one:
+        assert one[part]["param_groups"] == two[part]["param_groups"]
+        states = one[part]["state"], two[part]["state"]
+        assert states[0] and all(torch.equal(states[0][i][name], states[1][i][name]) for i in states[0] for name in states[0][i])
     one, two = (torch.load(folder / "random-0.pt", weights_only=True)["cpu"] for folder in ends)
     assert torch.equal(one, two)
     one, two = (json.loads((folder / "state.json").read_text())["position"] for folder in ends)

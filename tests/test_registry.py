@@ -88,7 +88,7 @@ def test_unknown_config_keys_are_refused_by_name():
         VLMConfig.from_dict(values)
 
 
-@pytest.mark.parametrize("change", [{"num_key_value_heads": 4}, {"hidden_size": 190}, {"head_dim": 31}])
+@pytest.mark.parametrize("change", [{"num_key_value_heads": 3}, {"hidden_size": 126}, {"head_dim": 31}])
 def test_head_counts_that_do_not_divide_are_refused(change):
     with pytest.raises(ValueError):
         dataclasses.replace(PRESETS["nano"].llm, **change)
