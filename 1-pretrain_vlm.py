@@ -105,7 +105,7 @@ def main(config: Config) -> None:
     batches = Batches(
         source,
         partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens, max_length=config.max_length),
-        eyes, batch_size=config.batch_size, window=16, seed=config.seed,
+        eyes, batch_size=config.batch_size, window=1, seed=config.seed,
         bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world)
     per_step = config.accumulate * run.world  # micro-batches a step
     steps = config.max_steps or max(1, round(config.epochs * len(batches) / per_step))
