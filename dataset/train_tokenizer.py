@@ -12,6 +12,7 @@ no dummy prefix, no normalisation, no whitespace clean-up, byte fallback. Digits
 """
 from __future__ import annotations
 
+import io
 import random
 import re
 from collections.abc import Iterator
@@ -76,14 +77,15 @@ def main(config: Config) -> None:
         new = list(corpus_lines(file, config.most))
         print(f"{file}: {sum(map(len, new)):,} characters")
         lines += new
+    model = io.BytesIO()  # not a prefix on disk: the path would stand in the model
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for line in lines if line]), model_prefix=str(config.out.with_suffix("")),
+        sentence_iterator=iter([line for line in lines if line]), model_writer=model,
         vocab_size=config.vocab_size, model_type="bpe", character_coverage=0.996, byte_fallback=True, split_digits=True,
         add_dummy_prefix=False, normalization_rule_name="identity", remove_extra_whitespaces=False, max_sentence_length=100_000,
         required_chars="".join({character for concept in world.concepts("all") for character in concept.en + concept.zh} - {" "}),
         unk_id=0, bos_id=1, eos_id=2, pad_id=3, eos_piece="<|end|>", pad_piece="<pad>",
         control_symbols=list(CONTROLS), user_defined_symbols=[*TAGS, "\n"], minloglevel=1)
-    config.out.with_suffix(".vocab").unlink()
+    config.out.write_bytes(model.getvalue())
     print(f"wrote {config.out}")
 
 
