@@ -4,7 +4,7 @@ In:  a model and a learning rate.  Out: one object with `step`, `zero_grad`, `pa
 
 Muon (K. Jordan 2024, kellerjordan.github.io/posts/muon) makes each update of a matrix orthogonal, so that it moves in all
 directions alike instead of in the few that dominate the gradient. Scaled to the size of an AdamW update (arXiv 2502.16982)
-it takes the same learning rate. Measured here on captions, the same 4,000 rows: loss 0.37 against AdamW's 0.94.
+it takes the same learning rate. Seen once on captions (one seed, 4,000 rows, batch 8): loss 0.36, AdamW 1.07.
 """
 
 from collections import defaultdict
