@@ -4,11 +4,15 @@ In:  a task, a split, and `ask`: conversations -> answers.  Out: scores (a flat 
 
 `blank` shows an empty picture in place of the real one, `shuffled` that of another question: both should fall to the level
 of guessing. A benchmark that a model passes with either of them measures language, not sight.
+
+    python -m dataset.evaluation out/sft/predictions-mmhal.jsonl mmhal:path=...,images=...,judge=...
+scores answers that were saved before, without the model: with another judge, say, or with the first one.
 """
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +23,9 @@ from dataset.chat import Conversation, Message, Template, render_prompt
 from dataset.collate import pad
 from dataset.eyes import Eyes
 from dataset.images import Picture
-from dataset.tasks import Example
+from dataset.report import table
+from dataset.tasks import Cut, Example
+from model.registry import TASKS
 
 BLANK = Picture("blank", lambda: Image.new("RGB", (96, 96), (240, 240, 240)))
 
@@ -28,7 +34,8 @@ BLANK = Picture("blank", lambda: Image.new("RGB", (96, 96), (240, 240, 240)))
 class Ask:
     """Conversations -> what the model says to each, in their order; prompts of about equal length share a batch.
 
-    `generate` makes a list of objects with `.tokens` of a padded batch of prompts (model.generate.generate with its options).
+    `generate` makes a list of objects with `.tokens` and `.stopped` of a padded batch of prompts (model.generate.generate
+    with its options). An answer that did not stop by itself is a `Cut`.
     """
 
     template: Template
@@ -48,7 +55,7 @@ class Ask:
             chosen = order[start:start + self.batch_size]
             batch = pad([prompts[i] for i in chosen], self.eyes, self.tokenizer.pad)
             for i, answer in zip(chosen, self.generate(batch), strict=True):
-                said[i] = self.tokenizer.decode(answer.tokens)
+                said[i] = (str if answer.stopped else Cut)(self.tokenizer.decode(answer.tokens))
         return said
 
 
@@ -86,6 +93,23 @@ def shuffled(examples: Sequence[Example]) -> list[Example]:
     return result
 
 
+def measure(task, examples: Sequence[Example], said: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
+    """The score of every answer (None: nobody could judge it) and the task's metrics."""
+    if hasattr(task, "measure"):
+        return task.measure(examples, said)
+    scores = [task.score(example, answer) for example, answer in zip(examples, said, strict=True)]
+    return scores, task.summary(examples, scores)
+
+
+def scored(name: str, task, examples: Sequence[Example], said: Sequence[str]) -> tuple[dict[str, float], list[dict]]:
+    """The metrics of answers as "name/metric": value, and a row for every question."""
+    scores, metrics = measure(task, examples, said)
+    rows = [{"id": example.prompt.id, "kind": example.kind, "question": example.prompt.messages[-1].text, "truth": example.answer,
+             "answer": answer, "cut": isinstance(answer, Cut), "score": score}
+            for example, answer, score in zip(examples, said, scores, strict=True)]
+    return {**{f"{name}/{metric}": value for metric, value in metrics.items()}, f"{name}/n": len(examples)}, rows
+
+
 def evaluate(name: str, task, split: str, ask: Callable[[Sequence[Conversation]], list[str]], n: int, controls: int = 0,
              kinds: Sequence[str] = ()) -> tuple[dict[str, float], list[dict]]:
     """Scores of a task ("name/metric": value) on n pictures' worth of questions of a split, and a row for every question.
@@ -98,22 +122,30 @@ def evaluate(name: str, task, split: str, ask: Callable[[Sequence[Conversation]]
         raise ValueError(f"the task {name!r} asks no question{' of the kind ' + ' or '.join(kinds) if kinds else ''}: "
                          f"leave it out of --bench")
     said = ask([example.prompt for example in examples])
-    scores = [task.score(example, answer) for example, answer in zip(examples, said, strict=True)]
-    result = {f"{name}/{metric}": value for metric, value in task.summary(examples, scores).items()}
+    result, rows = scored(name, task, examples, said)
     if controls:
         if hasattr(task, "guess"):
             result[f"{name}/guessing"] = task.guess(examples)
         some = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls]
         for control, change in (("blank", blank), ("shuffled", shuffled)):
             asked = change(some)
+            if not asked:  # a task in words alone has no picture to hide
+                continue
             answers_given = ask([example.prompt for example in asked])
-            right = [task.score(example, answer) for example, answer in zip(asked, answers_given, strict=True)]
-            if right:  # a task in words alone has no picture to hide
+            right = [score for score in measure(task, asked, answers_given)[0] if score is not None]
+            if right:
                 result[f"{name}/{control}"] = sum(right) / len(right)
-    result[f"{name}/n"] = len(examples)
-    rows = [{"id": example.prompt.id, "kind": example.kind, "question": example.prompt.messages[-1].text, "truth": example.answer,
-             "answer": answer, "score": score} for example, answer, score in zip(examples, said, scores, strict=True)]
     return result, rows
+
+
+def rescore(name: str, task, rows: Sequence[dict], split: str = "test") -> tuple[dict[str, float], list[dict]]:
+    """What `evaluate` says without controls, from rows that it wrote: the model is not asked again, only a judge."""
+    saved = {row["id"]: (Cut if row["cut"] else str)(row["answer"]) for row in rows}
+    examples = [example for example in task.examples(split, task.size) if example.prompt.id in saved]
+    if not examples or len(examples) != len(rows):
+        raise ValueError(f"of {len(rows)} saved answers {len(examples)} are to questions of {name!r}: "
+                         f"give the task the options that it had")
+    return scored(name, task, examples, [saved[example.prompt.id] for example in examples])
 
 
 def add_scores(folder: Path, scores: dict[str, float]) -> None:
@@ -121,3 +153,12 @@ def add_scores(folder: Path, scores: dict[str, float]) -> None:
     file = folder / "scores.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("python -m dataset.evaluation PREDICTIONS.jsonl TASK:option=value,...")
+    predictions, spec = Path(sys.argv[1]), sys.argv[2]
+    new, _ = rescore(spec.partition(":")[0], TASKS.make(spec), [json.loads(line) for line in predictions.open(encoding="utf-8")])
+    add_scores(predictions.parent, new)
+    print(f"{table(new)}\nwrote {predictions.parent / 'scores.json'}")

@@ -52,7 +52,7 @@ def parrot(batch: dict) -> list:
     answers = []
     for ids in batch["input_ids"].tolist():
         words = ids[ids.index(user) + 1 : ids.index(assistant)]
-        answers.append(SimpleNamespace(tokens=[number for number in words if number != image]))
+        answers.append(SimpleNamespace(tokens=[number for number in words if number != image], stopped=len(words) < 40))
     return answers
 
 
@@ -149,7 +149,8 @@ def test_a_model_that_looks_passes_and_fails_both_controls():
     scores, rows = evaluate("names", Task(), "test", seer, n=12, controls=1)
     metrics = {"accuracy": 0.5, "a": 1.0, "b": 0.0, "blank": 0.0, "shuffled": 0.0, "n": 12}
     assert scores == {f"names/{metric}": value for metric, value in metrics.items()}
-    assert rows[2] == {"id": "test/2", "kind": "a", "question": "Name 2?", "truth": "test2", "answer": "test2", "score": 1.0}
+    assert rows[2] == {"id": "test/2", "kind": "a", "question": "Name 2?", "truth": "test2", "answer": "test2", "cut": False,
+                       "score": 1.0}  # fmt: skip
     assert [row["id"] for row in rows] == [f"test/{i}" for i in range(12)]
 
 

@@ -92,7 +92,7 @@ def test_a_benchmark_writes_scores_with_controls_predictions_and_its_part_of_the
     for name in ("world", "easy_vqa", "arithmetic", "text"):
         rows = [json.loads(line) for line in (folder / "out" / "sft" / f"predictions-{name}.jsonl").read_text().splitlines()]
         assert len(rows) == scores[f"{name}/n"] > 0
-        assert set(rows[0]) == {"id", "kind", "question", "truth", "answer", "score"}
+        assert set(rows[0]) == {"id", "kind", "question", "truth", "answer", "cut", "score"}
         assert scores[f"{name}/seconds"] >= 0
     assert {"world/blank", "world/shuffled", "world/guessing", "easy_vqa/blank", "arithmetic/shuffled"} <= set(scores)
     assert all(0 <= value <= 1 for name, value in scores.items() if not name.endswith(("/n", "/seconds")))

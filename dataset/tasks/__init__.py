@@ -7,6 +7,8 @@ A task is a class registered with `@TASKS.register("name")`; its options are wha
     examples(split, n)            questions with known answers from "val" or "test", at most n pictures' worth of them
     score(example, answer)        0..1, how right an answer is
     summary(examples, scores)     {"metric": value in 0..1}, written to scores.json as "task/metric"
+    measure(examples, answers)    in place of score and summary, where a number is no mean over answers, or a judge decides:
+                                  (a score in 0..1 for each, None where nobody could judge it, and the metrics)
 
 The training split is drawn in 1-, 2- and 3-, the test split in 4-; nothing here looks at another split than it was asked for.
 """
@@ -28,6 +30,10 @@ class Example:
     answer: str
     kind: str
     tags: tuple[str, ...] = ()
+
+
+class Cut(str):
+    """An answer that the limit on its length ended, not the model."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,276 @@
+"""CHAIR, Cover and yes/no numbers by hand; descriptions of scenes; questions about what is not there."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from dataset import questions, world
+from dataset.chair import agreement, binary, chair, yes_or_no
+from dataset.evaluation import evaluate, rescore
+from dataset.tasks import Cut
+from dataset.tasks.hallucination import (
+    POPULAR,
+    Hallucination,
+    WorldPOPE,
+    by_count,
+    exists,
+    length,
+    malformed,
+    named,
+    seen_in_training,
+)
+from model.registry import TASKS
+
+# ---------------------------------------------------------------- pure numbers
+
+
+def test_chair_and_cover_by_hand():
+    named = [["bus", "key", "bus"], ["ant", "owl"], [], ["fox", "fox"]]
+    present = [{"bus", "fox"}, {"ant", "owl"}, {"key"}, {"bus"}]
+    # mentions: 3 + 2 + 0 + 2 = 7, of which absent: key, fox, fox; two of four answers; of 2 + 2 + 1 + 1 there: bus, ant, owl
+    assert chair(named, present) == {"chair_s": 2 / 4, "chair_i": 3 / 7, "cover": 3 / 6}
+
+
+def test_silence_hallucinates_nothing_and_covers_nothing():
+    assert chair([[], []], [{"bus"}, {"ant"}]) == {"chair_s": 0.0, "chair_i": 0.0, "cover": 0.0}
+
+
+def test_naming_everything_covers_everything_and_hallucinates():
+    assert chair([["bus", "ant", "key"]], [{"bus"}]) == {"chair_s": 1.0, "chair_i": 2 / 3, "cover": 1.0}
+
+
+def test_a_thing_that_is_there_twice_is_one_thing():
+    assert chair([["bus"]], [["bus", "bus"]])["cover"] == 1.0
+
+
+@pytest.mark.parametrize(("named", "present"), [([], []), ([["bus"]], []), ([["bus"]], [{"bus"}, {"ant"}])])
+def test_answers_without_their_truths_are_an_error(named, present):
+    with pytest.raises(ValueError, match="one to one"):
+        chair(named, present)
+    with pytest.raises(ValueError, match="one to one"):
+        binary([None] * len(named), ["yes"] * len(present), "yes")
+
+
+def test_one_answer_scores_between_silence_and_everything():
+    assert agreement(["bus", "ant"], {"ant", "bus"}) == 1.0
+    assert agreement([], {"bus"}) == 0.0
+    assert agreement(["bus", "key", "owl"], {"bus", "ant"}) == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
+
+
+def test_yes_and_no_by_hand():
+    predicted, truth = ["yes", "yes", "no", None, "no"], ["yes", "no", "yes", "no", "no"]
+    assert binary(predicted, truth, "yes") == {
+        "accuracy": 2 / 5, "precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "yes": 2 / 5, "unparsed": 1 / 5}  # fmt: skip
+    assert binary(predicted, truth, "no") == {
+        "accuracy": 2 / 5, "precision": 1 / 2, "recall": 1 / 3, "f1": pytest.approx(2 / 5), "yes": 2 / 5, "unparsed": 1 / 5}
+
+
+def test_nothing_predicted_positive_divides_by_nothing():
+    assert binary(["no"], ["yes"], "yes") == {
+        "accuracy": 0, "precision": 0, "recall": 0, "f1": 0, "yes": 0, "unparsed": 0}  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "parsed"), [
+    ("yes", "yes"), ("No.", "no"), (" NO!\nBecause", "no"), ("Yes, not a problem", "yes"), ("是", "yes"), ("否。", "no"), ("是的", "yes"),
+    ("", None), ("maybe", None), ("Not sure", None), ("Nope", None), ("nothing", None), ("There is no bus", None), ("不是", None),
+])  # fmt: skip
+def test_an_answer_is_yes_or_no_by_its_first_word_alone(answer, parsed):
+    assert yes_or_no(answer) == parsed
+
+
+# ---------------------------------------------------------------- descriptions
+
+
+@pytest.mark.parametrize("language", world.LANGUAGES)
+@pytest.mark.parametrize("which", ["nano", "all"])
+def test_a_true_description_is_well_formed_and_names_what_is_there(which, language):
+    for i in range(150):
+        scene = world.scene("test", i, which)
+        text = world.description(scene, language)
+        assert Counter(named(text, language, which)) == scene.counts
+        assert not malformed(text, language, which)
+
+
+GOOD = {"en": "There is a bus at the top left. There is an ant at the center.", "zh": "左上有一个公交车。中间有一个蚂蚁。"}
+
+
+@pytest.mark.parametrize(("language", "broken"), [
+    ("en", ""), ("en", "A bus and a fox."), ("en", "There is a bus at the top left"), ("en", "There is a bus at the"),
+    ("en", GOOD["en"] + " There is a"), ("en", GOOD["en"] + " " + GOOD["en"]), ("en", GOOD["en"] + GOOD["en"]),
+    ("en", "There is an bus at the top left."), ("en", "There is a unicorn-shaped bus at the top left."), ("en", GOOD["zh"]),
+    ("en", "There is a bus at the top left. There is a key at the top left. There is a bus at the top left."),
+    ("en", "There is a bus at the middle."), ("en", Cut(GOOD["en"])),
+    ("zh", ""), ("zh", "左上有公交车。"), ("zh", "左上有一个公交车"), ("zh", GOOD["zh"] + "中间"), ("zh", GOOD["zh"] * 2),
+    ("zh", "天上有一个公交车。"), ("zh", GOOD["en"]), ("zh", Cut(GOOD["zh"])),
+])  # fmt: skip
+def test_what_is_no_sentence_of_a_description_is_malformed(language, broken):
+    assert malformed(broken, language)
+    assert not malformed(GOOD[language], language)
+
+
+def test_what_is_no_sentence_still_names_things():
+    names = [concept.en for concept in named("There is a bus at the top left. I see two foxes and a", "en")]
+    assert names == ["bus", "fox"]
+    assert [concept.zh for concept in named("左上有一个公交车。还有狐狸", "zh")] == ["公交车", "狐狸"]
+
+
+def test_a_wrong_but_well_formed_claim_is_no_malformed_one():
+    assert not malformed("There is a bus at the top left. There is a key at the top left.", "en")
+
+
+def test_length_is_in_words_and_in_characters():
+    assert (length(GOOD["en"], "en"), length(GOOD["zh"], "zh")) == (15, 17)
+
+
+def test_half_of_the_scenes_are_described_in_each_language_and_newness():
+    examples = TASKS.make("hallucination").examples("test", 40)
+    assert Counter(example.tags for example in examples) == {
+        (language, freshness): 10 for language in world.LANGUAGES for freshness in ("new", "trained")}  # fmt: skip
+    assert Hallucination.size >= 1000
+    assert all(example.prompt.messages[-1].text in questions.ASK_DESCRIPTION[example.tags[0]] for example in examples)
+    assert not {e.prompt.pictures for e in examples} & {e.prompt.pictures for e in Hallucination().examples("val", 40)}
+
+
+def absent_from(example) -> world.Concept:
+    return next(c for c in world.concepts() if c not in world.mentions(example.answer, example.tags[0]))
+
+
+def test_the_numbers_of_descriptions_by_hand():
+    task = Hallucination()
+    examples = [e for e in task.examples("test", 40) if e.tags[0] == "en"][:4]
+    things = [len(set(world.mentions(e.answer, "en"))) for e in examples]
+    mentions = [len(world.mentions(e.answer, "en")) for e in examples]
+    invented = f"There is {world.with_article(absent_from(examples[1]).en)} at the bottom."
+    answers = [examples[0].answer, f"{examples[1].answer} {invented}", "", Cut(examples[3].answer)]
+    scores, metrics = task.measure(examples, answers)
+    words = sum(len(answer.split()) for answer in answers) / 4
+    assert metrics == {
+        "chair_s": 1 / 4,
+        "chair_i": 1 / (mentions[0] + mentions[1] + 1 + mentions[3]),
+        "cover": (things[0] + things[1] + things[3]) / sum(things),
+        "length": words, "length_words": words, "malformed": 2 / 4,
+    }  # fmt: skip
+    assert scores == [1.0, pytest.approx(2 * things[1] / (2 * things[1] + 1)), 0.0, 1.0]
+
+
+def test_lengths_in_words_and_characters_stand_apart():
+    examples = Hallucination().examples("test", 4)
+    _, metrics = Hallucination().measure(examples, [GOOD[e.tags[0]] for e in examples])
+    assert (metrics["length_words"], metrics["length_characters"], metrics["length"]) == (15, 17, 16)
+
+
+def test_a_model_that_sees_passes_and_one_that_recites_fails():
+    """Through `evaluate`, with its controls: the score of a control is the mean F1 of its answers."""
+    task = Hallucination()
+    truth = {e.prompt.pictures: e.answer for e in task.examples("test", 60)}
+    metrics, rows = evaluate("hallucination", task, "test", lambda ps: [truth.get(p.pictures, "") for p in ps], 60, controls=2)
+    assert (metrics["hallucination/chair_s"], metrics["hallucination/cover"], metrics["hallucination/malformed"]) == (0, 1, 0)
+    assert metrics["hallucination/blank"] == 0 and metrics["hallucination/shuffled"] < 0.3
+    assert metrics["hallucination/n"] == len(rows) == 60
+    english, _ = evaluate("hallucination", task, "test", lambda ps: [GOOD["en"]] * len(ps), 60)
+    assert 0.45 < english["hallucination/chair_s"] <= 0.5 == english["hallucination/malformed"]  # it names nothing in Chinese
+
+
+def test_saved_answers_are_scored_again_as_they_were_before():
+    task = Hallucination()
+    said = lambda prompts: [Cut(GOOD["en"]) if k % 3 else GOOD["zh"] for k in range(len(prompts))]  # noqa: E731
+    metrics, rows = evaluate("hallucination", task, "test", said, 12)
+    again = [json.loads(json.dumps(row)) for row in rows]
+    assert rescore("hallucination", task, again) == (metrics, rows)
+    with pytest.raises(ValueError, match="0 are to questions of 'world_pope'"):
+        rescore("world_pope", WorldPOPE(), again)
+
+
+# ---------------------------------------------------------------- is there a ...?
+
+
+def asked_about(example) -> world.Concept:
+    (concept,) = world.mentions(example.prompt.messages[-1].text, example.tags[0])
+    return concept
+
+
+def test_every_kind_is_half_yes_and_every_answer_is_true():
+    examples = WorldPOPE().examples("test", 60)
+    assert len(examples) == 360 and len({e.prompt.id for e in examples}) == 360
+    for example in examples:
+        scene = world.scene("test", int(example.prompt.id.split("/")[2]))
+        assert (yes_or_no(example.answer) == "yes") == (asked_about(example) in scene.counts)
+    for kind in WorldPOPE.kinds:
+        assert Counter(yes_or_no(e.answer) for e in examples if e.kind == kind) == {"yes": 60, "no": 60}
+
+
+def test_the_questions_are_those_that_the_world_asks():
+    scene, known = world.scene("test", 3), set()
+    for language in world.LANGUAGES:
+        known |= {questions.exists(scene, language, random.Random(i), "nano").text for i in range(400)}
+        assert {exists(concept, language) for concept in scene.counts} <= known
+
+
+def test_what_is_frequent_and_what_goes_together_is_counted_by_hand(monkeypatch):
+    ant, bat, bear, bird, *_ = world.concepts()
+    scenes = [[ant, bat], [ant, bat, bear], [ant, ant, bird], [bird]]
+
+    def scene(split, i, which, most):
+        assert split == "train"
+        return world.Scene("", tuple(world.Thing(c, k, 0, 0, 28) for k, c in enumerate(scenes[i])), (255, 255, 255))
+
+    monkeypatch.setattr(world, "scene", scene)
+    seen_in_training.cache_clear()
+    alone, beside = seen_in_training("nano", 4, 4)
+    seen_in_training.cache_clear()
+    assert alone == {ant: 3, bat: 2, bear: 1, bird: 2}
+    assert beside == {ant: {bat: 2, bear: 1, bird: 1}, bat: {ant: 2, bear: 1}, bear: {ant: 1, bat: 1}, bird: {ant: 1}}
+    assert by_count(alone, [bird, bear, bat, ant]) == [ant, bat, bird, bear]  # bat before bird by the alphabet
+
+
+def test_popular_and_adversarial_things_are_what_they_are_called():
+    task = WorldPOPE()
+    alone, beside = seen_in_training("nano", 4, 5_000)
+    for example in task.examples("test", 60):
+        there = set(world.scene("test", int(example.prompt.id.split("/")[2])).counts)
+        concept, missing = asked_about(example), [c for c in world.concepts() if c not in there]
+        if yes_or_no(example.answer) == "yes":
+            continue
+        if example.kind == "popular":
+            assert sum(alone[other] > alone[concept] for other in missing) < POPULAR
+        if example.kind == "adversarial":
+            together = {other: sum(beside[thing][other] for thing in there) for other in missing}
+            assert together[concept] == max(together.values()) > 0
+
+
+def test_the_questions_are_the_same_in_every_process():
+    assert [e.prompt.messages[-1].text for e in WorldPOPE().examples("test", 20)] == [
+        e.prompt.messages[-1].text for e in WorldPOPE().examples("test", 20)]  # fmt: skip
+    first = WorldPOPE().examples("test", 2)
+    assert [e.prompt.messages[-1].text for e in WorldPOPE().examples("test", 30)[:12]] == [
+        e.prompt.messages[-1].text for e in first]  # fmt: skip
+
+
+def test_a_model_that_always_says_yes_is_half_right_with_full_recall():
+    examples = WorldPOPE().examples("test", 30)
+    scores, metrics = WorldPOPE().measure(examples, ["yes" if e.tags[0] == "en" else "是" for e in examples])
+    for kind in ("", "random_", "popular_", "adversarial_"):
+        numbers = {name: metrics[kind + name] for name in ("accuracy", "precision", "recall", "f1", "yes", "unparsed")}
+        assert numbers == {"accuracy": 0.5, "precision": 0.5, "recall": 1, "f1": pytest.approx(2 / 3), "yes": 1, "unparsed": 0}
+    assert sum(scores) == len(scores) / 2
+
+
+def test_the_three_kinds_are_scored_apart():
+    examples = WorldPOPE().examples("test", 30)
+    answers = [e.answer if e.kind == "random" else "?" if e.kind == "popular" else "no" for e in examples]
+    scores, metrics = WorldPOPE().measure(examples, answers)
+    assert (metrics["random_accuracy"], metrics["random_f1"], metrics["random_yes"]) == (1, 1, 0.5)
+    assert (metrics["popular_accuracy"], metrics["popular_unparsed"], metrics["popular_precision"]) == (0, 1, 0)
+    assert (metrics["adversarial_accuracy"], metrics["adversarial_recall"], metrics["adversarial_yes"]) == (0.5, 0, 0)
+    assert metrics["accuracy"] == 0.5 == sum(scores) / len(scores)
+
+
+def test_the_controls_ask_about_things_that_are_there_and_things_that_are_not():
+    examples = WorldPOPE().examples("test", 60)[::8]
+    assert 15 < sum(yes_or_no(e.answer) == "yes" for e in examples) < 30 and len(examples) == 45
+
+
+def test_neither_task_is_trained_on():
+    assert TASKS.make("hallucination").train("sft") is None and TASKS.make("world_pope").train("pretrain") is None
