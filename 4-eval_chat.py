@@ -26,7 +26,7 @@ from dataset.report import poster, section, sheet, table
 from dataset.tokenizer import Tokenizer
 from model import checkpoint, cli
 from model.generate import generate, stream
-from model.registry import TASKS, TEMPLATES
+from model.registry import TASKS, TEMPLATES, specs
 from model.runtime import Run
 from model.vlm import VLM
 
@@ -179,20 +179,22 @@ def benchmark(config: Config, folder: Path, ask: Ask) -> None:
     """Score every task on its test split; numbers to scores.json, answers to predictions-TASK.jsonl, both to the report."""
     started, scores, page = time.time(), {}, folder.parent / "report.md"
     pictures = ""
-    tasks = {name: TASKS.make(name) for name in config.bench.split(",")}  # a wrong name fails before an hour of scoring
+    if len({spec.partition(":")[0] for spec in specs(config.bench)}) < len(specs(config.bench)):
+        raise SystemExit(f"--bench {config.bench}: one variant of a task at a time, for its files bear its name")
+    tasks = {spec.partition(":")[0]: TASKS.make(spec) for spec in specs(config.bench)}  # a wrong one fails before the scoring
     for name, task in tasks.items():
         began = time.time()
         new, rows = evaluate(name, task, "test", ask, config.examples or task.size, config.controls)
         new[f"{name}/seconds"] = round(time.time() - began, 1)
         scores.update(new)
         print(f"\n{table(new)}")
-        with (folder / f"predictions-{name.partition(':')[0]}.jsonl").open("w", encoding="utf-8") as file:
+        with (folder / f"predictions-{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        shown = random.Random(config.seed).sample(task.examples("test", 40), 24)
+        shown = task.examples("test", 40)
+        shown = random.Random(config.seed).sample(shown, min(24, len(shown)))
         said = ask([example.prompt for example in shown])
-        kind = name.partition(":")[0]
-        drawn = poster(folder / f"{kind}.png", page, shown, said)
-        pictures += f"\n### {name}\n\n{drawn}{sheet(folder / kind, page, shown, said)}\n"
+        drawn = poster(folder / f"{name}.png", page, shown, said)
+        pictures += f"\n### {name}\n\n{drawn}{sheet(folder / name, page, shown, said)}\n"
     add_scores(folder, scores)
     section(page, f"Test scores of {folder.name}", f"{table(scores)}\n{pictures}")
     print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. Next: python web_demo.py")

@@ -24,10 +24,15 @@ def section(file: Path, title: str, body: str) -> None:
     file.write_text(page, encoding="utf-8")
 
 
+NO_SHARES = re.compile(r"length(_\w+)?|seconds|mmhal/score(_\w+)?")  # lengths, seconds, ratings from 0 to 6
+
+
 def table(numbers: dict[str, float]) -> str:
-    """Metrics as a table; shares in percent, counts and seconds as they are."""
-    rows = [f"| {name} | {100 * value:.1f} % |" if isinstance(value, float) and 0 <= value <= 1 else f"| {name} | {value:g} |"
-            for name, value in numbers.items()]
+    """Metrics as a table; shares in percent, counts, lengths, ratings and seconds as they are."""
+    rows = []
+    for name, value in numbers.items():
+        share = isinstance(value, float) and 0 <= value <= 1 and not re.search(rf"(^|/)({NO_SHARES.pattern})$", name)
+        rows.append(f"| {name} | {100 * value:.1f} % |" if share else f"| {name} | {value:g} |")
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 

@@ -9,6 +9,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable
 
 
@@ -90,6 +91,11 @@ class Registry:
         if missing:
             raise ValueError(f"{self.kind} {name!r} also needs {', '.join(missing)}: write {name}:{missing[0]}=...")
         return factory(**context, **options)
+
+
+def specs(text: str) -> list[str]:
+    """`world,mmhal:path=a.json,images=b,text` -> its parts by name with their options: no option begins without KEY=."""
+    return [spec for spec in re.split(r",(?!\w+=)", text) if spec]
 
 
 LLMS = Registry("llm", "model.llm")

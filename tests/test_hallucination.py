@@ -64,7 +64,8 @@ def test_yes_and_no_by_hand():
     assert binary(predicted, truth, "yes") == {
         "accuracy": 2 / 5, "precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "yes": 2 / 5, "unparsed": 1 / 5}  # fmt: skip
     assert binary(predicted, truth, "no") == {
-        "accuracy": 2 / 5, "precision": 1 / 2, "recall": 1 / 3, "f1": pytest.approx(2 / 5), "yes": 2 / 5, "unparsed": 1 / 5}
+        "accuracy": 2 / 5, "precision": 1 / 2, "recall": 1 / 3, "f1": pytest.approx(2 / 5), "yes": 2 / 5,
+        "unparsed": 1 / 5}  # fmt: skip
 
 
 def test_nothing_predicted_positive_divides_by_nothing():
@@ -73,8 +74,9 @@ def test_nothing_predicted_positive_divides_by_nothing():
 
 
 @pytest.mark.parametrize(("answer", "parsed"), [
-    ("yes", "yes"), ("No.", "no"), (" NO!\nBecause", "no"), ("Yes, not a problem", "yes"), ("是", "yes"), ("否。", "no"), ("是的", "yes"),
-    ("", None), ("maybe", None), ("Not sure", None), ("Nope", None), ("nothing", None), ("There is no bus", None), ("不是", None),
+    ("yes", "yes"), ("No.", "no"), (" NO!\nBecause", "no"), ("Yes, not a problem", "yes"), ("是", "yes"), ("否。", "no"),
+    ("是的", "yes"), ("", None), ("maybe", None),
+    ("Not sure", None), ("Nope", None), ("nothing", None), ("There is no bus", None), ("不是", None),
 ])  # fmt: skip
 def test_an_answer_is_yes_or_no_by_its_first_word_alone(answer, parsed):
     assert yes_or_no(answer) == parsed

@@ -1,0 +1,165 @@
+"""A judge: any model behind the OpenAI chat API, at any address, that says how good an answer is.
+
+In:  lists of chat messages.  Out: what the judge says to each, or why it said nothing (`JudgeFailure`).
+
+    judge = Judge("gpt-4o")                                             the key is in OPENAI_API_KEY
+    judge = Judge("qwen3", url="http://localhost:8000/v1")              a local server (vLLM, llama.cpp, Ollama) needs no key
+    replies = judge.ask([[message("Is the sky green?")], [message("What is this?", [picture])]])
+
+What was answered is kept in a file, so that a run that was broken off goes on where it was; failures are asked again.
+A failure is a value of its own: it is counted apart and never becomes a score.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dataset.images import Picture
+
+CACHE = Path("out/judge.jsonl")
+
+
+class NoJudge(ValueError):
+    """Nobody to ask: neither an address nor a key."""
+
+
+@dataclass(frozen=True)
+class JudgeFailure:
+    """A question to which no usable reply came, and why."""
+
+    reason: str
+
+
+def data_url(picture: Picture) -> str:
+    """A picture as `data:image/png;base64,...`, which every server takes and no one has to host."""
+    file = io.BytesIO()
+    picture.load().save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def message(text: str, pictures: Sequence[Picture] = (), role: str = "user") -> dict:
+    """A chat message in OpenAI's form, its pictures before its text."""
+    if not pictures:
+        return {"role": role, "content": text}
+    shown = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
+    return {"role": role, "content": [*shown, {"type": "text", "text": text}]}
+
+
+class Judge:
+    """Asks one model, with temperature 0.
+
+    model     its name at the server
+    url       the server's address up to and with /v1; "": OpenAI's own
+    key       the environment variable that holds the key; a local server may do without
+    cache     a jsonl file of what was answered, by model and messages; None: nothing is kept
+    workers   requests at a time
+    timeout   seconds to wait for one reply
+    retries   how often a request is sent again after a time-out, a lost connection, status 408, 409, 429 or 5xx
+
+    Raises, when it is made, NoJudge where there is neither a url nor a key, ValueError without a model or the library.
+    """
+
+    def __init__(self, model: str, url: str = "", key: str = "OPENAI_API_KEY", cache: Path | None = CACHE, workers: int = 8,
+                 timeout: float = 120.0, retries: int = 4, max_tokens: int = 2048):  # fmt: skip
+        if not url and not os.environ.get(key):
+            raise NoJudge(f"no judge: give judge=URL (any server with the OpenAI chat API, such as http://localhost:8000/v1), "
+                          f"or put OpenAI's key into the environment variable {key}")  # fmt: skip
+        if not model:
+            raise ValueError("a judge has a name at its server: give model=NAME")
+        if importlib.util.find_spec("openai") is None:  # said now, and not after an hour of answers
+            raise ValueError("a judge is asked through the library openai: pip install openai")
+        self.model, self.url, self.key, self.max_tokens = model, url, key, max_tokens
+        self.workers, self.timeout, self.retries = workers, timeout, retries
+        self.cache, self.lock = cache, threading.Lock()
+        self.known = read_cache(cache) if cache else {}
+
+    def fingerprint(self, messages: list[dict]) -> str:
+        """What a reply is kept under: the same for the same question to the same model, wherever that runs."""
+        asked = json.dumps([self.model, self.max_tokens, messages], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+    def ask(self, questions: Sequence[list[dict]]) -> list[str | JudgeFailure]:
+        """The reply to each list of messages, in their order; equal ones are asked once."""
+        import openai
+
+        # A server that wants no key is sent a word in its place: the client insists on one.
+        client = openai.OpenAI(base_url=self.url or None, api_key=os.environ.get(self.key) or "none", timeout=self.timeout,
+                               max_retries=self.retries)  # fmt: skip
+        keys = [self.fingerprint(messages) for messages in questions]
+        new = {key: messages for key, messages in zip(keys, questions) if key not in self.known}
+        with client, ThreadPoolExecutor(self.workers) as pool:
+            replies = pool.map(lambda key: self.reply(client, key, new[key]), new)
+            progress = tqdm(replies, total=len(new), desc=f"judge {self.model}", disable=not new, leave=False)
+            failed = {key: reply for key, reply in zip(new, progress) if isinstance(reply, JudgeFailure)}
+        return [self.known.get(key, failed.get(key)) for key in keys]
+
+    def reply(self, client, key: str, messages: list[dict]) -> str | JudgeFailure:
+        """One reply, kept under its key. It is read from the bare response, which may be a proxy's page of HTML."""
+        import openai
+
+        try:
+            response = client.chat.completions.with_raw_response.create(
+                model=self.model, messages=messages, temperature=0.0, max_tokens=self.max_tokens
+            )
+            said = json.loads(response.text)["choices"][0]["message"]["content"]
+        except openai.OpenAIError as error:
+            return JudgeFailure(f"{type(error).__name__}: {error}")
+        except (json.JSONDecodeError, LookupError, TypeError) as error:
+            return JudgeFailure(f"the server's reply is no chat completion ({type(error).__name__}: {error})")
+        if not isinstance(said, str) or not said.strip():
+            return JudgeFailure("an empty reply")
+        with self.lock:
+            self.keep(key, said)
+        return said
+
+    def keep(self, key: str, said: str) -> None:
+        """Into memory and, at once, onto disk."""
+        self.known[key] = said
+        if self.cache:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            with self.cache.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "model": self.model, "reply": said}, ensure_ascii=False) + "\n")
+
+
+def read_cache(file: Path) -> dict[str, str]:
+    """Replies that were kept; a last line that a broken run left half written is asked again."""
+    known = {}
+    if file.is_file():
+        text = file.read_text(encoding="utf-8")
+        if text and not text.endswith("\n"):
+            text = text[: text.rfind("\n") + 1]
+            file.write_text(text, encoding="utf-8")
+        for line in text.split("\n")[:-1]:  # not splitlines: a reply may hold U+2028
+            row = json.loads(line)
+            known[row["key"]] = row["reply"]
+    return known
+
+
+def judge_or_none(task: str, judge: str, model: str, key: str) -> Judge | None:
+    """The judge that a task's options name; without one the answers are still made and kept, and this says so."""
+    try:
+        return Judge(model, judge, key)
+    except NoJudge as missing:
+        print(f"{task}: answers will be saved and not judged; {missing}. Later: python -m dataset.evaluation PREDICTIONS.jsonl "
+              f"{task}:judge=...,model=... with the same other options")  # fmt: skip
+        return None
+
+
+def failures(task: str, replies: Sequence[object]) -> int:
+    """How many failed; the first reason of them is printed."""
+    failed = [reply for reply in replies if isinstance(reply, JudgeFailure)]
+    if failed:
+        print(f"{task}: {len(failed)} of {len(replies)} judgements failed and are counted apart; the first: {failed[0].reason}")
+    return len(failed)
