@@ -1,0 +1,47 @@
+"""Reading the official files of a benchmark: rows, and the picture of a row.
+
+In:  a path that a task's option gave.  Out: rows or pictures; a missing file is told in one line, with where to get it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset.images import Picture, from_base64, from_file
+
+
+def existing(path: str | Path, option: str, source: str) -> Path:
+    """The file or folder that an option names; FileNotFoundError says which option, and where the file comes from."""
+    if not str(path):
+        raise FileNotFoundError(f"the option {option}= is not set: it wants {source}")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{option}={path} does not exist: it wants {source}")
+    return Path(path)
+
+
+def rows(file: Path) -> list[dict]:
+    """The objects of a json list or of json lines, whatever the file calls itself; ValueError names the bad line."""
+    text = file.read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: some answers hold U+2028
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}:{number} is no json ({error}): download the file again") from error
+    return found
+
+
+def picture(row: dict, names: Sequence[str], folder: str, source: str) -> Picture:
+    """The picture of a row: in it as base64 (`image`), or the first of these names that is in the folder of images."""
+    if len(row.get("image") or "") > 200:  # base64; a file's name is shorter
+        return from_base64(row["image"])
+    where = existing(folder, "images", source)
+    for name in names:
+        if (where / name).is_file():
+            return from_file(where / name)
+    raise FileNotFoundError(f"images={folder} holds no {' or '.join(names)}: it wants {source}")

@@ -1,0 +1,286 @@
+"""Object HalBench (arXiv 2312.00849): which of COCO's 80 objects do detailed descriptions invent?
+
+    python 4-eval_chat.py --bench object_halbench:path=obj_halbench_300_with_image.jsonl,annotations=coco/annotations
+
+path          the questions: obj_halbench_300_with_image.jsonl of github.com/RLHF-V/RLAIF-V (eval/data), pictures within
+annotations   a folder with COCO 2014's instances_*.json and captions_*.json, of train and val (cocodataset.org)
+images        COCO's pictures, where the questions' file has none in it
+judge, model, key    a judge that reads the objects off an answer, as the paper had it done; default: a rule does
+
+rsp = answers that name an absent object / answers that name any of the 80.  men = absent objects / objects, each once an
+answer. True is what has a mask in the picture or is named in one of its human captions. The paper had GPT-3.5 read the
+objects; by the rule (`by_rule` 1) numbers are near its, not equal to them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from dataset.chair import share
+from dataset.judge import JudgeFailure, failures, judge_or_none, message
+from dataset.official import existing, picture, rows
+from dataset.tasks import Example, dialogue
+from dataset.world import plural
+from model.registry import TASKS
+
+SOURCE = "the question file of Object HalBench, obj_halbench_300_with_image.jsonl of github.com/RLHF-V/RLAIF-V (eval/data)"
+COCO = "the folder with instances_*2014.json and captions_*2014.json of COCO 2014 (cocodataset.org, trainval annotations)"
+
+# The 80 classes with other names for them, in the singular. After "-": phrases that hold such a name and mean none.
+SYNONYMS = """
+person: man, woman, child, boy, girl, kid, baby, toddler, infant, guy, lady, gentleman, adult, teenager, individual, human,
+ player, batter, catcher, pitcher, umpire, referee, skier, snowboarder, surfer, skateboarder, skater, rider, cyclist, biker,
+ bicyclist, motorcyclist, pedestrian, passenger, spectator, driver, worker, chef, waiter, waitress, officer, policeman,
+ firefighter, fireman, soldier, farmer, tourist, student, bride, groom, mother, father, son, daughter, athlete, swimmer, jockey,
+ cowboy, runner, golfer, fisherman, vendor, shopper
+bicycle: bike, mountain bike, tricycle
+car: automobile, sedan, suv, taxi, cab, van, minivan, hatchback, jeep, limousine, convertible, police car
+motorcycle: motorbike, scooter, moped, dirt bike, motor bike, motor scooter
+airplane: plane, aeroplane, aircraft, jet, airliner, jetliner, biplane, seaplane, passenger jet
+bus: minibus, school bus, double decker, trolleybus
+train: locomotive, tram, streetcar, subway train, passenger train, freight train, train car
+truck: pickup, pickup truck, lorry, fire truck, firetruck, fire engine, tow truck, dump truck, garbage truck, semi truck
+boat: ship, sailboat, canoe, kayak, yacht, ferry, rowboat, gondola, speedboat, dinghy, motorboat, barge, fishing boat
+traffic light: stoplight, stop light, traffic signal
+fire hydrant: hydrant
+stop sign:
+parking meter:
+bench: park bench
+bird: duck, goose, seagull, gull, pigeon, parrot, owl, eagle, hawk, swan, penguin, ostrich, flamingo, sparrow, crow, peacock,
+ pelican, robin, heron, cockatoo, dove, stork, parakeet, finch, falcon, woodpecker, hummingbird, hen, rooster
+cat: kitten, kitty, tabby, feline
+dog: puppy, pup, poodle, dachshund, bulldog, terrier, collie, labrador, retriever, german shepherd, sheepdog, corgi, pug, beagle,
+ husky, hound, chihuahua, spaniel, dalmatian, canine
+horse: pony, foal, mare, stallion, colt
+sheep: lamb, ewe, ram
+cow: cattle, bull, calf, ox, heifer
+elephant:
+bear: polar bear, grizzly, grizzly bear, brown bear, black bear, bear cub, panda, panda bear
+zebra:
+giraffe:
+backpack: rucksack, knapsack, back pack, book bag
+umbrella: parasol
+handbag: purse, hand bag, pocketbook, tote bag
+tie: necktie, bow tie, bowtie, neck tie
+suitcase: luggage, suit case, baggage
+frisbee: flying disc
+skis: ski, pair of skis
+snowboard: snow board
+sports ball: ball, baseball, basketball, football, volleyball, softball, soccer ball, tennis ball, golf ball, beach ball
+kite:
+baseball bat: bat
+baseball glove: mitt, baseball mitt, catcher's mitt
+skateboard: skate board, longboard
+surfboard: surf board
+tennis racket: racket, racquet, tennis racquet
+bottle: wine bottle, beer bottle, water bottle, bottle of wine, bottle of water
+wine glass: wineglass, glass of wine
+cup: mug, teacup, coffee cup, coffee mug, cup of coffee
+fork:
+knife:
+spoon: teaspoon, tablespoon
+bowl:
+banana:
+apple:
+sandwich: burger, hamburger, cheeseburger, panini
+orange: tangerine, clementine, mandarin
+broccoli:
+carrot:
+hot dog: hotdog, frankfurter, corn dog
+pizza:
+donut: doughnut
+cake: cupcake, cheesecake, birthday cake, wedding cake
+chair: armchair, stool, barstool, bar stool, recliner, rocking chair, lounge chair
+couch: sofa, loveseat, futon, settee
+potted plant: houseplant, house plant, flower pot, flowerpot
+bed: bunk bed
+dining table: table, desk, coffee table, kitchen table, picnic table, side table
+toilet: toilet seat, toilet bowl, toilet tank, urinal, commode
+tv: television, television set, tv set, monitor, computer monitor, flat screen tv
+laptop: laptop computer, notebook computer
+mouse: computer mouse
+remote: remote control, tv remote, wii remote
+keyboard: computer keyboard
+cell phone: phone, cellphone, mobile phone, smartphone, iphone, smart phone
+microwave: microwave oven
+oven: stove
+toaster:
+sink: washbasin
+refrigerator: fridge, freezer
+book: novel, textbook
+clock: alarm clock, wall clock, clock tower
+vase:
+scissors: scissor, pair of scissors
+teddy bear: teddy, stuffed bear, stuffed animal
+hair drier: hair dryer, hairdryer, blow dryer
+toothbrush: tooth brush
+-: train station, train track, train platform, bus stop, bus station, boat dock, boat house, ski slope, ski lift, ski resort,
+ ski pole, ski boot, ski suit, ski jump, ski goggles, car park, car seat, bird house, bird feeder, dog house, horse trailer, bed
+ sheet, toilet paper, toilet brush, home plate, book shelf, table cloth, table tennis, pizza box, computer keyboard tray, cup
+ holder, chair lift, ball game, ball field, bike rack, bike lane, bike helmet, cat food, dog food, bear market, phone booth
+"""
+IRREGULAR = {"person": "people", "child": "children", "mouse": "mice", "knife": "knives", "calf": "calves", "goose": "geese",
+             "ox": "oxen", "sheep": "sheep", "skis": "skis", "scissors": "scissors"}  # fmt: skip
+# Names that also stand before another noun and then mean no object: an orange cat, a baseball game. They count at the end of
+# a sentence, and before one of these words or one with -ing ("a football flying").
+ATTRIBUTIVE = {"orange", "baseball", "basketball", "football", "volleyball", "softball", "ski"}
+AFTER_A_NOUN = set("""and or but in on at is are was were has have with without near to from by of off next beside behind
+under over above below between into onto that which who while as for up down around against inside outside can lie lies sit
+sits""".split())  # fmt: skip
+
+
+def plural_of(phrase: str) -> str:
+    """The plural of a name by its last word; that of ...man is ...men."""
+    rest, _, last = phrase.rpartition(" ")
+    if last.endswith("man") and last not in ("human", "german"):
+        last = last[:-2] + "en"
+    else:
+        last = IRREGULAR.get(last) or plural(last)
+    return f"{rest} {last}".strip()
+
+
+@functools.cache
+def names() -> tuple[dict[str, tuple[str, str]], re.Pattern]:
+    """Every form of a name -> (the name in the singular, its class; "-" for none), and what finds the longest forms first."""
+    forms = {}
+    for entry in SYNONYMS.strip().replace("\n ", " ").split("\n"):
+        coco_class, _, others = entry.partition(":")
+        for name in [coco_class, *(other.strip() for other in others.split(",") if other.strip())]:
+            for form in (name, plural_of(name)):
+                forms.setdefault(form, (name, coco_class))
+    longest_first = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
+    return forms, re.compile(rf"\b({longest_first})\b(?=\s*(\w*))")
+
+
+@functools.cache
+def classes() -> frozenset[str]:
+    return frozenset(coco_class for _, coco_class in names()[0].values()) - {"-"}
+
+
+def objects(text: str) -> dict[str, str]:
+    """The COCO objects that a text names: each name once, in the singular, with its class ("man": "person")."""
+    forms, pattern = names()
+    found = {}
+    for match in pattern.finditer(text.lower().replace("-", " ").replace("’", "'")):
+        name, coco_class = forms[match[1]]
+        following = match[2]
+        if match[1] in ATTRIBUTIVE and following and following not in AFTER_A_NOUN and not following.endswith("ing"):
+            continue
+        if coco_class != "-":
+            found.setdefault(name, coco_class)
+    return found
+
+
+def truths(folder: Path, images: Collection[int]) -> dict[int, set[str]]:
+    """Image -> the classes that have a mask in it or are named in one of its captions.
+
+    Raises FileNotFoundError for a missing kind of file, ValueError for an image that no file knows.
+    """
+    there, known = defaultdict(set), set()
+    for kind in ("instances", "captions"):
+        files = sorted(folder.glob(f"{kind}_*.json"))
+        if not files:
+            raise FileNotFoundError(f"annotations={folder} holds no {kind}_*.json: it wants {COCO}")
+        for file in files:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            known |= {image["id"] for image in content["images"]}
+            category = {row["id"]: row["name"] for row in content.get("categories", [])}
+            for row in content["annotations"]:
+                if row["image_id"] in images:
+                    named = {category[row["category_id"]]} if kind == "instances" else set(objects(row["caption"]).values())
+                    there[row["image_id"]] |= named
+    if unknown := sorted(set(images) - known):
+        raise ValueError(f"{len(unknown)} images, {unknown[0]} the first, are in no file of {folder}: it wants {COCO}")
+    return {image: there[image] for image in images}
+
+
+EXTRACT = """Below are a question about a picture and somebody's answer to it.
+
+Question: {question}
+Answer: {answer}
+
+Which physical objects does the answer say are visible in the picture? Take the answer's word for it. Name each object with a
+bare noun, without colour, material, size or number. Leave out what the answer only supposes, denies or compares with.
+Reply with one JSON list of strings and nothing else, and with [] if there are none."""
+
+
+def listed(reply: str | JudgeFailure) -> dict[str, str] | JudgeFailure:
+    """The COCO objects in the judge's list."""
+    if isinstance(reply, JudgeFailure):
+        return reply
+    found = re.search(r"\[.*\]", reply, re.DOTALL)
+    try:
+        named = json.loads(found[0]) if found else None
+    except json.JSONDecodeError:
+        named = None
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        return JudgeFailure(f"no list of objects in {reply[:80]!r}")
+    return objects(". ".join(named))
+
+
+def summary(named: Sequence[dict[str, str]], present: Sequence[Collection[str]]) -> dict[str, float]:
+    """rsp and men as RLAIF-V's evaluation counts them; cover: true classes that were named, of all answers together."""
+    wrong = [sum(coco_class not in there for coco_class in said.values()) for said, there in zip(named, present, strict=True)]
+    covered = sum(len(set(said.values()) & set(there)) for said, there in zip(named, present))
+    return {
+        "rsp": share(sum(count > 0 for count in wrong), sum(bool(said) for said in named)),
+        "men": share(sum(wrong), sum(map(len, named))),
+        "cover": share(covered, sum(len(set(there)) for there in present)),
+        "answers_with_objects": sum(bool(said) for said in named),
+    }
+
+
+@TASKS.register("object_halbench")
+class ObjectHalBench:
+    """Object HalBench from its official file: detailed descriptions of 300 COCO pictures, Rsp and Men."""
+
+    size = 300
+
+    def __init__(self, path: str = "", annotations: str = "", images: str = "", judge: str = "", model: str = "",
+                 key: str = "OPENAI_API_KEY"):  # fmt: skip
+        self.path, self.annotations, self.images = path, annotations, images
+        self.judge = judge_or_none("object_halbench", judge, model, key) if judge or model else None
+
+    def train(self, stage: str) -> None:
+        """Nothing: it is a benchmark."""
+
+    def examples(self, split: str, n: int) -> list[Example]:
+        asked = rows(existing(self.path, "path", SOURCE))[:n]
+        there = truths(existing(self.annotations, "annotations", COCO), {int(row["image_id"]) for row in asked})
+        found = []
+        for k, row in enumerate(asked):
+            image = int(row["image_id"])
+            shown = picture(row, [f"COCO_{part}2014_{image:012d}.jpg" for part in ("val", "train")], self.images, COCO)
+            prompt = dialogue(f"object_halbench/{k}/{image}", [shown], [(row["question"], "")])
+            found.append(Example(prompt, ", ".join(sorted(there[image])), "description"))
+        return found
+
+    def extracted(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, str] | JudgeFailure]:
+        if self.judge is None:
+            return [objects(answer) for answer in answers]
+        asked = [EXTRACT.format(question=e.prompt.messages[-1].text, answer=a) for e, a in zip(examples, answers, strict=True)]
+        return [listed(reply) for reply in self.judge.ask([[message(text)] for text in asked])]
+
+    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
+        """rsp, men, cover; length in words; by_rule 1: the rule read the objects, 0: the judge did.
+
+        The score of an answer is 1 without an absent object, 0 with one, None where it names no object at all.
+        """
+        named = self.extracted(examples, answers)
+        print(f"object_halbench: objects read by {'the rule' if self.judge is None else self.judge.model}")
+        failed = failures("object_halbench", named)
+        present = [set(example.answer.split(", ")) - {""} for example in examples]
+        good = [(said, there) for said, there in zip(named, present) if not isinstance(said, JudgeFailure)]
+        scores = [None if isinstance(said, JudgeFailure) or not said else float(set(said.values()) <= there)
+                  for said, there in zip(named, present)]  # fmt: skip
+        return scores, {
+            **(summary(*zip(*good)) if good else {}),
+            "length": sum(len(answer.split()) for answer in answers) / len(answers),
+            "by_rule": int(self.judge is None),
+            "judge_failures": failed,
+        }
