@@ -6,7 +6,7 @@ Out: each prompt's answers with their rewards, the best first.
     r(y) = beta / |y| * (log pi_aligned(y) - log pi_reference(y))
 
 A model trained by DPO is a reward model at the same time (arXiv 2305.18290, equation 5). Without the length a sum over more
-tokens is larger in size, and the choice is one of length; RLAIF-V divides by it (arXiv 2405.17220, section 2.4).
+tokens is larger in size, and the choice is one of length; RLAIF-V divides by it (arXiv 2405.17220).
 """
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Rewarded:
 def reward(aligned: Sequence[float], reference: Sequence[float], beta: float) -> float:
     """The reward of one answer from the log-probabilities of its tokens; ValueError unless both models scored the same tokens."""
     if len(aligned) != len(reference) or not aligned:
-        raise ValueError(f"the aligned model scored {len(aligned)} tokens of an answer, the reference {len(reference)}: both need the "
-                         f"same tokenizer and template, and an answer has at least its end")
+        raise ValueError(f"the aligned model scored {len(aligned)} tokens of an answer, the reference {len(reference)}: both "
+                         f"need the same tokenizer and template, and an answer has at least its end")
     return beta / len(aligned) * (sum(aligned) - sum(reference))
 
 
-def best_of(prompts: Sequence[Conversation], ask: Callable[..., list[list[str]]], aligned: Logps, reference: Logps, *, answers: int,
-            temperature: float, beta: float) -> list[list[Rewarded]]:
+def best_of(prompts: Sequence[Conversation], ask: Callable[..., list[list[str]]], aligned: Logps, reference: Logps, *,
+            answers: int, temperature: float, beta: float) -> list[list[Rewarded]]:
     """`ask(prompts, answers=N, temperature=T)` samples; the different answers to each prompt, the best first (of equals, the
     one that was said first)."""
     said = [list(dict.fromkeys(texts)) for texts in ask(list(prompts), answers=answers, temperature=temperature)]

@@ -81,7 +81,8 @@ def exists_question(concept: world.Concept, language: str, cell: int | None = No
 
 def claims_of_sentence(sentence: str, language: str, which: str, places: bool) -> list[Claim] | Failed:
     """One claim for each thing that a sentence names, and with `places` one more where it names one thing at one place."""
-    named = list(dict.fromkeys(world.mentions(sentence, language, which)))
+    named = [concept for concept in dict.fromkeys(world.mentions(sentence, language, which))
+             if concept.name(language) not in FILLERS[language]]  # "有" (there is) is the name of a button too
     if not named:
         return Failed(f"the rule knows nothing that is named in {sentence!r}")
     rest = world.mention_pattern(which, language)[0].sub(" ", sentence.lower())

@@ -46,8 +46,8 @@ def ranked(answers: Sequence[str], scores: Sequence[int | None], rng: random.Ran
 
 
 def words(text: str) -> int:
-    """Words between blanks; a Chinese character is a word."""
-    return len(re.sub(r"([\u4e00-\u9fff])", r" \1 ", text).split())
+    """Words between blanks; a Chinese character begins a word."""
+    return len(re.sub(r"([\u4e00-\u9fff])", r" \1", text).split())
 
 
 def balanced(pairs: Sequence[dict]) -> tuple[list[dict], float]:
