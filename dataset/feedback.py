@@ -184,7 +184,12 @@ def labels(item: Item, margins: dict[str, float | Failed]) -> dict:
 
 def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Failed]], margins: Margins,
             scores: Sequence[Sequence[int | None]], pairs: Sequence[dict], r: float | None) -> dict:
-    """Counts of everything, what was left out too; shares of agreement with the truth over what the truth can tell."""
+    """Counts of everything, what was left out too.
+
+    questions_as_the_truth   share of the labels that are right; pairs_as_the_truth: share of the pairs whose chosen answer really
+    says fewer untrue things. Both over what the truth can tell, null where that is nothing. RLAIF-V gives the second as people's
+    agreement: 96.7 % with claims labelled one by one, 66.7 % with whole answers.
+    """
     found = [one for answers in claims for one in answers]
     undivided = sum(isinstance(one, Failed) for one in found)
     named = {(item.prompt.pictures, claim.question): untrue(claim, item.scene) == 0
@@ -194,7 +199,7 @@ def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Faile
     by_id = {item.prompt.id: (item, answers) for item, answers in zip(items, claims)}
     right = []
     for row in pairs:
-        item, answers = by_id[row["prompt"]]
+        item, answers = by_id[row["prompt_id"]]
         two = [answers[k] for k in row["answers"]]
         if item.scene and all(claim.things for one in two for claim in one):
             better, worse = (sum(untrue(claim, item.scene) for claim in one) for one in two)
@@ -205,7 +210,7 @@ def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Faile
         "answers_unlabelled": sum(value is None for values in scores for value in values) - undivided,
         "questions": len(margins), "questions_failed": sum(margin is None for margin in margins.values()),
         "questions_rejected": sum(margin is not None and not margin > 0 for margin in margins.values()),
-        "pairs": len(pairs), "prompts_with_pairs": len({row["prompt"] for row in pairs}), "balance": r,
+        "pairs": len(pairs), "prompts_with_pairs": len({row["prompt_id"] for row in pairs}), "balance": r,
         "words_chosen": round(mean["chosen"], 2), "words_rejected": round(mean["rejected"], 2),
         "questions_as_the_truth": round(sum(known) / len(known), 4) if known else None,
         "pairs_as_the_truth": round(sum(right) / len(right), 4) if right else None,
@@ -253,7 +258,7 @@ def preferences(items: Sequence[Item], ask: Ask, out: Path, divider: Divider, la
     if not rows:
         raise ValueError(f"no pair: no two answers to a prompt differ in score (see {out / 'summary.json'}): sample more answers "
                          f"a prompt, at a higher temperature, or of more prompts, into another folder")
-    return [Preference(row["id"], prompts[row["prompt"]], row["chosen"], row["rejected"]) for row in rows]
+    return [Preference(row["id"], prompts[row["prompt_id"]], row["chosen"], row["rejected"]) for row in rows]
 
 
 def world_items(scenes: int, seed: int, which: str = "nano", most: int = 4) -> list[Item]:

@@ -79,7 +79,7 @@ def pair_rows(items: Sequence[Item], answers: Sequence[Sequence[str]], scores: S
         pairs = ranked(texts, values, random.Random(f"feedback/{seed}/{item.prompt.id}"), most)
         rows += [{"id": f"{item.prompt.id}/{k}", "image_path": f"pictures/{number:06d}.png",
                   "question": item.prompt.messages[-1].text, "chosen": texts[a], "rejected": texts[b],
-                  "scores": [values[a], values[b]], "answers": [a, b], "prompt": item.prompt.id}
+                  "scores": [values[a], values[b]], "answers": [a, b], "prompt_id": item.prompt.id}
                  for k, (a, b) in enumerate(pairs)]
     return rows
 
@@ -98,7 +98,7 @@ def picture_and_question(prompt: Conversation) -> tuple[Picture, str]:
 
 def write_pictures(rows: Sequence[dict], prompts: dict[str, Conversation], folder: Path) -> None:
     """The pictures that pairs name, as PNG files under `folder`."""
-    named = {row["image_path"]: prompts[row["prompt"]] for row in rows}
+    named = {row["image_path"]: prompts[row["prompt_id"]] for row in rows}
     for path, prompt in tqdm(named.items(), desc="pictures", unit="image"):
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)

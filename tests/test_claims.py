@@ -39,6 +39,7 @@ def questions(answer: str, language: str = "en", **options) -> list[str]:
 def test_a_description_claims_each_thing_once_a_sentence():
     text = "There is a bus at the top left. There is a key at the center. There is a bus at the right."
     assert questions(text) == ["Is there a bus?", "Is there a key?", "Is there a bus?"]
+    assert questions("A bus, a key and a bus.") == ["Is there a bus?", "Is there a key?"]
     assert questions("Two buses, a key and an ant.") == ["Is there a bus?", "Is there a key?", "Is there an ant?"]
     assert questions(f"左上有一个{BUS.zh}。中间有一个{KEY.zh}。", "zh") == [f"有{BUS.zh}吗？", f"有{KEY.zh}吗？"]
     assert questions(f"两个{BUS.zh}、一个{KEY.zh}和一个{ANT.zh}。", "zh") == [f"有{c.zh}吗？" for c in (BUS, KEY, ANT)]

@@ -126,6 +126,7 @@ def test_the_parquet_file_holds_the_same_pairs_with_their_pictures_in_the_column
         assert json.loads(row["origin_split"])["id"] == pair.id == line["id"]
         image = from_bytes(row["image"]["bytes"]).load()
         assert image.tobytes() == shown.load().tobytes()
+        assert not {"prompt", "text", "images", "messages"} & set(line)  # words of other formats that hold pairs
         assert (folder / line["image_path"]).read_bytes() == row["image"]["bytes"]
         assert row["image"]["path"] == row["image_path"] == line["image_path"]
 
@@ -372,7 +373,7 @@ def test_a_margin_that_is_no_number_stops_the_run(tmp_path):
 
 
 def test_claim_wise_and_whole_answer_labels_are_compared_with_the_truth(tmp_path):
-    """A labeler that is right about a thing but takes every whole description for right: no pair; at random: half of them."""
+    """Of a labeler that knows every single thing and guesses at whole descriptions."""
     items = {item.prompt.id: item for item in ITEMS}
 
     def yes_no(prompts):
