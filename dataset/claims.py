@@ -1,0 +1,192 @@
+"""Answers to claims: each thing that an answer says, as a question whose answer is yes where it is true.
+
+In:  an `Item` (a prompt, its language, the scene it shows if that is known) and an answer to it.
+Out: `Claim`s from a `Divider`: `by_rule` for the world's sentences, others with a language model; `whole` divides nothing.
+
+The "divide" of RLAIF-V (arXiv 2405.17220): whether a whole description is right is a hard question even for a good model;
+whether there is a bus is an easy one.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dataset import world
+from dataset.chat import Conversation
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt to be answered; `scene` is its truth, where that is known."""
+
+    prompt: Conversation
+    language: str
+    scene: world.Scene | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that an answer says, and the question whose answer is yes where it is true.
+
+    things   (a concept's English name, its cell or None): what must be in the scene; () where only a model can tell
+    """
+
+    text: str
+    question: str
+    things: tuple[tuple[str, int | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Something that could not be done, and why. It is counted apart: no answer is right because nobody could tell."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Divider:
+    """How answers become claims; `name` is written beside the files made with it."""
+
+    name: str
+    divide: Callable[[Sequence[tuple[Item, str]]], list[list[Claim] | Failed]]
+
+
+# ---------------------------------------------------------------- dividing by rule
+
+STOPS = {"en": r"[.!?]+(?=\s|$)|\n+", "zh": r"[。！？!?]+|\n+"}
+FILLERS = {  # what may stand around names: with another word ("no", "behind", "blue") a sentence says more than the rule sees
+    "en": {"there", "is", "are", "a", "an", "the", "at", "and", "in", "picture", *world.NUMBERS["en"][1:],
+           *" ".join(world.PLACES["en"]).split()},
+    "zh": set("图里中有和一个" + "".join(world.NUMBERS["zh"][1:]) + "".join(world.PLACES["zh"])),
+}
+WHOLE = {"en": "Is this description of the picture entirely right? {}", "zh": "下面对图片的描述完全正确吗？{}"}
+
+
+def sentences(text: str, language: str, which: str) -> list[str]:
+    """The sentences of a text; the stop inside a name ("St. Lucia") ends none."""
+    names = [name.span() for name in re.finditer(world.mention_pattern(which, language)[0].pattern, text, re.IGNORECASE)]
+    stops = [stop.end() for stop in re.finditer(STOPS[language], text)
+             if not any(start <= stop.start() < end for start, end in names)]
+    parts = [text[start:end].strip() for start, end in zip([0, *stops], [*stops, len(text)])]
+    return [part for part in parts if part]
+
+
+def exists_question(concept: world.Concept, language: str, cell: int | None = None) -> str:
+    """"Is there a bus?" as the instructions ask it, or "Is there a bus at the top left?"."""
+    if language == "zh":
+        return f"{'' if cell is None else world.PLACES['zh'][cell]}有{concept.zh}吗？"
+    return f"Is there {world.with_article(concept.en)}{'' if cell is None else ' at the ' + world.PLACES['en'][cell]}?"
+
+
+def claims_of_sentence(sentence: str, language: str, which: str, places: bool) -> list[Claim] | Failed:
+    """One claim for each thing that a sentence names, and with `places` one more where it names one thing at one place."""
+    named = [concept for concept in dict.fromkeys(world.mentions(sentence, language, which))
+             if concept.name(language) not in FILLERS[language]]  # "有" (there is) is the name of a button too
+    if not named:
+        return Failed(f"the rule knows nothing that is named in {sentence!r}")
+    rest = world.mention_pattern(which, language)[0].sub(" ", sentence.lower())
+    words = re.findall(r"[^\W_]+", rest) if language == "en" else re.findall(r"[^\W_]", rest)
+    if unknown := [word for word in words if word not in FILLERS[language]]:
+        return Failed(f"the rule does not know {unknown[0]!r} in {sentence!r}")
+    claims = [Claim(sentence, exists_question(concept, language), ((concept.en, None),)) for concept in named]
+    longest_first = sorted(world.PLACES[language], key=len, reverse=True)
+    found = re.findall("|".join(longest_first), rest)
+    if places and len(named) == len(found) == 1:
+        cell = world.PLACES[language].index(found[0])
+        claims.append(Claim(sentence, exists_question(named[0], language, cell), ((named[0].en, cell),)))
+    return claims
+
+
+def claims_by_rule(answer: str, language: str, which: str, places: bool = False) -> list[Claim] | Failed:
+    """The claims of a description or caption of the world: one for each named thing and sentence. How many there are of a
+    thing is not claimed. Failed where a sentence says anything else: its claims would not be all that it says."""
+    claims = []
+    for sentence in sentences(answer, language, which):
+        found = claims_of_sentence(sentence, language, which, places)
+        if isinstance(found, Failed):
+            return found
+        claims += found
+    return claims or Failed("the answer says nothing")
+
+
+def by_rule(which: str, places: bool = False, judge=None) -> Divider:
+    """The world's sentences by rule; what the rule cannot divide goes to `judge`, if there is one, else it has failed."""
+
+    def divide(answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failed]:
+        found = [claims_by_rule(answer, item.language, which, places) for item, answer in answered]
+        hard = [k for k, claims in enumerate(found) if isinstance(claims, Failed) and answered[k][1].strip()]
+        if judge and hard:
+            for k, claims in zip(hard, claims_by_judge(judge, [answered[k] for k in hard]), strict=True):
+                found[k] = claims
+        return found
+
+    return Divider(f"rule:{which},places={places}" + (f" or {judge.model}" if judge else ""), divide)
+
+
+def whole(which: str) -> Divider:
+    """The whole answer as one claim: what RLAIF-V compares with. A model can label any, the truth those that the rule divides."""
+
+    def divide(answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failed]:
+        found = []
+        for item, answer in answered:
+            parts = claims_by_rule(answer, item.language, which)
+            things = () if isinstance(parts, Failed) else tuple(thing for part in parts for thing in part.things)
+            claim = Claim(answer, WHOLE[item.language].format(answer.strip()), things)
+            found.append([claim] if answer.strip() else Failed("the answer says nothing"))
+        return found
+
+    return Divider(f"whole:{which}", divide)
+
+
+# ---------------------------------------------------------------- dividing by a language model
+
+FACTS = """Below are a question about a picture and an answer to it. List the facts that the answer states about the picture, \
+each on a line of its own that begins with "- ". A fact is one short sentence, in the language of the answer, that states one \
+thing only and is understood alone: no "it", no "they". Leave out opinions and guesses. Where the answer states no fact, write \
+NONE.
+
+Question: {}
+Answer: {}"""
+AS_QUESTION = """Turn this statement about a picture into a question to which "yes" means that the statement is true. Keep its \
+language. Write the question alone.
+
+Statement: {}"""
+
+
+def claims_by_judge(judge, answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failed]:
+    """Facts of each answer, then a question of each different fact; one that fails leaves its whole answer undivided.
+
+    `judge.ask` takes lists of chat messages and gives a text for each, or an object that says why there is none.
+    """
+    replies = ask_judge(judge, [FACTS.format(item.prompt.messages[-1].text, answer) for item, answer in answered])
+    facts = [reply if isinstance(reply, Failed) else facts_of(reply) for reply in replies]
+    different = list(dict.fromkeys(fact for found in facts if not isinstance(found, Failed) for fact in found))
+    questions = dict(zip(different, map(question_of, ask_judge(judge, [AS_QUESTION.format(fact) for fact in different]))))
+    result = []
+    for found in facts:
+        missing = [found] if isinstance(found, Failed) else [q for q in map(questions.get, found) if isinstance(q, Failed)]
+        result.append(missing[0] if missing else [Claim(fact, questions[fact]) for fact in found])
+    return result
+
+
+def ask_judge(judge, texts: Sequence[str]) -> list[str | Failed]:
+    return as_replies(judge.ask([[{"role": "user", "content": text}] for text in texts]) if texts else [])
+
+
+def as_replies(replies: Sequence) -> list[str | Failed]:
+    """Whatever is not a text says why there is none."""
+    return [reply if isinstance(reply, str) else Failed(getattr(reply, "reason", str(reply))) for reply in replies]
+
+
+def facts_of(reply: str) -> list[str] | Failed:
+    """"- There is a bus.\\n- It rains." -> the two."""
+    facts = [fact.strip() for fact in re.findall(r"^\s*(?:[-*•]|\d+[.)])\s*(\S.*)$", reply, re.MULTILINE)]
+    return facts or Failed(f"no fact in the reply {reply[:200]!r}")
+
+
+def question_of(reply: str | Failed) -> str | Failed:
+    if isinstance(reply, Failed):
+        return reply
+    question = reply.strip()
+    return question if re.fullmatch(r"[^\n]+[?？]", question) else Failed(f"no question in the reply {reply[:200]!r}")

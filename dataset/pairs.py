@@ -1,0 +1,124 @@
+"""Labelled answers to pairs: which of two answers to a prompt is better, and the files of such pairs.
+
+In:  answers, their claims, the claims' margins.  Out: rows of pairs.jsonl; the same as parquet in RLAIF-V-Dataset's columns.
+
+The "combine" of RLAIF-V (arXiv 2405.17220): the answer with fewer rejected claims is better.
+"""
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import permutations
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dataset.chat import Conversation
+from dataset.claims import Claim, Failed, Item
+from dataset.conversations import GROUP_ROWS
+from dataset.features import replacing
+from dataset.images import Picture
+from dataset.labels import png
+
+Margins = dict[tuple, float | None]  # (pictures, question) -> yes less no; None where the labeler failed
+
+
+def score(claims: Sequence[Claim] | Failed, pictures: tuple[Picture, ...], margins: Margins) -> int | None:
+    """-(number of rejected claims), a count as in RLAIF-V and no share; None where the claims or a label of one failed."""
+    if isinstance(claims, Failed):
+        return None
+    own = [margins[pictures, claim.question] for claim in claims]
+    return None if None in own else -sum(not margin > 0 for margin in own)  # a tie rejects
+
+
+def ranked(answers: Sequence[str], scores: Sequence[int | None], rng: random.Random, most: int) -> list[tuple[int, int]]:
+    """At most `most` random (better, worse) of all pairs whose scores differ; the same two texts are no pair, nor twice one."""
+    pairs = [(a, b) for a, b in permutations(range(len(answers)), 2) if None not in (scores[a], scores[b])
+             and scores[a] - scores[b] >= 1 and answers[a].strip() != answers[b].strip()]
+    rng.shuffle(pairs)
+    different: dict[tuple[str, str], tuple[int, int]] = {}
+    for a, b in pairs:
+        different.setdefault((answers[a].strip(), answers[b].strip()), (a, b))
+    return list(different.values())[:most]
+
+
+def words(text: str) -> int:
+    """Words between blanks; a Chinese character begins a word."""
+    return len(re.sub(r"([\u4e00-\u9fff])", r" \1", text).split())
+
+
+def balanced(pairs: Sequence[dict]) -> tuple[list[dict], float]:
+    """(the pairs that stay, r): those whose rejected answer is longer by at most the share r of its own length.
+
+    r is the one of 0, 0.02, ... 0.98 that brings the mean lengths nearest, relative to the rejected (get_pairs_filter_shorten.py
+    of RLAIF-V); the first of equals. One-sided: it only drops pairs with a long rejected answer, so with answers whose errors
+    are additions it drops the pairs that teach most. An option, and off.
+    """
+    lengths = [(words(pair["chosen"]), max(1, words(pair["rejected"]))) for pair in pairs]
+    longer, best = [Fraction(rejected - chosen, rejected) for chosen, rejected in lengths], None
+    for k in range(50):
+        kept = [i for i, share in enumerate(longer) if share <= Fraction(k, 50)]
+        if kept:
+            chosen, rejected = (sum(lengths[i][side] for i in kept) for side in (0, 1))
+            gap = Fraction(abs(chosen - rejected), rejected)
+            if best is None or gap < best[0]:
+                best = gap, kept, k / 50
+    if best is None:
+        raise ValueError("length balance drops every pair: all rejected answers are over 50 times as long; go without it")
+    return [pairs[i] for i in best[1]], best[2]
+
+
+def pair_rows(items: Sequence[Item], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[int | None]], most: int,
+              seed: int) -> list[dict]:
+    """The lines of pairs.jsonl, before any balance; a prompt's random pairs depend on the seed and its id alone."""
+    rows = []
+    for number, (item, texts, values) in enumerate(zip(items, answers, scores, strict=True)):
+        pairs = ranked(texts, values, random.Random(f"feedback/{seed}/{item.prompt.id}"), most)
+        rows += [{"id": f"{item.prompt.id}/{k}", "image_path": f"pictures/{number:06d}.png",
+                  "question": item.prompt.messages[-1].text, "chosen": texts[a], "rejected": texts[b],
+                  "scores": [values[a], values[b]], "answers": [a, b], "prompt_id": item.prompt.id}
+                 for k, (a, b) in enumerate(pairs)]
+    return rows
+
+
+# ---------------------------------------------------------------- files
+
+
+def picture_and_question(prompt: Conversation) -> tuple[Picture, str]:
+    """The two parts of a prompt as RLAIF-V's columns hold them; ValueError for any other prompt."""
+    if len(prompt.messages) == 1 and len(prompt.messages[0].parts) == 2:
+        shown, question = prompt.messages[0].parts
+        if isinstance(shown, Picture) and isinstance(question, str):
+            return shown, question
+    raise ValueError(f"{prompt.id}: a prompt is one picture and then one question, as the columns of RLAIF-V hold them")
+
+
+def write_pictures(rows: Sequence[dict], prompts: dict[str, Conversation], folder: Path) -> None:
+    """The pictures that pairs name, as PNG files under `folder`."""
+    named = {row["image_path"]: prompts[row["prompt_id"]] for row in rows}
+    for path, prompt in tqdm(named.items(), desc="pictures", unit="image"):
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as out:
+            out.write(png(picture_and_question(prompt)[0].load()))
+
+
+def write_parquet(rows: Sequence[dict], folder: Path, file: Path) -> None:
+    """Pairs in the columns of RLAIF-V-Dataset, with the picture files under `folder` inside; `origin_split` is JSON there too."""
+    import pyarrow
+    from pyarrow import parquet
+
+    text, image = pyarrow.string(), pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    columns = {"ds_name": text, "image": image, "question": text, "chosen": text, "rejected": text, "origin_dataset": text,
+               "origin_split": text, "idx": pyarrow.int64(), "image_path": text}
+    schema = pyarrow.schema(list(columns.items()))
+    with replacing(file) as out, parquet.ParquetWriter(out, schema) as writer:
+        for start in range(0, len(rows), GROUP_ROWS):
+            writer.write_table(pyarrow.Table.from_pylist([{
+                "ds_name": "pupil", "image": {"bytes": (folder / row["image_path"]).read_bytes(), "path": row["image_path"]},
+                "question": row["question"], "chosen": row["chosen"], "rejected": row["rejected"], "origin_dataset": "pupil",
+                "origin_split": json.dumps({"id": row["id"], "scores": row["scores"]}), "idx": i, "image_path": row["image_path"],
+            } for i, row in enumerate(rows[start:start + GROUP_ROWS], start)], schema))
