@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from dataset.world import PLACES, Concept, Scene, Thing, concepts, plural, with_article
+from dataset.world import PLACES, Concept, Scene, Thing, concepts, phrase, plural, with_article
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ ASK_DESCRIPTION = {"en": ("Describe the picture in detail.", "Where is everythin
                    "zh": ("详细描述这张图。", "图中的东西都在哪里？")}
 
 
+def named(concept: Concept, language: str) -> str:
+    """'a bus', '公交车'. English names always follow another word: after a space they are the same tokens everywhere."""
+    return with_article(concept.en) if language == "en" else concept.zh
+
+
 def absent(scene: Scene, rng: random.Random, which: str) -> Concept:
     """A concept that is not in the scene."""
     return rng.choice([concept for concept in rng.sample(concepts(which), 12) if concept not in scene.counts])
@@ -51,7 +56,7 @@ def what(scene: Scene, language: str, rng: random.Random, which: str) -> Questio
         answer = WORDS[language]["nothing"]
     else:
         thing = rng.choice(scene.things)
-        cell, answer = thing.cell, thing.concept.name(language)
+        cell, answer = thing.cell, named(thing.concept, language)
     place = PLACES[language][cell]
     return Question("what", f"What is at the {place}?" if language == "en" else f"{place}是什么？", answer)
 
@@ -61,7 +66,8 @@ def where(scene: Scene, language: str, rng: random.Random, which: str) -> Questi
         return None
     thing = rng.choice(candidates)
     name = thing.concept.name(language)
-    return Question("where", f"Where is the {name}?" if language == "en" else f"{name}在哪里？", PLACES[language][thing.cell])
+    place = PLACES[language][thing.cell]
+    return Question("where", *((f"Where is the {name}?", f"at the {place}") if language == "en" else (f"{name}在哪里？", place)))
 
 
 def count(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
@@ -105,11 +111,15 @@ def compare(scene: Scene, language: str, rng: random.Random, which: str) -> Ques
     more = counts[first] - counts[second]
     if more == 0 and rng.random() < 0.8:
         return None  # most pairs are equal: asking about all of them would make "equal" a good blind guess
-    answer = WORDS[language]["equal"] if more == 0 else (first if more > 0 else second).name(language)
-    one, two = first.name(language), second.name(language)
-    text = (f"Which is there more of, {one} or {two}?" if language == "en" else f"{one}和{two}哪个多？")
-    thoughts = (f"{one} {counts[first]}, {two} {counts[second]}." if language == "en"
-                else f"{one}{counts[first]}，{two}{counts[second]}。")
+    most = first if more > 0 else second
+    if language == "en":
+        text = f"Are there more {plural(first.en)} or more {plural(second.en)}?"
+        answer = f"more {plural(most.en)}" if more else WORDS["en"]["equal"]
+        thoughts = f"I see {phrase(first, counts[first], 'en')} and {phrase(second, counts[second], 'en')}."
+    else:
+        text = f"{first.zh}和{second.zh}哪个多？"
+        answer = most.zh if more else WORDS["zh"]["equal"]
+        thoughts = f"我看到{phrase(first, counts[first], 'zh')}和{phrase(second, counts[second], 'zh')}。"
     return Question("compare", text, answer, thoughts)
 
 
@@ -136,13 +146,13 @@ def relation(scene: Scene, language: str, rng: random.Random, which: str) -> Que
 
 def listing(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
     text = "List everything in reading order." if language == "en" else "按顺序列出所有东西。"
-    return Question("list", text, (", " if language == "en" else "、").join(t.concept.name(language) for t in scene.things))
+    return Question("list", text, (", " if language == "en" else "、").join(named(thing.concept, language) for thing in scene.things))
 
 
 def difference(change: str, old: Thing | None, new: Thing | None, language: str) -> Question:
     """Spot the difference between two pictures; `change`, `old` and `new` come from `world.changed`."""
     text = "What changed from the first picture to the second?" if language == "en" else "第二张图和第一张图相比有什么变化？"
-    gone, came = old and old.concept.name(language), new and new.concept.name(language)
+    gone, came = old and named(old.concept, language), new and named(new.concept, language)
     if language == "en":
         answer = {"same": WORDS["en"]["same"], "added": f"{came} was added", "removed": f"{gone} was removed",
                   "replaced": f"{gone} became {came}"}[change]

@@ -3,13 +3,17 @@
 In:  the world's *train* split (all 1,900 names, English and Chinese), the drawings (digits, dice, cards, shapes, Sokoban) and
      easy-VQA's *train* images.  Out: `model/encoder/tiny_clip.safetensors` (the image tower, fp16) and `tiny_clip.json`.
 
-Two losses are added up:
+Three losses are added up:
 - image-text: CLIP's contrastive loss between pictures and captions (Radford et al. 2021, arXiv 2103.00020; open_clip's code);
 - region-text: every patch token is matched with the name of the thing it lies on, against all names in the batch (RegionCLIP,
-  arXiv 2112.09106; GLIP, arXiv 2112.03857). Without it patch tokens learn where things are many times more slowly.
+  arXiv 2112.09106; GLIP, arXiv 2112.03857). Without it patch tokens learn where things are many times more slowly;
+- place: every patch token tells in which ninth of the picture the middle of its thing lies, by its direction alone: nine fixed
+  directions, one for each place. A language model behind a frozen encoder and one linear layer has nothing else to tell two
+  equal things apart by, and RoPE tells it distances only.
 
-    python -m dataset.train_clip                     the shipped weights: 60 minutes on two CPU cores
+    python -m dataset.train_clip                     an hour on two CPU cores
     python -m dataset.train_clip --minutes 600 --init out/clip/clip.safetensors        go on for longer
+    python -m dataset.train_clip --minutes 25 --init model/encoder/tiny_clip.safetensors      from the shipped image tower
 
 A command: nothing imports it. The model is open_clip's own, so the weights are what any CLIP's would be.
 """
@@ -43,13 +47,14 @@ CONTEXT = 40  # tokens of a caption at the most
 class Config:
     minutes: float = 60.0  # training time; the learning rate falls during the last quarter
     batch_size: int = 128  # pictures a step
-    lr: float = 1e-3  # peak learning rate of AdamW
+    lr: float = 1e-3  # peak learning rate of Muon (matrices of the blocks) and AdamW (the rest)
     weight_decay: float = 0.05
     warmup: int = 300  # steps
     region_weight: float = 2.0  # weight of the region-text loss beside the image-text loss
+    place_weight: float = 1.0  # weight of the place loss
     width: int = 192  # channels of the image tower
     layers: int = 5  # blocks of the image tower
-    init: Path | None = None  # a clip.safetensors to go on from
+    init: Path | None = None  # a clip.safetensors to go on from, or an image tower alone
     out: Path = Path("out/clip")  # where the whole model (both towers) is kept
     ship: Path = SHIPPED  # where the image tower goes
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,6 +119,20 @@ def region_targets(batch: list[Drawing], language: str, patch: int, rng: random.
     return torch.from_numpy(targets), list(names)
 
 
+def place_targets(batch: list[Drawing], patch: int) -> torch.Tensor:
+    """For every patch the place (0 to 8, in reading order) of the middle of its thing, or its own where it lies on none: (N, 36)."""
+    across = world.CANVAS // patch
+    own = [(row * 3 // across) * 3 + column * 3 // across for row in range(across) for column in range(across)]
+    targets = np.tile(own, (len(batch), 1))
+    for row, picture in zip(targets, batch):
+        middles = [((box[0] + box[2]) // 2, (box[1] + box[3]) // 2) for box in (region.box for region in picture.regions)]
+        for place, owner in enumerate(drawings.region_of_patches(picture.regions, patch)):
+            if owner >= 0:
+                x, y = middles[owner]
+                row[place] = min(int(y) * 3 // world.CANVAS, 2) * 3 + min(int(x) * 3 // world.CANVAS, 2)
+    return torch.from_numpy(targets)
+
+
 # ---------------------------------------------------------------- the model: open_clip's, small
 
 def build(config: Config, tokenizer: Tokenizer) -> open_clip.CLIP:
@@ -123,13 +142,14 @@ def build(config: Config, tokenizer: Tokenizer) -> open_clip.CLIP:
     return open_clip.CLIP(embed_dim=config.width, vision_cfg=vision, text_cfg=text)
 
 
-def encode_images(clip: open_clip.CLIP, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 3, S, S) -> the picture's embedding (N, E) and its patches' (N, P, E), all of length one."""
+def encode_images(clip: open_clip.CLIP, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(N, 3, S, S) -> the picture's embedding (N, E) and its patches' (N, P, E), all of length one; the tokens (N, 1 + P, D) that
+    they are read from, which are what a language model gets."""
     out = clip.visual.forward_intermediates(pixels, indices=1, output_fmt="NLC", output_extra_tokens=True,
                                             intermediates_only=True, normalize_intermediates=False)
     tokens = torch.cat([out["image_intermediates_prefix"][-1], out["image_intermediates"][-1]], dim=1)  # (N, 1 + P, D)
     embedded = F.normalize(clip.visual.ln_post(tokens) @ clip.visual.proj, dim=-1)
-    return embedded[:, 0], embedded[:, 1:]
+    return embedded[:, 0], embedded[:, 1:], tokens
 
 
 def encode_texts(clip: open_clip.CLIP, tokenizer: Tokenizer, texts: list[str], device: str) -> torch.Tensor:
@@ -143,17 +163,29 @@ def encode_texts(clip: open_clip.CLIP, tokenizer: Tokenizer, texts: list[str], d
     return F.normalize(x[torch.arange(len(rows), device=device), ends] @ clip.text_projection, dim=-1)
 
 
+def place_loss(patches: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(N, P, D), (N, P) -> scalar: cross-entropy of ten times the cosines with nine fixed directions.
+
+    Fixed and only ten: a token that is sure of its place (99 %) has a cosine of 0.7 with it, half of its length squared. A learned
+    head would be content with a faint trace, and so would the gradient that reaches the language model.
+    """
+    directions = torch.linalg.qr(torch.randn(patches.shape[-1], 9, generator=torch.Generator().manual_seed(0)))[0]
+    logits = 10 * F.normalize(patches, dim=-1) @ directions.to(patches.device)  # (N, P, 9)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
 def losses(clip, tokenizer, contrastive, batch: list[Drawing], rng: random.Random, device: str):
-    """The image-text and the region-text loss of a batch of drawings."""
+    """The image-text, the region-text and the place loss of a batch of drawings."""
     pixels = to_pixels([picture.image for picture in batch]).to(device)
-    image, patches = encode_images(clip, pixels)
+    image, patches, tokens = encode_images(clip, pixels)
     captions = [getattr(picture, rng.choice(world.LANGUAGES)) for picture in batch]
     scale = clip.logit_scale.exp()
     image_text = contrastive(image, encode_texts(clip, tokenizer, captions, device), scale)
     targets, names = region_targets(batch, rng.choice(world.LANGUAGES), drawings.TILE, rng)
     asked = (targets >= 0).to(device)
     logits = scale * patches[asked] @ encode_texts(clip, tokenizer, names, device).T  # (asked patches, names)
-    return image_text, F.cross_entropy(logits, targets.to(device)[asked])
+    region_text = F.cross_entropy(logits, targets.to(device)[asked])
+    return image_text, region_text, place_loss(tokens[:, 1:], place_targets(batch, drawings.TILE).to(device))
 
 
 # ---------------------------------------------------------------- what it learned
@@ -217,11 +249,13 @@ def main(config: Config) -> None:
     tokenizer = Tokenizer()
     clip = build(config, tokenizer).to(config.device)
     if config.init:
-        clip.load_state_dict(load_file(config.init))
-    matrices = [p for p in clip.parameters() if p.ndim >= 2]
-    others = [p for p in clip.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay},
-                                   {"params": others, "weight_decay": 0.0}], lr=config.lr, betas=(0.9, 0.98), fused=True)
+        weights = load_file(config.init)
+        part = clip if "logit_scale" in weights else clip.visual
+        part.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    hidden = [p for name, p in clip.named_parameters() if p.ndim == 2 and "resblocks" in name]
+    others = [p for p in clip.parameters() if all(p is not matrix for matrix in hidden)]
+    optimizers = [torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+                  torch.optim.AdamW(others, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
     pool = [*world.concepts("all"), *world.concepts("nano") * 8]
     shapes = train_shapes()
     contrastive = open_clip.ClipLoss()
@@ -230,20 +264,21 @@ def main(config: Config) -> None:
     bar = tqdm(total=round(config.minutes * 60), unit="s")
     while (done := (time.time() - start) / (60 * config.minutes)) < 1:
         lr = config.lr * min(1, (step + 1) / config.warmup, (1 - done) / 0.25)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = lr
         batch = [any_drawing(rng, pool, shapes) for _ in range(config.batch_size)]
-        image_text, region_text = losses(clip, tokenizer, contrastive, batch, rng, config.device)
-        optimizer.zero_grad()
-        (image_text + config.region_weight * region_text).backward()
+        image_text, region_text, place = losses(clip, tokenizer, contrastive, batch, rng, config.device)
+        clip.zero_grad()
+        (image_text + config.region_weight * region_text + config.place_weight * place).backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         with torch.no_grad():
             clip.logit_scale.clamp_(0, np.log(100))
         step += 1
-        log.append((image_text.item(), region_text.item()))
+        log.append((image_text.item(), region_text.item(), place.item()))
         bar.n = min(round(time.time() - start), bar.total)
-        bar.set_postfix_str(f"step {step} image-text {log[-1][0]:.2f} region-text {log[-1][1]:.2f} lr {lr:.1e}")
+        bar.set_postfix_str(f"step {step} image-text {log[-1][0]:.2f} region-text {log[-1][1]:.2f} place {log[-1][2]:.2f} lr {lr:.1e}")
         if step % 500 == 0:
             measured = scores(clip, tokenizer, config.device)
             tqdm.write(f"step {step} {time.time() - start:.0f} s loss {np.mean(log[-200:], 0).round(3)} "

@@ -26,6 +26,9 @@ from dataset import drawings, questions, world
 from dataset.tokenizer import CONTROLS, MODEL_FILE, TAGS
 
 
+BOUNDARY = "\u241f"  # no piece is learned across it; it is not text itself
+
+
 @dataclass
 class Config:
     text: tuple[Path, ...]  # text files: the broad corpus
@@ -41,17 +44,27 @@ def world_lines(rng: random.Random) -> Iterator[str]:
     for index in range(3000):
         scene = world.scene("train", index)
         for language in world.LANGUAGES:
-            yield world.caption(scene, language)
-            yield world.description(scene, language)
+            lines = [world.caption(scene, language), world.description(scene, language),
+                     *questions.ASK_CAPTION[language], *questions.ASK_DESCRIPTION[language]]
             for kind in questions.KINDS:
                 if question := questions.ask(kind, scene, language, rng):
-                    yield from (question.text, question.answer, question.thoughts)
+                    lines += [question.text, question.answer, question.thoughts]
+            yield from (apart(line) for line in lines) if language == "zh" else lines
+    for concept in world.concepts("nano") * 300:
+        yield f"the {concept.en} and two {world.plural(concept.en)}"
     for concept in world.concepts("all"):
         yield from (f"{world.with_article(concept.en)}, {world.plural(concept.en)}, {concept.en}", concept.zh) * 5
     for _ in range(3000):
         picture = drawings.random_drawing(rng)
         yield from (picture.en, picture.zh)
     yield from easy_vqa.get_train_questions()[0][:5000]
+
+
+def apart(line: str) -> str:
+    """A Chinese line with BOUNDARY around names and places, so that no piece joins them to the words beside them."""
+    places = "|".join(sorted(world.PLACES["zh"], key=len, reverse=True))
+    pattern = rf"({world.mention_pattern('nano', 'zh')[0].pattern.strip('()')}|{places})"
+    return re.sub(pattern, rf"{BOUNDARY}\1{BOUNDARY}", line)
 
 
 def corpus_lines(file: Path, most: int) -> Iterator[str]:
@@ -81,6 +94,7 @@ def main(config: Config) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for line in lines if line]), model_writer=model,
         vocab_size=config.vocab_size, model_type="bpe", character_coverage=0.996, byte_fallback=True, split_digits=True,
+        pretokenization_delimiter=BOUNDARY,
         add_dummy_prefix=False, normalization_rule_name="identity", remove_extra_whitespaces=False, max_sentence_length=100_000,
         required_chars="".join({character for concept in world.concepts("all") for character in concept.en + concept.zh} - {" "}),
         unk_id=0, bos_id=1, eos_id=2, pad_id=3, eos_piece="<|end|>", pad_piece="<pad>",

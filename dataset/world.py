@@ -88,12 +88,16 @@ def concepts(which: str = "nano") -> tuple[Concept, ...]:
 
     emoji.config.load_language(["zh"])
     tones = {chr(code) for code in range(0x1F3FB, 0x1F400)}
+    own_words = set("有和一个在的中图里吗")  # an emoji that is called 有 (there is) would be named by every sentence
     found = {}
     for code, data in emoji.EMOJI_DATA.items():
         if data["status"] == emoji.STATUS["fully_qualified"] and "zh" in data and not tones & set(code):
             english, chinese = (data[language].strip(":").replace("_", " ") for language in LANGUAGES)
-            if english not in found and drawing_file(code) is not None:
+            if english not in found and chinese not in own_words and drawing_file(code) is not None:
                 found[english] = Concept(code, english, chinese)
+    for name in list(found):
+        if plural(name) != name:
+            found.pop(plural(name), None)  # "sparkles" would be two things
     if which == "all":
         return tuple(found[name] for name in sorted(found))
     if which != "nano":

@@ -48,33 +48,39 @@ class World:
         return Generated(self.rows, make)
 
     def captions(self, i: int) -> Conversation:
-        """Scene i with its caption and its description, one in each language, in either order."""
-        scene = self.scene("train", i)
+        """Scene i with its caption or its description, in one language: whatever is said can only come from the picture."""
         rng = random.Random(f"captions/{i}")
-        first, second = rng.sample(world.LANGUAGES, 2)
-        turns = [(rng.choice(ASK_CAPTION[first]), world.caption(scene, first)),
-                 (rng.choice(ASK_DESCRIPTION[second]), world.description(scene, second))]
-        rng.shuffle(turns)
-        return dialogue(f"world/pretrain/{i}", [picture(scene)], turns)
+        tell = rng.choice((self.caption, self.description))
+        scene = self.scene("train", i)
+        return dialogue(f"world/pretrain/{i}", [picture(scene)], [tell(scene, rng.choice(world.LANGUAGES), rng)])
 
     def conversation(self, i: int) -> Conversation:
-        """Scene i in an instruction-tuning row: questions in several turns, two pictures, or reasoning."""
+        """Scene i in an instruction-tuning row: it is told at once, or questions in several turns, or two pictures.
+
+        What tells everything stands alone: after questions it could be said without looking, and so could answers after it.
+        """
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        if rng.random() < 0.25:
+        form = rng.choices(("told", "asked", "pair"), (30, 45, 25))[0]
+        if form == "pair":
             return self.pair_conversation(i, scene, language, rng)
-        kinds = rng.sample([kind for kind in KINDS if kind != "list"], 5)
-        turns = [turn for kind in kinds if (turn := self.turn(kind, scene, language, rng))]
-        # What tells everything comes last, or the questions before it could be answered without looking.
-        closing = rng.choice(("list", "caption", "description"))
-        if closing == "list":
-            turns.append(self.turn("list", scene, language, rng))
-        elif closing == "caption":
-            turns.append((rng.choice(ASK_CAPTION[language]), world.caption(scene, language)))
+        if form == "told":
+            tell = rng.choice((self.caption, self.description, self.listing))
+            turns = [tell(scene, language, rng)]
         else:
-            turns.append((rng.choice(ASK_DESCRIPTION[language]), world.description(scene, language)))
+            kinds = rng.sample([kind for kind in KINDS if kind != "list"], 5)
+            turns = [turn for kind in kinds if (turn := self.turn(kind, scene, language, rng))]
         return dialogue(f"world/sft/{i}", [picture(scene)], turns)
+
+    def caption(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
+        return rng.choice(ASK_CAPTION[language]), world.caption(scene, language)
+
+    def description(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
+        return rng.choice(ASK_DESCRIPTION[language]), world.description(scene, language)
+
+    def listing(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
+        return self.turn("list", scene, language, rng)
 
     def turn(self, kind: str, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str] | None:
         question = questions.ask(kind, scene, language, rng, self.concepts)
