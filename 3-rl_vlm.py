@@ -36,7 +36,7 @@ from dataset.mixture import pictures
 from dataset.report import marked, section, sheet, table
 from dataset.tokenizer import Tokenizer
 from model import checkpoint, cli, lora
-from model.generate import evaluating, generate
+from model.generate import evaluating, generate, prefill
 from model.losses import (
     IGNORE,
     PER_TOKEN,
@@ -70,10 +70,10 @@ class Train:
 class Config:
     algo: str = "dpo"  # dpo | ipo | hinge | robust | simpo | apo_zero | bco | mpo | sft_chosen (the control)
     data: tuple[str, ...] = ()  # files or folders of preferences, by weight; none: the model's own answers, judged
-    scenes: int = 400  # without --data: scenes that the model describes in each iteration
+    scenes: int = 300  # without --data: scenes that the model describes in each iteration
     answers: int = 8  # without --data: answers to each question, sampled alike
-    temperature: float = 1.0  # without --data: of this sampling
-    labeler: str = "rule"  # without --data: who judges the claims; rule: the truth of the scene
+    temperature: float = 0.7  # without --data: of this sampling
+    labeler: str = "truth"  # without --data: who judges the claims; truth: the scene itself | self: the model, asked yes or no
     iterations: int = 1  # rounds of generate, learn, choose; each starts from, and compares with, the one chosen before
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
@@ -122,6 +122,7 @@ def main(config: Config) -> None:
         raise ValueError("robust without swapped pairs is dpo: say how many there are, --smoothing 0.1")
     if config.algo == "sft_chosen" and config.nll_weight == 0:
         raise ValueError("sft_chosen learns by the anchor alone: --nll_weight must be above 0")
+    options = PreferenceOptions(config.beta, config.smoothing, config.gamma)
     tasks = {name: TASKS.make(name) for name in config.bench.split(",") if name}  # a wrong name fails here, not after training
     run = Run(config, config.algo)
     folders = [config.out] if config.iterations == 1 else [config.out / f"iteration-{n + 1}" for n in range(config.iterations)]
@@ -138,7 +139,7 @@ def main(config: Config) -> None:
             resume = config.resume and (number == 0 or (folder / "resume").is_dir())
             run.config = dataclasses.replace(config, init=start, reference=reference, out=folder, resume=resume,
                                              seed=config.seed + number)
-            if not learn(run.config, run, tasks):
+            if not learn(run.config, run, tasks, options):
                 return
         start, reference = folder, None  # the next one begins with, and is compared with, what this one chose
     if run.first and len(folders) > 1:
@@ -148,7 +149,7 @@ def main(config: Config) -> None:
     run.finish(f"wrote {config.out}", "python 4-eval_chat.py --bench hallucination,world, or python web_demo.py")
 
 
-def learn(config: Config, run: Run, tasks: dict) -> bool:
+def learn(config: Config, run: Run, tasks: dict, options: PreferenceOptions) -> bool:
     """One run of preference learning, from config.init to config.out; False where it was only looked at."""
     torch.manual_seed(config.seed)  # each iteration is the same whether it is the first of its process or not
     model = checkpoint.load(config.init).train().to(run.device)
@@ -163,6 +164,7 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
         return False
 
     see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
+    made_by = preferences.fingerprint(model.config.to_json(), tokenizer.file.read_bytes(), str(run.dtype), lora.merged(model))
     sampling = dict(max_new_tokens=96, stop_ids={tokenizer.id(template.stop)},
                     banned=(tokenizer.image, tokenizer.pad, tokenizer.bos))
     ask = Ask(template, tokenizer, model.image_tokens, see(), run.generator(generate, model, temperature=0.0, **sampling))
@@ -170,8 +172,7 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
     if config.data:
         source = preferences.mixture(config.data, config.image_folder, config.allow_urls)
     else:
-        draws = torch.Generator(run.device).manual_seed(config.seed)
-        source = own_pairs(config, run, several(ask, partial(run.generator, generate, model, generator=draws, **sampling)))
+        source = own_pairs(config, run, model, made_by, ask, partial(run.generator, generate, model, **sampling))
     eyes = see(rank=run.rank, world=run.world, wait=run.wait)
     batches = Batches(
         source,
@@ -191,23 +192,21 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
         return False
     eyes.prepare(pictures(batches, steps * per_step), config.feature_cache_gb, run.say)
 
-    # Two things make this DPO and not another way to learn from answers: where a batch comes from, and what is minimised.
-    reference = make_reference(config, run, model, tokenizer, batches, steps * per_step)
-    minimised = partial(preference_objective, algo=config.algo, nll_weight=config.nll_weight)
-    options = PreferenceOptions(config.beta, config.smoothing, config.gamma)
-
     wrapped = run.wrap(model, config.compile)
     first_step, position = run.resume(model, optimizer)
-    options = dataclasses.replace(options, shift=run.state.get("shift", 0.0))
     chosen = Chosen(run)
+    # Two things make this DPO and not another way to learn from answers: where a batch comes from, and what is minimised.
+    reference = make_reference(config, run, model, made_by, batches, steps * per_step)
     stream = compared(batches.start(position), reference, run)
+    minimised = partial(preference_objective, algo=config.algo, nll_weight=config.nll_weight)
+    options = dataclasses.replace(options, shift=run.state.get("shift", 0.0))
     run.progress(first_step, steps)
     for step in range(first_step, steps + 1):
         last = step == steps
 
         if last or (step > first_step and step % config.save_every == 0):
             run.save(model, optimizer, tokenizer.file, step, position, shift=options.shift)
-        if last or (config.eval_every and step % config.eval_every == 0):  # step 0 too: what there was before
+        if last or (tasks and config.eval_every and step % config.eval_every == 0):  # step 0 too: what there was before
             scores = {}
             if run.first:
                 for name, task in tasks.items():
@@ -264,30 +263,27 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
 # ---------------------------------------------------------------- where a batch comes from
 
 
-def several(ask: Ask, generator: Callable) -> Callable:
-    """`Ask` for several answers to each prompt: (prompts, answers, temperature) -> a list of answers for each."""
+def own_pairs(config: Config, run: Run, model: VLM, made_by: str, ask: Ask, sampler: Callable) -> preferences.PreferenceFile:
+    """Pairs of the model's own answers about the world, made by dataset/feedback.py; what was made is not made again."""
+    from dataset.feedback import world_pairs
+    from dataset.labels import TRUTH, YesNo, by_model
 
-    def answers_to(prompts: list[Conversation], answers: int = 1, temperature: float = 0.0) -> list[list[str]]:
-        sampled = dataclasses.replace(ask, generate=generator(temperature=temperature))
+    def answers_to(prompts: list[Conversation], answers: int, temperature: float) -> list[list[str]]:
+        sampled = dataclasses.replace(ask, generate=sampler(temperature=temperature))
         said = sampled([prompt for prompt in prompts for _ in range(answers)])
         return [said[k : k + answers] for k in range(0, len(said), answers)]
 
-    return answers_to
-
-
-def own_pairs(config: Config, run: Run, ask: Callable) -> preferences.PreferenceFile:
-    """Pairs of the model's own answers about the world, in OUT/pairs.jsonl; a resumed run reads those that it began with."""
-    file = run.out / "pairs.jsonl"
-    if run.first and not config.resume:
-        from dataset.feedback import world_pairs
-
-        made = world_pairs(ask, out=run.out / "feedback", scenes=config.scenes, answers=config.answers,
-                           temperature=config.temperature, labeler=config.labeler, seed=config.seed)
-        if not made:
-            raise RuntimeError("no two answers differ in what is wrong with them: raise --scenes, --answers or --temperature")
-        preferences.save(made, file)
+    yes_no = YesNo(ask.template, ask.tokenizer, ask.image_tokens, ask.eyes,
+                   run.generator(lambda model, batch: prefill(model, batch, room=0)[0], model))
+    labelers = {"truth": TRUTH, "self": by_model(made_by, yes_no)}
+    if config.labeler not in labelers:
+        raise ValueError(f"--labeler is {' or '.join(labelers)}, not {config.labeler!r}")
+    options = dict(scenes=config.scenes, answers=config.answers, temperature=config.temperature, seed=config.seed)
+    folder = run.out / "feedback" / preferences.fingerprint(made_by, config.labeler, repr(options))[:12]
+    if run.first:
+        world_pairs(answers_to, folder, labeler=labelers[config.labeler], model=made_by, say=run.say, **options)
     run.wait()
-    return preferences.load(file)
+    return preferences.load(folder / "pairs.jsonl")
 
 
 def compared(stream: Iterator[tuple[int, Batch]], reference: Callable[[Batch], Tensor], run: Run) -> Iterator[tuple[int, Batch]]:
@@ -312,11 +308,13 @@ def sums_now(model: VLM, run: Run, batch: Batch) -> Tensor:
     return answer_sums(logps, documents, len(batch["ids"]))[0]
 
 
-def make_reference(config: Config, run: Run, model: VLM, tokenizer: Tokenizer, batches: Batches,
+def make_reference(config: Config, run: Run, model: VLM, made_by: str, batches: Batches,
                    micro_batches: int) -> Callable[[Batch], Tensor]:
     """Batch -> (2N,) log-probabilities of its answers under the model that this run starts from.
 
-    Where adapters alone are trained, that is the model with these switched off. Else they are computed once and kept in a file.
+    Called before the first step, or in a resumed run, which reads the file. Where adapters alone are trained, that is the
+    model with these switched off. Else they are computed once and kept in a file that says what they were made by: a hash of
+    config, tokenizer, precision and weights.
     """
     if config.algo in WITHOUT_REFERENCE:
         return lambda batch: torch.zeros(len(batch["ids"]), device=run.device)
@@ -328,7 +326,6 @@ def make_reference(config: Config, run: Run, model: VLM, tokenizer: Tokenizer, b
 
         return switched_off
 
-    made_by = preferences.fingerprint(model.config.to_json(), tokenizer.file.read_bytes(), str(run.dtype), lora.merged(model))
     file = config.reference or run.out / "reference.npz"
     if config.resume or (config.reference and file.is_file()):
         stored = preferences.Reference.read(file, made_by)

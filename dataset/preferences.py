@@ -13,7 +13,6 @@ Other columns are ignored, also stored log-probabilities: they are another model
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,22 +112,6 @@ def mixture(specs: Sequence[str], image_folder: Path | None, allow_urls: bool) -
     return Mixture([(load(name, image_folder, allow_urls), weight) for name, weight in parts])
 
 
-def save(preferences: Sequence[Preference], file: Path) -> None:
-    """Preferences as jsonl in TRL's style, each picture a PNG in pictures/ beside it, named by its key; `load` reads it."""
-    (file.parent / "pictures").mkdir(parents=True, exist_ok=True)
-    with replacing(file) as out:
-        for row in preferences:
-            images = [f"pictures/{hashlib.sha256(picture.key.encode()).hexdigest()[:24]}.png" for picture in row.pictures]
-            for name, picture in zip(images, row.pictures):
-                if not (file.parent / name).is_file():
-                    picture.load().save(file.parent / name)
-            prompt = [{"role": message.role, "content": [
-                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in message.parts]}
-                for message in row.prompt.messages]  # fmt: skip
-            line = {"id": row.id, "images": images, "prompt": prompt, "chosen": row.chosen, "rejected": row.rejected}
-            out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-
-
 # ---------------------------------------------------------------- preferences -> batches
 
 
@@ -169,8 +152,7 @@ def render(preference: Preference, template: Template, tokenizer, image_tokens: 
 
     pair = Pair(document(preference.chosen), document(preference.rejected))
     if not (pair.chosen.input_ids and pair.rejected.input_ids):
-        prompt = sum(len(piece.ids) for piece in pieces)
-        raise BadRow(f"nothing left to learn: the prompt alone is {prompt} tokens long, cut to {max_length}",
+        raise BadRow(f"nothing left to learn: the prompt alone takes the {max_length} tokens that there may be",
                      "raise --max_length, or use fewer images", preference.id)  # fmt: skip
     if pair.chosen.input_ids == pair.rejected.input_ids:
         raise BadRow(f"the first {max_length} tokens of chosen and rejected are the same", "raise --max_length", preference.id)
