@@ -55,7 +55,7 @@ def preference(row, id: str, find: Find) -> Preference:
     if "chosen" not in row and "text" in row:  # RLHF-V
         text = decode(row["text"], "text") if isinstance(row["text"], str) else row["text"]
         row = {**row, **text} if isinstance(text, dict) else row
-    asked = row.get("prompt") or row.get("question")
+    asked = row["question"] if row.get("question") is not None else row.get("prompt")
     given = {"question": asked, "chosen": row.get("chosen"), "rejected": row.get("rejected")}
     if missing := [name for name, value in given.items() if value is None]:
         raise BadRow(f"missing {', '.join(missing)}", "a row has a question (or a prompt), chosen and rejected")

@@ -112,6 +112,11 @@ def test_a_prompt_may_have_earlier_turns_and_no_picture(tmp_path):
     assert found.pictures == ()
 
 
+def test_extra_keys_are_ignored_whatever_their_names(tmp_path):
+    found = row(tmp_path, prompt="world/17", text="not JSON", scores=[0, -1], logps="{}", answer="gold")
+    assert found.prompt.messages[0].text == "What?"
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"chosen": None}, "missing chosen"), ({"question": None}, "missing question"), ({"rejected": " "}, "empty rejected"),
     ({"chosen": 3}, "chosen is a int"), ({"rejected": GOOD + " "}, "chosen and rejected are the same answer"),
@@ -121,7 +126,8 @@ def test_a_prompt_may_have_earlier_turns_and_no_picture(tmp_path):
     ({"image": "https://example.com/a.png"}, "image is a URL"),
     ({"chosen": [{"role": "user", "content": "no"}]}, "chosen is not one message of the assistant's"),
     ({"chosen": [{"role": "assistant", "content": [{"type": "image"}]}]}, "chosen holds something else than text"),
-    ({"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "does not end with the user's turn"),
+    ({"question": None, "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+     "does not end with the user's turn"),
     ({"chosen": None, "rejected": None, "text": "{broken"}, "text is not JSON"),
     ({"chosen": None, "rejected": None, "text": "[1]"}, "missing chosen, rejected"),
 ])  # fmt: skip
