@@ -143,8 +143,8 @@ def main(config: Config) -> None:
                 return
         start, reference = folder, None  # the next one begins with, and is compared with, what this one chose
     if run.first and len(folders) > 1:
-        best = max(folders, key=lambda folder: json.loads((folder / "chosen.json").read_text())["quality"])
-        run.say(f"the best of {len(folders)} iterations: {best.name}")
+        best = max(reversed(folders), key=lambda folder: json.loads((folder / "chosen.json").read_text())["quality"])
+        run.say(f"{best.name} of {len(folders)} is kept")  # the last one of equals, and where nothing was measured
         copy_checkpoint(best, config.out)
     run.finish(f"wrote {config.out}", "python 4-eval_chat.py --bench hallucination,world, or python web_demo.py")
 

@@ -82,8 +82,8 @@ def eyes(model: VLM):
     return Eyes(model.encoder, model.config.fit, torch.device("cpu"), cache=None)
 
 
-def a_run(tmp_path) -> Run:
-    return Run(SimpleNamespace(out=tmp_path, device="cpu", dtype="auto", seed=0, wandb=False, resume=False), "test")
+def a_run(tmp_path, dtype: str = "fp32") -> Run:
+    return Run(SimpleNamespace(out=tmp_path, device="cpu", dtype=dtype, seed=0, wandb=False, resume=False), "test")
 
 
 def scored(model: VLM, batch: dict, reference: torch.Tensor, beta: float = 0.1):
@@ -150,14 +150,17 @@ def test_the_reference_is_taken_in_evaluation_mode_without_gradient_and_leaves_t
     torch.testing.assert_close(sums, SCRIPT.sums_now(model.eval(), a_run(tmp_path), batch))
 
 
-@pytest.mark.parametrize("mode", ["full", "lora:4"])
-def test_the_loss_at_step_zero_is_exactly_ln_2(tmp_path, mode):
+@pytest.mark.parametrize(("mode", "dtype"), [("full", "fp32"), ("full", "bf16"), ("lora:4", "fp32"), ("lora:4", "bf16")])
+def test_the_loss_at_step_zero_is_exactly_ln_2(tmp_path, mode, dtype):
+    """Bit for bit: policy and reference go through one function in one precision, the policy in train mode."""
     model = tiny_model().train()
     for name, part in model.parts.items():
         trainable(part, mode if name == "llm" else "freeze")
     batch = join(rendered(about_colours(4), model), eyes(model))
-    reference = made_reference(model, [batch], tmp_path)
-    logps, documents = SCRIPT.answer_logps(model, batch)
+    run = a_run(tmp_path, dtype)
+    reference = made_reference(model, [batch], tmp_path, run)
+    with run.autocast():
+        logps, documents = SCRIPT.answer_logps(model, batch)
     pairs = as_pairs(logps, documents, reference(batch))
     loss = PREFERENCE_LOSSES["dpo"](pairs, PreferenceOptions(0.1))
     assert torch.equal(loss, torch.full((4,), math.log(2)))
@@ -165,13 +168,16 @@ def test_the_loss_at_step_zero_is_exactly_ln_2(tmp_path, mode):
     assert total.item() == pytest.approx(4 * math.log(2)) and measured["margin"] == measured["accuracy"] == 0
 
 
-def made_reference(model: VLM, batches: list[dict], tmp_path, **changes):
+class Given(list):
+    """Batches that are there already."""
+
+    batch = list.__getitem__
+
+
+def made_reference(model: VLM, batches: list[dict], tmp_path, run: Run | None = None, **changes):
     """`make_reference` over these batches."""
     config = SCRIPT.Config(**{"out": tmp_path, **changes})
-    run = a_run(tmp_path)
-    source = SimpleNamespace(batch=batches.__getitem__, __len__=lambda: len(batches))
-    counted = type("Counted", (), {"batch": staticmethod(source.batch), "__len__": lambda self: len(batches)})()
-    return SCRIPT.make_reference(config, run, model, "made", counted, len(batches))
+    return SCRIPT.make_reference(config, run or a_run(tmp_path), model, "made", Given(batches), len(batches))
 
 
 def test_a_cached_reference_is_the_live_one_and_stays_where_the_policy_leaves(tmp_path):
@@ -302,7 +308,7 @@ def pairs_file(tmp_path_factory) -> Path:
 
 def arguments(start: Path, pairs: Path, *more) -> tuple:
     return ("--init", start, "--data", pairs, "--bench", "", "--device", "cpu", "--batch_size", 2, "--max_steps", 5,
-            "--save_every", 2, "--log_every", 1, "--warmup", 2, "--lr", 1e-3, *more)  # fmt: skip
+            "--epochs", 1, "--save_every", 2, "--log_every", 1, "--warmup", 2, "--lr", 1e-3, *more)  # fmt: skip
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -351,8 +357,8 @@ def test_a_killed_run_goes_on_to_exactly_the_same_weights(mode, one, start, pair
     given = arguments(start, pairs_file, "--accumulate", 2, "--algo", "mpo", "--train.llm", mode)
     whole = one
     if mode != "full":
-        run_script("3-rl_vlm.py", *given, cwd=tmp_path / "whole" if (tmp_path / "whole").mkdir() is None else None)
-        whole = tmp_path / "whole" / "out" / "dpo"
+        whole = tmp_path / "whole"
+        run_script("3-rl_vlm.py", *given, "--out", whole, cwd=tmp_path)
     run_script("3-rl_vlm.py", *given, cwd=tmp_path, die_at_step=3, expect=-signal.SIGKILL)
     run_script("3-rl_vlm.py", *given, "--resume", cwd=tmp_path)
     ends = [load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "out" / "dpo")]
@@ -430,7 +436,7 @@ def test_a_trained_encoder_sees_pixels_and_its_reference_is_stored(start, pairs_
 
 @pytest.mark.parametrize("switch", ["--dry_run", "--check_data"])
 def test_looking_writes_nothing(switch, start, pairs_file, run_script, tmp_path):
-    given = ("--init", start, "--bench", "", switch)
+    given = ("--init", start, "--bench", "", "--epochs", 1, switch)
     done = run_script("3-rl_vlm.py", *given, "--data", pairs_file, "--batch_size", 8, cwd=tmp_path)
     assert "24 pairs, 3 steps of 8 on 1 x" in done.out
     shown = "chosen: <s><|user|>[image]What colour is it?<|assistant|>【It is red.<|end|>】" in done.out
@@ -444,7 +450,7 @@ def test_looking_writes_nothing(switch, start, pairs_file, run_script, tmp_path)
     (("--algo", "ppo"), "--algo is one of dpo, ipo, hinge"), (("--algo", "robust"), "--smoothing 0.1"),
     (("--algo", "sft_chosen", "--nll_weight", 0), "--nll_weight must be above 0"), (("--smoothing", 0.7), "0 to below 0.5"),
     (("--train.llm", "freeze"), "every part is frozen"), (("--init", "nowhere"), "no checkpoint in nowhere"),
-    (("--data", "nowhere.jsonl"), "no data at nowhere.jsonl"), (("--resume",), "no reference log-probabilities"),
+    (("--data", "nowhere.jsonl"), "no data at nowhere.jsonl"), (("--resume",), "nothing to resume in out/dpo"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_with_the_remedy(more, message, start, pairs_file, run_script, tmp_path):
     done = run_script("3-rl_vlm.py", *arguments(start, pairs_file), *more, cwd=tmp_path, expect=1)
