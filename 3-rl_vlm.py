@@ -146,6 +146,7 @@ def main(config: Config) -> None:
         best = max(reversed(folders), key=lambda folder: json.loads((folder / "chosen.json").read_text())["quality"])
         run.say(f"{best.name} of {len(folders)} is kept")  # the last one of equals, and where nothing was measured
         copy_checkpoint(best, config.out)
+        add_scores(config.out, json.loads((best / "scores.json").read_text()))
     run.finish(f"wrote {config.out}", "python 4-eval_chat.py --bench hallucination,world, or python web_demo.py")
 
 
