@@ -554,7 +554,7 @@ def test_without_data_the_model_makes_its_own_pairs_and_hallucination_chooses(st
         assert all(torch.equal(kept[name], weight) for name, weight in load_file(folder / "model.safetensors").items())
         assert "hallucination/cover" in json.loads((folder / "scores.json").read_text())
     assert asked[0] and asked[1] and not asked[0] & asked[1]  # new scenes in each iteration
-    best = max(folders, key=lambda folder: json.loads((folder / "chosen.json").read_text())["quality"])
+    best = max(reversed(folders), key=lambda folder: json.loads((folder / "chosen.json").read_text())["quality"])
     assert (config.out / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
     shutil.rmtree(folders[1] / "resume")
     (folders[1] / "chosen.json").unlink()
