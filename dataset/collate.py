@@ -116,11 +116,13 @@ class Batches:
         bad_rows: BadRows,
         rank: int,
         world: int,
+        join: Callable[[list, Look], dict] = collate,
     ):
         if not len(source):
             raise ValueError("the data holds no row")
         self.source, self.render, self.look, self.bad_rows = source, render, look, bad_rows
         self.batch_size, self.window, self.seed, self.rank, self.world = batch_size, window, seed, rank, world
+        self.join = join  # what `render` makes -> a batch; of other items than documents, `len` and `id` are needed
         self.block = blocks(source)
         self.kept_order: tuple[int, np.ndarray] | None = None  # the last epoch asked for, and its order
         self.kept_window: tuple[tuple[int, int], list[list[Document]]] | None = None  # and the last window
@@ -150,7 +152,7 @@ class Batches:
             documents = cut[(rest % self.window + shift) % len(cut)]
             while documents:
                 try:
-                    return collate(documents, self.look)
+                    return self.join(documents, self.look)
                 except BadRow as bad:
                     self.bad_rows.add(bad)
                     documents = [document for document in documents if document.id != bad.where]

@@ -282,10 +282,13 @@ class Source:
             raise IndexError(i)
         where = f"{self.path}:{i + 1}"  # rows count from 1, as editors count lines
         try:
-            return conversation(self.rows[i], where, self.find, self.need_answer)
+            return self.parse(self.rows[i], where)
         except BadRow as bad:
             bad.where = where
             raise
+
+    def parse(self, row, where: str) -> Conversation:
+        return conversation(row, where, self.find, self.need_answer)
 
     def blocks(self) -> np.ndarray:
         return blocks(self.rows)
@@ -326,25 +329,26 @@ def blocks(source) -> np.ndarray:
 
 
 def load(
-    path: str | Path, image_folder: str | Path | None = None, allow_urls: bool = False, need_answer: bool = True
+    path: str | Path, image_folder: str | Path | None = None, allow_urls: bool = False, need_answer: bool = True,
+    source: type[Source] = Source,
 ) -> Source | Mixture:
     """The conversations of a file, or of every data file in a folder.
 
     Images are looked for in `image_folder`, by default where the file is, and never outside. `need_answer=False`
-    also takes rows that end with a question, for inference. Raises FileNotFoundError, ValueError or TypeError when
-    nothing can be read.
+    also takes rows that end with a question, for inference; `source` is what reads the rows. Raises FileNotFoundError,
+    ValueError or TypeError when nothing can be read.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in READERS)
         if not files:
             raise FileNotFoundError(f"no {', '.join(READERS)} file in {path}")
-        return Mixture([(load(file, image_folder, allow_urls, need_answer), 1) for file in files])
+        return Mixture([(load(file, image_folder, allow_urls, need_answer, source), 1) for file in files])
     if not path.is_file():
         raise FileNotFoundError(f"no data at {path}; give a file or folder of {', '.join(READERS)}")
     if path.suffix not in READERS:
         raise ValueError(f"{path}: unknown format {path.suffix!r}; known: {', '.join(READERS)}")
-    return Source(path, Path(image_folder or path.parent), allow_urls, need_answer)
+    return source(path, Path(image_folder or path.parent), allow_urls, need_answer)
 
 
 def name_and_weight(spec: str) -> tuple[str, float]:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from model import lora
 from model.config import VLMConfig
 from model.optimizer import Together
 from model.vlm import VLM
@@ -51,24 +52,23 @@ def stores_encoder(model: VLM) -> bool:
     return trained or model.config.encoder.startswith("clip_random") or getattr(model, "encoder_was_stored", False)
 
 
-def weights(model: VLM, with_encoder: bool) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name."""
-    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()
-            if with_encoder or not name.startswith("encoder.")}
+def weights(tensors: dict[str, torch.Tensor], with_encoder: bool) -> dict[str, torch.Tensor]:
+    """Those of a model's tensors that a checkpoint holds."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items() if with_encoder or not name.startswith("encoder.")}
 
 
 def save(folder: Path, model: VLM, tokenizer_file: Path) -> None:
-    """Write the model for anyone to load; each file replaces the old one in one move."""
+    """Write the model for anyone to load, LoRA merged; each file replaces the old one in one move."""
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "model.safetensors", lambda file: save_weights(model, file))
+    write(folder / "model.safetensors", lambda file: save_weights(model, lora.merged(model), file))
     write(folder / "tokenizer.model", lambda file: shutil.copyfile(tokenizer_file, file))
     write(folder / "config.json", lambda file: file.write_text(model.config.to_json(), encoding="utf-8"))
 
 
-def save_weights(model: VLM, file: Path) -> None:
-    """The tensors, and with them either the encoder or the fingerprint of the one that is left out."""
+def save_weights(model: VLM, tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """The tensors of the model, and with them either the encoder or the fingerprint of the one that is left out."""
     with_encoder = stores_encoder(model)
-    save_file(weights(model, with_encoder), file, {"encoder": "stored" if with_encoder else model.encoder.fingerprint()})
+    save_file(weights(tensors, with_encoder), file, {"encoder": "stored" if with_encoder else model.encoder.fingerprint()})
 
 
 def write(file: Path, fill) -> None:
@@ -104,7 +104,7 @@ def holds_encoder(file: Path, model: VLM) -> bool:
 
 def load_weights(model: VLM, tensors: dict[str, torch.Tensor], source: str, with_encoder: bool) -> int:
     """Copy tensors into the model and return how many matched; ValueError unless names and shapes agree one to one."""
-    expected = weights(model, with_encoder)
+    expected = weights(model.state_dict(), with_encoder)
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     wrong = [f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
              for name in sorted(expected.keys() & tensors.keys()) if tensors[name].shape != expected[name].shape]
@@ -131,7 +131,7 @@ def save_resume(folder: Path, model: VLM, optimizer: Together, state: dict, rank
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_weights(model, temporary / "model.safetensors")
+        save_weights(model, model.state_dict(), temporary / "model.safetensors")  # LoRA as it is, apart
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         (temporary / "state.json").write_text(json.dumps({**state, "world": world}))
     barrier(world)
@@ -180,11 +180,14 @@ def trainable(part: nn.Module, mode: str) -> int:
     freeze      none
     full        all
     partial:K   the last K blocks
+    lora:R      adapters of rank R beside every linear map of the blocks, with alpha = 2 R
     """
     name, _, count = mode.partition(":")
-    if mode not in ("freeze", "full") and not (name == "partial" and count.isdecimal()):
-        raise ValueError(f"a part is trained freeze, full or partial:K, not {mode!r}")
+    if mode not in ("freeze", "full") and not (name in ("partial", "lora") and count.isdecimal()):
+        raise ValueError(f"a part is trained freeze, full or partial:K, or lora:R, not {mode!r}")
     part.requires_grad_(name == "full")
+    if name == "lora":
+        lora.apply(part, rank=int(count), alpha=2 * int(count))
     if name == "partial":
         blocks = getattr(part, "blocks", [])
         if not 0 < int(count) <= len(blocks):

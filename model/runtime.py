@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import all_reduce, destroy_process_group, init_process_group
+from torch.distributed import all_gather_object, all_reduce, destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -64,6 +64,7 @@ class Run:
         torch.manual_seed(config.seed)  # the same weights everywhere ...
         self.started = time.time()
         self.history: list[dict] = []
+        self.state: dict = {}  # what a resumed run was saved with
         self.bar: tqdm | None = None
         self.tokens, self.counted_from = 0, time.time()
         self.wandb = None  # nothing is started or written before training: --dry_run leaves no trace
@@ -140,13 +141,22 @@ class Run:
         all_reduce(total)
         return total.item()
 
+    def union(self, found: dict) -> dict:
+        """What all processes found, in one dict."""
+        if self.world == 1:
+            return found
+        parts = [{}] * self.world
+        all_gather_object(parts, found)
+        return {key: value for part in parts for key, value in part.items()}
+
     # ------------------------------------------------------------ saving
 
-    def save(self, model: nn.Module, optimizer: Together, tokenizer_file: Path, step: int, position: int) -> None:
-        """The model for anyone, and everything that resuming needs."""
+    def save(self, model: nn.Module, optimizer: Together, tokenizer_file: Path, step: int, position: int,
+             **more: float) -> None:
+        """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`."""
         if self.first:
             checkpoint.save(self.out, model, tokenizer_file)
-        state = {"step": step, "position": position, "seconds": self.seconds}
+        state = {"step": step, "position": position, "seconds": self.seconds, **more}
         checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world)
 
     def resume(self, model: nn.Module, optimizer: Together) -> tuple[int, int]:
@@ -159,7 +169,7 @@ class Run:
                     old.unlink(missing_ok=True)
                 shutil.rmtree(self.out / "resume", ignore_errors=True)
             return 0, 0
-        state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world)
+        self.state = state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world)
         lines = log.read_text().splitlines() if log.is_file() else []
         self.history = [row for row in map(json.loads, lines) if row["step"] < state["step"]]
         checkpoint.barrier(self.world)

@@ -1,0 +1,303 @@
+"""Preference pairs: published formats as they are, bad rows named, and two documents that differ in the answer alone."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import preferences
+from dataset.chat import Conversation, Message, render_prompt
+from dataset.chat import render as render_conversation
+from dataset.collate import IGNORE, Batches, collate
+from dataset.conversations import BadRows
+from dataset.images import BadRow, Picture
+from dataset.preferences import Preference, Reference, fingerprint, join, load, mixture, render
+from dataset.tokenizer import Tokenizer
+from model.losses import next_token_targets
+from model.registry import TEMPLATES
+from tests.miniatures import lines, picture
+
+TOKENIZER = Tokenizer()
+GOOD, WRONG = "A red square.", "A red square and two dogs."
+OFFICIAL = ("rlaif_v.parquet", "rlhf_v.parquet", "trl.parquet", "trl.jsonl", "pipeline.jsonl")
+
+
+def write_official(folder: Path) -> Path:
+    """A file of four rows in each official format, with the columns of the real one."""
+    import pyarrow
+    from pyarrow import parquet
+
+    files = [picture(folder / f"{colour}.png", colour) for colour in ("red", "green", "blue", "black")]
+    data = [file.read_bytes() for file in files]
+    question, split = "What is in the picture?", json.dumps({"model": "m", "type": "detailed_description"})
+    parquet.write_table(pyarrow.Table.from_pylist([
+        {"ds_name": "RLAIF-V", "image": {"bytes": data[i], "path": f"{i}.jpg"}, "question": question, "chosen": GOOD,
+         "rejected": WRONG, "origin_dataset": "COCO", "origin_split": split, "idx": i, "image_path": f"/elsewhere/{i}.jpg",
+         "logps": json.dumps({"logps": [[-1.0], -20.0, -1.0, [-2.0], -30.0, -1.5]})} for i in range(4)
+    ]), folder / "rlaif_v.parquet", row_group_size=2)  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist([
+        {"ds_name": "RLHF-V", "image": {"bytes": data[i], "path": None}, "origin_dataset": "VQAv2", "origin_split": "train",
+         "text": json.dumps({"question": question, "chosen": GOOD, "rejected": WRONG}), "idx": i, "image_path": f"{i}.jpg"}
+        for i in range(4)]), folder / "rlhf_v.parquet", row_group_size=3)  # fmt: skip
+    trl = {"prompt": [{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": question}]}],
+           "chosen": [{"role": "assistant", "content": [{"type": "text", "text": GOOD}]}],
+           "rejected": [{"role": "assistant", "content": [{"type": "text", "text": WRONG}]}]}  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(
+        [{"images": [{"bytes": data[i], "path": None}], **trl} for i in range(4)]), folder / "trl.parquet")  # fmt: skip
+    plain = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", GOOD), ("rejected", WRONG))}
+    lines(folder / "trl.jsonl", [{"images": [files[i].name], **(trl if i % 2 else {**trl, **plain})} for i in range(4)])
+    lines(folder / "pipeline.jsonl", [
+        {key: value, "question": question, "chosen": GOOD, "rejected": WRONG, "scores": [0, -1], "idx": 7}
+        for key, value in (("image_path", files[0].name), ("image", files[1].name),
+                           ("image", base64.b64encode(data[2]).decode()),
+                           ("image", "data:image/png;base64," + base64.b64encode(data[3]).decode()))])  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> Path:
+    return write_official(tmp_path_factory.mktemp("official"))
+
+
+# ---------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_each_official_format_is_read_as_it_is(official, name):
+    source = load(official / name)
+    assert len(source) == 4
+    for row, colour in enumerate(((255, 0, 0), (0, 128, 0), (0, 0, 255), (0, 0, 0))):
+        found = source[row]
+        assert (found.chosen, found.rejected, found.id) == (GOOD, WRONG, f"{official / name}:{row + 1}")
+        (message,) = found.prompt.messages
+        shown, asked = message.parts
+        assert (message.role, asked) == ("user", "What is in the picture?")
+        assert shown.load().getpixel((5, 5)) == colour
+
+
+def test_a_parquet_file_is_read_by_row_group(official):
+    assert load(official / "rlaif_v.parquet").blocks().tolist() == [0, 0, 1, 1]
+
+
+def test_a_folder_and_weights_mix_files(official):
+    assert len(load(official)) == 20
+    mixed = mixture([f"{official}/trl.jsonl:2", f"{official}/pipeline.jsonl:0.5"], None, False)
+    assert len(mixed) == 10
+    names = [mixed[i].id.rpartition("/")[2].partition(":")[0] for i in range(10)]
+    assert names == ["trl.jsonl"] * 8 + ["pipeline.jsonl"] * 2
+
+
+def row(tmp_path, **changes) -> Preference:
+    """The preference of a pipeline row with these changes; None takes a key away."""
+    picture(tmp_path / "a.png", "red")
+    values = {"image": "a.png", "question": "What?", "chosen": GOOD, "rejected": WRONG, **changes}
+    return load(lines(tmp_path / "rows.jsonl", [{k: v for k, v in values.items() if v is not None}]))[0]
+
+
+def test_several_pictures_stand_where_the_placeholders_are(tmp_path):
+    picture(tmp_path / "b.png", "blue")
+    found = row(tmp_path, image=None, images=["a.png", "b.png"], question="From <image> to <image>?")
+    assert [part if isinstance(part, str) else part.load().getpixel((0, 0)) for part in found.prompt.messages[0].parts] == [
+        "From ", (255, 0, 0), " to ", (0, 0, 255), "?"]  # fmt: skip
+
+
+def test_a_prompt_may_have_earlier_turns_and_no_picture(tmp_path):
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"},
+              {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "What is red?"}]  # fmt: skip
+    found = row(tmp_path, image=None, question=None, prompt=prompt)
+    assert [message.role for message in found.prompt.messages] == ["system", "user", "assistant", "user"]
+    assert found.pictures == ()
+
+
+def test_extra_keys_are_ignored_whatever_their_names(tmp_path):
+    found = row(tmp_path, prompt="world/17", text="not JSON", scores=[0, -1], logps="{}", answer="gold")
+    assert found.prompt.messages[0].text == "What?"
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"chosen": None}, "missing chosen"), ({"question": None}, "missing question"), ({"rejected": " "}, "empty rejected"),
+    ({"chosen": 3}, "chosen is a int"), ({"rejected": GOOD + " "}, "chosen and rejected are the same answer"),
+    ({"image": "gone.png"}, "image file missing"), ({"image": "../a.png"}, "leaves the image folder"),
+    ({"image": "iVBORw0KGgo="}, None), ({"image": "iVBORw0*"}, "bad base64"), ({"question": 5}, "user value is a int"),
+    ({"question": "<image> and <image>?"}, "2 <image> placeholders but 1 images"),
+    ({"image": "https://example.com/a.png"}, "image is a URL"),
+    ({"chosen": [{"role": "user", "content": "no"}]}, "chosen is not one message of the assistant's"),
+    ({"chosen": [{"role": "assistant", "content": [{"type": "image"}]}]}, "chosen holds something else than text"),
+    ({"question": None, "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+     "does not end with the user's turn"),
+    ({"chosen": None, "rejected": None, "text": "{broken"}, "text is not JSON"),
+    ({"chosen": None, "rejected": None, "text": "[1]"}, "missing chosen, rejected"),
+])  # fmt: skip
+def test_a_bad_row_says_where_why_and_what_to_do(tmp_path, changes, message):
+    if message is None:  # decodes, and is no picture: found when it is opened
+        with pytest.raises(BadRow, match="cannot be opened"):
+            row(tmp_path, **changes).pictures[0].load()
+        return
+    with pytest.raises(BadRow) as bad:
+        row(tmp_path, **changes)
+    assert message in str(bad.value) and str(bad.value).startswith(f"{tmp_path / 'rows.jsonl'}:1: ") and bad.value.remedy
+
+
+def test_a_row_that_is_no_object_is_a_bad_row(tmp_path):
+    with pytest.raises(BadRow, match="the row is a list"):
+        load(lines(tmp_path / "rows.jsonl", [[1, 2]]))[0]
+
+
+# ---------------------------------------------------------------- two documents
+
+
+def preference(chosen=GOOD, rejected=WRONG, pictures=1, turns=()) -> Preference:
+    shown = tuple(Picture(f"p{k}", lambda: None) for k in range(pictures))
+    return Preference("row", Conversation("row", (*turns, Message("user", (*shown, "What is it?")))), chosen, rejected)
+
+
+def rendered(row: Preference, max_length: int = 1000, template: str = "pupil", image_tokens: int = 3):
+    return render(row, TEMPLATES.make(template), TOKENIZER, image_tokens, max_length)
+
+
+def learned(document) -> list[int]:
+    return [number for number, learn in zip(document.input_ids, document.learn) if learn]
+
+
+@pytest.mark.parametrize("template", ["pupil", "pretrain"])
+def test_exactly_the_answer_and_its_end_of_turn_are_learned(template):
+    """`prompt or image tokens in the sum`; `the first answer token or the end token left out`."""
+    stop = TOKENIZER.id(TEMPLATES.make(template).stop)
+    pair = rendered(preference(), template=template)
+    for document, text in ((pair.chosen, GOOD), (pair.rejected, WRONG)):
+        assert learned(document) == [*TOKENIZER.encode(text), stop]
+        assert TOKENIZER.image not in learned(document)
+
+
+def test_the_answer_of_an_earlier_turn_is_read_and_not_learned():
+    pair = rendered(preference(turns=(Message("user", ("Hello",)), Message("assistant", ("Good day.",)))))
+    assert learned(pair.chosen) == [*TOKENIZER.encode(GOOD), TOKENIZER.end]
+    assert TOKENIZER.decode(pair.chosen.input_ids).count("Good day.") == 1
+
+
+def test_there_is_one_beginning_and_the_prompt_is_tokenised_as_for_generation():
+    """`double BOS`; `prompt tokenised jointly in one place and separately in another`."""
+    pair, template = rendered(preference()), TEMPLATES.make("pupil")
+    prompt = render_prompt(preference().prompt, template, TOKENIZER, 3).input_ids
+    for document, text in ((pair.chosen, GOOD), (pair.rejected, WRONG)):
+        assert document.input_ids == [*prompt, *TOKENIZER.encode(text), TOKENIZER.end]
+        assert document.input_ids.count(TOKENIZER.bos) == 1
+        talk = Conversation("row", (*preference().prompt.messages, Message("assistant", (text,))))
+        assert document == render_conversation(talk, template, TOKENIZER, 3, 1000)  # as in fine-tuning
+
+
+def test_both_sides_are_cut_at_the_same_token_and_the_prompt_never():
+    """`truncating only one side`."""
+    row = preference(chosen="bus here " * 20, rejected="cat there " * 30)
+    full = rendered(row)
+    prompt = full.chosen.learn.index(True)
+    for length in range(prompt + 1, len(full.rejected) + 2):
+        pair = rendered(row, max_length=length)
+        for document, whole in ((pair.chosen, full.chosen), (pair.rejected, full.rejected)):
+            assert document.input_ids == whole.input_ids[:length]
+            assert document.learn.index(True) == prompt
+    with pytest.raises(BadRow, match=f"the prompt alone takes the {prompt} tokens"):
+        rendered(row, max_length=prompt)
+
+
+def test_answers_that_differ_only_after_the_cut_are_no_pair():
+    row = preference(chosen="a bus " * 20 + "x", rejected="a bus " * 20 + "y")
+    with pytest.raises(BadRow, match="the first 30 tokens of chosen and rejected are the same"):
+        rendered(row, max_length=30)
+
+
+def test_policy_and_reference_read_the_same_pictures_on_both_sides():
+    """`policy and reference given different images`: the two documents show one prompt's pictures, in one order."""
+    pair = rendered(preference(pictures=2))
+    assert pair.chosen.pictures == pair.rejected.pictures == preference(pictures=2).pictures
+
+
+def look(pictures) -> torch.Tensor:
+    return torch.stack([torch.full((3, 4), float(p.key[1:])) for p in pictures])
+
+
+def test_a_batch_is_chosen_and_rejected_in_turn_with_the_pictures_of_each():
+    pairs = [rendered(preference(pictures=2)), rendered(preference(chosen="No.", pictures=0))]
+    batch = join(pairs, look)
+    expected = collate([pairs[0].chosen, pairs[0].rejected, pairs[1].chosen, pairs[1].rejected], look)
+    assert batch.keys() == {*expected, "keys"}
+    assert all(torch.equal(batch[name], expected[name]) for name in expected if name != "ids")
+    assert batch["features"][:, 0, 0].tolist() == [0, 1, 0, 1]
+    assert batch["keys"] == [pair.key for pair in pairs] and len(set(batch["keys"])) == 2
+    targets = next_token_targets(batch["labels"], batch["document_ids"])
+    counts = torch.bincount(batch["document_ids"][targets != IGNORE])
+    assert counts.tolist() == [len(TOKENIZER.encode(text)) + 1 for text in (GOOD, WRONG, "No.", WRONG)]
+
+
+def test_bad_rows_are_skipped_named_and_counted_and_the_rest_is_seen(tmp_path):
+    picture(tmp_path / "a.png", "red")
+    good = [{"image": "a.png", "question": f"What {i}?", "chosen": GOOD, "rejected": WRONG} for i in range(6)]
+    bad = [{**good[0], "rejected": GOOD}, {**good[0], "image": "gone.png"}, {**good[0], "chosen": ""}]
+    source = load(lines(tmp_path / "rows.jsonl", [*good[:3], *bad, *good[3:]]))
+    rows = BadRows(tmp_path / "bad_rows.jsonl", len(source), 0.5)
+    batches = Batches(source, lambda row: rendered(row), lambda pictures: torch.zeros(len(pictures), 3, 4), batch_size=2,
+                      window=1, seed=0, bad_rows=rows, rank=0, world=1, join=join)  # fmt: skip
+    seen = {}
+    for epoch_batch in range(len(batches)):
+        try:
+            batch = batches.batch(epoch_batch)
+        except RuntimeError:  # two bad rows fell into one batch
+            continue
+        seen.update(zip(batch["ids"][::2], batch["keys"]))
+        assert batch["ids"][::2] == batch["ids"][1::2]
+    assert {int(name.rpartition(":")[2]) for name in seen} == {1, 2, 3, 7, 8, 9}
+    named = {json.loads(line)["row"].rpartition(":")[2]: json.loads(line)["reason"]
+             for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()}  # fmt: skip
+    assert named.keys() == {"4", "5", "6"} and "same answer" in named["4"]
+
+
+# ---------------------------------------------------------------- the file of the reference
+
+
+def test_reference_log_probabilities_come_back_exactly_in_the_order_of_the_documents(tmp_path):
+    pairs = [rendered(preference()), rendered(preference(chosen="No."))]
+    numbers = {pairs[0].key: (-1.5, -0.1234567), pairs[1].key: (-3.25, -40.0)}
+    Reference(numbers, "made").write(tmp_path / "deep" / "reference.npz")
+    back = Reference.read(tmp_path / "deep" / "reference.npz", "made")
+    expected = torch.tensor([-3.25, -40.0, -1.5, -0.1234567])
+    assert torch.equal(back.of(join(pairs[::-1], look)), expected)
+
+
+def test_a_stale_reference_is_refused_with_the_remedy(tmp_path):
+    Reference({"k": (-1.0, -2.0)}, "weights a").write(tmp_path / "reference.npz")
+    with pytest.raises(ValueError, match="stale.*other weights, another tokenizer, template or precision.*Delete it"):
+        Reference.read(tmp_path / "reference.npz", "weights b")
+    with pytest.raises(FileNotFoundError, match="no reference log-probabilities.*without --resume"):
+        Reference.read(tmp_path / "none.npz", "weights a")
+
+
+def test_a_pair_that_the_reference_never_saw_is_refused_by_name():
+    pair = rendered(preference())
+    known = Reference({pair.key: (-1.0, -2.0)}, "made")
+    for changed in (preference(chosen="A blue square."), preference(pictures=2)):
+        with pytest.raises(ValueError, match="hold nothing about row: the data changed"):
+            known.of(join([pair, rendered(changed)], look))
+
+
+def test_another_picture_with_the_same_words_is_another_pair():
+    row = preference()
+    other = Preference("row", Conversation("row", (Message("user", (Picture("p9", lambda: None), "What is it?")),)), GOOD, WRONG)
+    assert rendered(row).key != rendered(other).key
+
+
+def test_the_fingerprint_changes_with_every_part():
+    weights = {"a": torch.zeros(2), "b": torch.ones(1)}
+    parts = ("config", b"tokenizer", "fp32", weights)
+    prints = {fingerprint(*parts), fingerprint("other", *parts[1:]), fingerprint(parts[0], b"other", *parts[2:]),
+              fingerprint(*parts[:2], "bf16", weights), fingerprint(*parts[:3], {**weights, "b": torch.ones(1) + 1e-6})}
+    assert len(prints) == 5
+    assert fingerprint(*parts) == fingerprint(*parts[:3], dict(reversed(weights.items())))
+
+
+def test_nothing_in_the_file_can_run_code(tmp_path):
+    np.savez(tmp_path / "reference.npz", made_by="made", keys=np.array([{"a": 1}], dtype=object), logps=np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        preferences.Reference.read(tmp_path / "reference.npz", "made")
