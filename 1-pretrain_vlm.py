@@ -28,7 +28,7 @@ from model.config import preset
 from model.generate import generate
 from model.losses import IGNORE, cross_entropy_sum, next_token_targets
 from model.optimizer import make_optimizer
-from model.registry import TASKS, TEMPLATES
+from model.registry import TASKS, TEMPLATES, specs
 from model.runtime import Run, clip_gradients, learning_rate
 from model.vlm import VLM, count_parameters
 
@@ -57,13 +57,13 @@ class Config:
     train: Train = field(default_factory=Train)
     epochs: float = 1.0  # passes over the data
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
-    batch_size: int = 8  # conversations a process and micro-step
+    batch_size: int = 12  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step
     max_length: int = 1024  # tokens of a conversation; longer ones lose their end
     optimizer: str = "muon"  # muon (matrices of blocks and connector; AdamW for the rest) | adamw
-    lr: float = 4e-3  # peak learning rate; small and base on real captions: 4e-4
+    lr: float = 1.6e-2  # peak learning rate; small and base on real captions: 4e-4
     warmup: int = 20  # steps of rising learning rate
-    weight_decay: float = 0.05
+    weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     bench: str = "world"  # tasks to check on their validation split, with commas between; "" for none
@@ -84,7 +84,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    tasks = {name: TASKS.make(name) for name in config.bench.split(",") if name}  # a wrong name fails here, not after training
+    tasks = {name: TASKS.make(name) for name in specs(config.bench)}  # a wrong name fails here, not after training
     run = Run(config, "pretrain")
     tokenizer = Tokenizer(config.tokenizer)
     if config.init:

@@ -120,7 +120,7 @@ def region_targets(batch: list[Drawing], language: str, patch: int, rng: random.
 
 
 def place_targets(batch: list[Drawing], patch: int) -> torch.Tensor:
-    """For every patch the place (0 to 8, in reading order) of the middle of its thing, or its own where it lies on none: (N, 36)."""
+    """For every patch the place (0 to 8, in reading order) of the middle of its thing, or its own if it lies on none: (N, 36)."""
     across = world.CANVAS // patch
     own = [(row * 3 // across) * 3 + column * 3 // across for row in range(across) for column in range(across)]
     targets = np.tile(own, (len(batch), 1))
@@ -166,8 +166,8 @@ def encode_texts(clip: open_clip.CLIP, tokenizer: Tokenizer, texts: list[str], d
 def place_loss(patches: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """(N, P, D), (N, P) -> scalar: cross-entropy of ten times the cosines with nine fixed directions.
 
-    Fixed and only ten: a token that is sure of its place (99 %) has a cosine of 0.7 with it, half of its length squared. A learned
-    head would be content with a faint trace, and so would the gradient that reaches the language model.
+    Fixed and only ten: a token that is sure of its place (99 %) has a cosine of 0.7 with it, half of its squared length. A
+    learned head would be content with a faint trace, and a faint trace is what the language model would learn from.
     """
     directions = torch.linalg.qr(torch.randn(patches.shape[-1], 9, generator=torch.Generator().manual_seed(0)))[0]
     logits = 10 * F.normalize(patches, dim=-1) @ directions.to(patches.device)  # (N, P, 9)
@@ -278,7 +278,8 @@ def main(config: Config) -> None:
         step += 1
         log.append((image_text.item(), region_text.item(), place.item()))
         bar.n = min(round(time.time() - start), bar.total)
-        bar.set_postfix_str(f"step {step} image-text {log[-1][0]:.2f} region-text {log[-1][1]:.2f} place {log[-1][2]:.2f} lr {lr:.1e}")
+        bar.set_postfix_str(f"step {step} lr {lr:.1e} " + " ".join(
+            f"{name} {value:.2f}" for name, value in zip(("image-text", "region-text", "place"), log[-1])))
         if step % 500 == 0:
             measured = scores(clip, tokenizer, config.device)
             tqdm.write(f"step {step} {time.time() - start:.0f} s loss {np.mean(log[-200:], 0).round(3)} "

@@ -22,9 +22,9 @@ from pathlib import Path
 import sentencepiece
 import tyro
 
-from dataset import drawings, questions, world
+from dataset import drawings, world
+from dataset.tasks.world import World
 from dataset.tokenizer import CONTROLS, MODEL_FILE, TAGS
-
 
 BOUNDARY = "\u241f"  # no piece is learned across it; it is not text itself
 
@@ -41,15 +41,10 @@ def world_lines(rng: random.Random) -> Iterator[str]:
     """The world's words as a model will meet them: the nano scenes often, every name at least a few times."""
     import easy_vqa
 
-    for index in range(3000):
-        scene = world.scene("train", index)
-        for language in world.LANGUAGES:
-            lines = [world.caption(scene, language), world.description(scene, language),
-                     *questions.ASK_CAPTION[language], *questions.ASK_DESCRIPTION[language]]
-            for kind in questions.KINDS:
-                if question := questions.ask(kind, scene, language, rng):
-                    lines += [question.text, question.answer, question.thoughts]
-            yield from (apart(line) for line in lines) if language == "zh" else lines
+    for stage in ("pretrain", "sft"):
+        for conversation in (World().train(stage)[i] for i in range(8000)):
+            for message in conversation.messages:
+                yield apart(message.text)
     for concept in world.concepts("nano") * 300:
         yield f"the {concept.en} and two {world.plural(concept.en)}"
     for concept in world.concepts("all"):
@@ -61,7 +56,7 @@ def world_lines(rng: random.Random) -> Iterator[str]:
 
 
 def apart(line: str) -> str:
-    """A Chinese line with BOUNDARY around names and places, so that no piece joins them to the words beside them."""
+    """A line with BOUNDARY around Chinese names and places, so that no piece joins them to the words beside them."""
     places = "|".join(sorted(world.PLACES["zh"], key=len, reverse=True))
     pattern = rf"({world.mention_pattern('nano', 'zh')[0].pattern.strip('()')}|{places})"
     return re.sub(pattern, rf"{BOUNDARY}\1{BOUNDARY}", line)

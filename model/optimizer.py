@@ -32,7 +32,7 @@ def orthogonal(updates: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, made orthogonal, for matrices alone; matrices of one shape are treated together."""
 
-    def __init__(self, params, *, lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(self, params, *, lr: float, weight_decay: float, momentum: float = 0.85):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
 
     @torch.no_grad()
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
                     alike[p.shape].append(p)
             for shape, matrices in alike.items():
                 update = orthogonal(torch.stack([self.momentum(p, group["momentum"]) for p in matrices]))
-                scale = 0.2 * max(shape) ** 0.5  # the root mean square of AdamW's updates is about 0.2
+                scale = 0.1 * max(shape) ** 0.5  # half the root mean square of AdamW's updates: embeddings want twice the rate
                 for p, direction in zip(matrices, update):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"] * scale)
 

@@ -32,11 +32,11 @@ def test_matrices_treated_together_move_as_if_treated_alone():
     assert torch.allclose(moved([[0, 1, 2]]), moved([[0], [1], [2]]), atol=1e-6)
 
 
-def test_an_update_of_muon_is_as_large_as_one_of_adamw():
+def test_an_update_of_muon_is_half_as_large_as_one_of_adamw():
     weight = torch.nn.Parameter(torch.zeros(64, 48))
     weight.grad = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
     Muon([weight], lr=1.0, weight_decay=0.0).step()
-    assert 0.15 < weight.detach().pow(2).mean().sqrt() < 0.25
+    assert 0.07 < weight.detach().pow(2).mean().sqrt() < 0.13  # AdamW's is about 0.2
 
 
 def test_muon_takes_the_matrices_of_blocks_and_connector_and_adamw_all_else_that_moves():

@@ -14,6 +14,7 @@ from dataset.tasks.arithmetic import Arithmetic
 from dataset.tasks.easy_vqa import EasyVQA, shape_drawing, train_shapes
 from dataset.tasks.text import Text
 from dataset.tasks.world import World
+from dataset.tokenizer import Tokenizer
 from dataset.world import LANGUAGES, changed, draw, mentions, plural, scene, with_article
 
 NANO = world.concepts("nano")
@@ -198,6 +199,12 @@ def only(shown: world.Scene, name: str, language: str) -> world.Thing:
     return thing
 
 
+def named(thing: world.Thing, language: str) -> str:
+    """A name after its article, so that it follows a space."""
+    vowel = thing.concept.en[0] in "aeiou" and not thing.concept.en.startswith("uni")
+    return (("an " if vowel else "a ") + thing.concept.en) if language == "en" else thing.concept.zh
+
+
 def yes(truth: bool, language: str) -> str:
     return {"en": ("no", "yes"), "zh": ("否", "是")}[language][truth]
 
@@ -212,20 +219,21 @@ def truth(text: str, shown: world.Scene, language: str) -> str:
         return str(len(names))
     if asks(r"List everything in reading order\.", "按顺序列出所有东西。"):
         in_order = sorted(shown.things, key=place)
-        return (", " if language == "en" else "、").join(thing.concept.name(language) for thing in in_order)
+        return (", " if language == "en" else "、").join(named(thing, language) for thing in in_order)
     if found := asks(r"What is at the (.+)\?", "(.+)是什么？"):
-        there = [t.concept.name(language) for t in shown.things if place(t) == divmod(PLACES[language].index(found[1]), 3)]
+        there = [named(t, language) for t in shown.things if place(t) == divmod(PLACES[language].index(found[1]), 3)]
         return there[0] if there else {"en": "nothing", "zh": "没有东西"}[language]
     if found := asks(r"Where is the (.+)\?", "(.+)在哪里？"):
         row, column = place(only(shown, found[1], language))
-        return PLACES[language][3 * row + column]
+        return ("at the " if language == "en" else "") + PLACES[language][3 * row + column]
     if found := asks(r"How many (.+) are there\?", "有几个(.+)？"):
         return str(len(called(shown, found[1], language)))
     if found := asks(r"Is there an? (.+)\?", "有(.+)吗？"):
         return yes(bool(called(shown, found[1], language)), language)
-    if found := asks(r"Which is there more of, (.+) or (.+)\?", "(.+)和(.+)哪个多？"):
+    if found := asks(r"Are there more (.+) or more (.+)\?", "(.+)和(.+)哪个多？"):
         one, two = (len(called(shown, name, language)) for name in found.groups())
-        return {"en": "equal", "zh": "一样多"}[language] if one == two else found[1 if one > two else 2]
+        more = found[1 if one > two else 2]
+        return {"en": "equal", "zh": "一样多"}[language] if one == two else f"more {more}" if language == "en" else more
     sides = "to the left of|to the right of|above|below"
     if found := asks(rf"Is the (.+) ({sides}) the (.+)\?", "(.+)在(.+)的(左边|右边|上面|下面)吗？"):
         one, how, two = found.groups() if language == "en" else (found[1], found[3], found[2])
@@ -255,7 +263,7 @@ def pair_truth(text: str, first: world.Scene, second: world.Scene, language: str
     """The right answer to a question about two scenes."""
     gone, came = set(first.things) - set(second.things), set(second.things) - set(first.things)
     if text in ("What changed from the first picture to the second?", "第二张图和第一张图相比有什么变化？"):
-        old, new = ("".join(thing.concept.name(language) for thing in things) for things in (gone, came))
+        old, new = ("".join(named(thing, language) for thing in things) for things in (gone, came))
         sentences = {"en": ("nothing changed", f"{new} was added", f"{old} was removed", f"{old} became {new}"),
                      "zh": ("没有变化", f"多了{new}", f"少了{old}", f"{old}变成了{new}")}[language]  # fmt: skip
         return sentences[bool(new) + 2 * bool(old)]
@@ -296,13 +304,61 @@ def test_the_questions_of_the_task_are_these_questions():
         for question, answer in zip(row.messages[::2], row.messages[1::2]):
             text = question.text.removesuffix(" Think step by step.").removesuffix("请一步步思考。")
             language = "en" if text.isascii() else "zh"
-            if len(row.pictures) > 1 or text in (*questions.ASK_CAPTION[language], *questions.ASK_DESCRIPTION[language]):
+            inventories = [form.split("{}")[0] for form in questions.ASK_INVENTORY[language].values()]
+            told = (*questions.ASK_CAPTION[language], *questions.ASK_DESCRIPTION[language])
+            if len(row.pictures) > 1 or text in told or text.startswith(tuple(inventories)):
                 continue
             final = re.sub(r"<think>.*</think><answer>(.*)</answer>", r"\1", answer.text)
             assert (final != answer.text) == (text != question.text)  # it reasons where it is asked to
             assert final == truth(text, scenes["train"][i], language)
             answered += 1
     assert answered > 100
+
+
+INVENTORY = {  # the name, then at once what was asked about it
+    "en": re.compile(r"(?:an?|the) (.+?) (none|one|two|three|four|five|six|seven|eight|yes|no|neither|first|second|both|"
+                     + "|".join(sorted(PLACES["en"], key=len, reverse=True)) + ")"),
+    "zh": re.compile("(.+?)([0-9]|是|否|都没有|第一张|第二张|都有|" + "|".join(PLACES["zh"]) + ")"),
+}  # fmt: skip
+DIGITS = dict(zip("none one two three four five six seven eight".split(), range(9)))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", (*questions.INVENTORIES, *questions.PAIR_INVENTORIES))
+def test_every_line_of_an_inventory_is_true_and_answers_a_name_that_was_asked(kind, language):
+    words = {"en": ("neither", "first", "second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}[language]
+    absent = 0
+    for index in range(120):
+        shown = [scene("val", index + k) for k in range(1 + (kind in questions.PAIR_INVENTORIES))]
+        question = questions.inventory(kind, shown, language, random.Random(index), "nano")
+        lines = question.answer.split({"en": ", ", "zh": "，"}[language])
+        assert len(set(lines)) == len(lines)
+        for line in lines:
+            name, answer = INVENTORY[language].fullmatch(line).groups()
+            assert name in question.text
+            found = [called(one, name, language) for one in shown]
+            absent += not any(found)
+            if kind == "place":
+                assert answer in [PLACES[language][3 * row + column] for row, column in map(place, found[0])]
+            elif kind == "exists":
+                assert answer == yes(bool(found[0]), language)
+            elif kind == "which_picture":
+                assert answer == words[bool(found[0]) + 2 * bool(found[1])]
+            else:
+                assert DIGITS.get(answer, answer) in (sum(map(len, found)), str(sum(map(len, found))))
+    assert (absent == 0) == (kind == "place")
+
+
+def test_a_name_is_one_token_wherever_it_stands():
+    """Names are looked up by their embedding: in pieces, or with another piece at the start of a text, they would be others."""
+    tokenizer = Tokenizer()
+    for concept in NANO:
+        for form in (concept.en, plural(concept.en)):
+            assert len(tokenizer.encode(f" {form}")) == len(form.split()), form
+            assert tokenizer.encode(f"the {form}?")[-1 - len(form.split()):-1] == tokenizer.encode(f" {form}")
+        (piece,) = tokenizer.encode(concept.zh)
+        for text in (f"有{concept.zh}吗？", f"一个{concept.zh}。", f"{concept.zh}在哪里？", f"左上有一个{concept.zh}。"):
+            assert piece in tokenizer.encode(text), text
 
 
 @pytest.mark.parametrize("kind", ["exists", "relation", "compare"])

@@ -35,7 +35,7 @@ class World:
 
     size = 300  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 5_000, scenes: int = 5_000, most: int = 4):
+    def __init__(self, concepts: str = "nano", rows: int = 10_000, scenes: int = 5_000, most: int = 4):
         self.concepts, self.rows, self.scenes, self.most = concepts, rows, scenes, most
 
     def scene(self, split: str, i: int) -> world.Scene:
@@ -48,11 +48,13 @@ class World:
         return Generated(self.rows, make)
 
     def captions(self, i: int) -> Conversation:
-        """Scene i with its caption or its description, in one language: whatever is said can only come from the picture."""
+        """Scene i in one turn of one language: its caption, its description, or an inventory; some show a second picture too."""
         rng = random.Random(f"captions/{i}")
-        tell = rng.choice((self.caption, self.description))
-        scene = self.scene("train", i)
-        return dialogue(f"world/pretrain/{i}", [picture(scene)], [tell(scene, rng.choice(world.LANGUAGES), rng)])
+        scene, language = self.scene("train", i), rng.choice(world.LANGUAGES)
+        form = rng.choices((self.caption, self.description, self.inventory, self.pair_inventory), (25, 20, 40, 15))[0]
+        if form == self.pair_inventory:
+            return self.pair_inventory(f"world/pretrain/{i}", i, scene, language, rng)
+        return dialogue(f"world/pretrain/{i}", [picture(scene)], [form(scene, language, rng)])
 
     def conversation(self, i: int) -> Conversation:
         """Scene i in an instruction-tuning row: it is told at once, or questions in several turns, or two pictures.
@@ -66,7 +68,7 @@ class World:
         if form == "pair":
             return self.pair_conversation(i, scene, language, rng)
         if form == "told":
-            tell = rng.choice((self.caption, self.description, self.listing))
+            tell = rng.choice((self.caption, self.description, self.listing, self.inventory))
             turns = [tell(scene, language, rng)]
         else:
             kinds = rng.sample([kind for kind in KINDS if kind != "list"], 5)
@@ -78,6 +80,15 @@ class World:
 
     def description(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
         return rng.choice(ASK_DESCRIPTION[language]), world.description(scene, language)
+
+    def inventory(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
+        question = questions.inventory(rng.choice(questions.INVENTORIES), [scene], language, rng, self.concepts)
+        return question.text, question.answer
+
+    def pair_inventory(self, name: str, i: int, first: world.Scene, language: str, rng: random.Random) -> Conversation:
+        second, _ = self.partner(first, "train", i, rng)
+        question = questions.inventory(rng.choice(questions.PAIR_INVENTORIES), [first, second], language, rng, self.concepts)
+        return dialogue(name, [picture(first), picture(second)], [(question.text, question.answer)])
 
     def listing(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
         return self.turn("list", scene, language, rng)
@@ -91,7 +102,9 @@ class World:
         return question.text, question.answer
 
     def pair_conversation(self, i: int, first: world.Scene, language: str, rng: random.Random) -> Conversation:
-        """Two pictures and a few questions about both."""
+        """Two pictures and a few questions about both, or an inventory of them."""
+        if rng.random() < 0.2:
+            return self.pair_inventory(f"world/sft/{i}", i, first, language, rng)
         second, change = self.partner(first, "train", i, rng)
         asked = [ask(first, second, language, rng, self.concepts)
                  for ask in (questions.which_picture, questions.together) for _ in range(2)]
