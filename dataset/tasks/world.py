@@ -35,7 +35,7 @@ class World:
 
     size = 300  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 10_000, scenes: int = 5_000, most: int = 4):
+    def __init__(self, concepts: str = "nano", rows: int = 12_000, scenes: int = 5_000, most: int = 4):
         self.concepts, self.rows, self.scenes, self.most = concepts, rows, scenes, most
 
     def scene(self, split: str, i: int) -> world.Scene:
@@ -51,7 +51,7 @@ class World:
         """Scene i in one turn of one language: its caption, its description, or an inventory; some show a second picture too."""
         rng = random.Random(f"captions/{i}")
         scene, language = self.scene("train", i), rng.choice(world.LANGUAGES)
-        form = rng.choices((self.caption, self.description, self.inventory, self.pair_inventory), (25, 20, 40, 15))[0]
+        form = rng.choices((self.caption, self.description, self.inventory, self.pair_inventory), (20, 15, 45, 20))[0]
         if form == self.pair_inventory:
             return self.pair_inventory(f"world/pretrain/{i}", i, scene, language, rng)
         return dialogue(f"world/pretrain/{i}", [picture(scene)], [form(scene, language, rng)])
