@@ -35,8 +35,8 @@ from model.vlm import count_parameters
 @dataclass
 class Train:
     connector: str = "full"  # freeze | full
-    llm: str = "full"  # freeze | full | partial:K (the last K blocks)
-    encoder: str = "freeze"  # freeze | full | partial:K; trained, it sees pixels at every step instead of cached features
+    llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters of rank R)
+    encoder: str = "freeze"  # freeze | full | partial:K | lora:R; trained, it sees pixels at every step instead of cached features
 
 
 @dataclass

@@ -52,7 +52,7 @@ from model.losses import (
     token_logps,
 )
 from model.optimizer import make_optimizer
-from model.registry import TASKS, TEMPLATES
+from model.registry import TASKS, TEMPLATES, specs
 from model.runtime import Run, clip_gradients, draw_curves, learning_rate
 from model.vlm import VLM, count_parameters
 
@@ -123,7 +123,7 @@ def main(config: Config) -> None:
     if config.algo == "sft_chosen" and config.nll_weight == 0:
         raise ValueError("sft_chosen learns by the anchor alone: --nll_weight must be above 0")
     options = PreferenceOptions(config.beta, config.smoothing, config.gamma)
-    tasks = {name: TASKS.make(name) for name in config.bench.split(",") if name}  # a wrong name fails here, not after training
+    tasks = {name: TASKS.make(name) for name in specs(config.bench)}  # a wrong name fails here, not after training
     run = Run(config, config.algo)
     folders = [config.out] if config.iterations == 1 else [config.out / f"iteration-{n + 1}" for n in range(config.iterations)]
     if run.first and not (config.resume or config.dry_run or config.check_data):

@@ -86,9 +86,11 @@ class EasyVQA:
         return Generated(self.times * len(numbers), lambda i: self.row(numbers[i % len(numbers)], i)) if stage == "sft" else None
 
     def row(self, number: int, i: int) -> Conversation:
-        """All questions about a picture, shuffled, in one conversation."""
+        """All questions about a picture in one conversation, shuffled, but those last that tell what it is: after "What colour
+        is it?" the others can be answered without looking."""
         turns = list(rows("train")[number])
         random.Random(f"easy_vqa/{i}").shuffle(turns)
+        turns.sort(key=lambda turn: turn[1] not in ("yes", "no"))
         return dialogue(f"easy_vqa/train/{number}", [picture("train", number)], turns)
 
     def examples(self, split: str, n: int) -> list[Example]:
