@@ -36,7 +36,7 @@ from model.vlm import count_parameters
 class Train:
     connector: str = "full"  # freeze | full
     llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters of rank R)
-    encoder: str = "freeze"  # freeze | full | partial:K | lora:R; trained, it sees pixels at every step instead of cached features
+    encoder: str = "freeze"  # freeze | full | partial:K | lora:R; trained, it sees pixels, not cached features
 
 
 @dataclass
