@@ -21,9 +21,13 @@ from model.registry import TEMPLATES
 ROLES = ("system", "user", "assistant")
 
 
+class Given(str):
+    """A part of an assistant's turn that is put into its mouth: read, not learned."""
+
+
 @dataclass(frozen=True)
 class Message:
-    """One turn: a role (system, user or assistant) and its parts, texts and pictures in reading order."""
+    """One turn: a role (system, user or assistant) and its parts, texts (some `Given`) and pictures in reading order."""
 
     role: str
     parts: tuple[str | Picture, ...]
@@ -168,7 +172,7 @@ def turns(messages: tuple[Message, ...], template: Template, tokenizer, image_to
             if isinstance(part, Picture):
                 yield Piece([tokenizer.image] * image_tokens, False, part)
             elif answers or not template.drop_user_text:
-                yield Piece(tokenizer.encode(part), answers)
+                yield Piece(tokenizer.encode(part), answers and not isinstance(part, Given))
         if answers:
             yield Piece(markup(template.stop, template, tokenizer), True)
         yield Piece(markup(after, template, tokenizer), False)

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from dataset.chat import Conversation, Message, render, render_prompt
+from dataset.chat import Conversation, Given, Message, render, render_prompt
 from dataset.images import BadRow, Picture
 from dataset.tokenizer import Tokenizer
 from model.registry import TEMPLATES
@@ -68,6 +68,13 @@ def test_a_rendered_conversation_token_by_token():
 def test_exactly_the_answers_and_their_ends_are_learned():
     answers = ["Two apples.", "A pear on a table, and a fox."]
     assert learned(rendered(LONG)) == [i for answer in answers for i in [*TOKENIZER.encode(answer), TOKENIZER.end]]
+
+
+def test_words_given_to_the_assistant_are_read_and_not_learned():
+    document = rendered(talk(("user", "Check."), ("assistant", Given("a bus"), " yes", Given(", an ant"), " no")))
+    end = TOKENIZER.encode(" yes") + TOKENIZER.encode(" no") + [TOKENIZER.end]
+    assert learned(document) == end
+    assert TOKENIZER.decode(document.input_ids).endswith("a bus yes, an ant no")
 
 
 def test_prompt_tokens_are_not_learned():

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 
 from dataset import questions, world
-from dataset.chat import Conversation
+from dataset.chat import Conversation, Given, Message
 from dataset.images import Picture
 from dataset.questions import ASK_CAPTION, ASK_DESCRIPTION, KINDS, PAIR_KINDS, Question
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
@@ -48,12 +48,12 @@ class World:
         return Generated(self.rows, make)
 
     def captions(self, i: int) -> Conversation:
-        """Scene i in one turn of one language: its caption, its description, or an inventory; some show a second picture too."""
+        """Scene i in one turn of one language: its caption, its description, or an inventory."""
         rng = random.Random(f"captions/{i}")
         scene, language = self.scene("train", i), rng.choice(world.LANGUAGES)
-        form = rng.choices((self.caption, self.description, self.inventory, self.pair_inventory), (20, 15, 45, 20))[0]
-        if form == self.pair_inventory:
-            return self.pair_inventory(f"world/pretrain/{i}", i, scene, language, rng)
+        form = rng.choices((self.caption, self.description, None), (20, 15, 65))[0]
+        if form is None:
+            return self.inventory(f"world/pretrain/{i}", i, language, rng)
         return dialogue(f"world/pretrain/{i}", [picture(scene)], [form(scene, language, rng)])
 
     def conversation(self, i: int) -> Conversation:
@@ -64,11 +64,13 @@ class World:
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        form = rng.choices(("told", "asked", "pair"), (30, 45, 25))[0]
+        form = rng.choices(("told", "asked", "pair", "inventory"), (25, 40, 22, 13))[0]
+        if form == "inventory":
+            return self.inventory(f"world/sft/{i}", i, language, rng)
         if form == "pair":
             return self.pair_conversation(i, scene, language, rng)
         if form == "told":
-            tell = rng.choice((self.caption, self.description, self.listing, self.inventory))
+            tell = rng.choice((self.caption, self.description, self.listing))
             turns = [tell(scene, language, rng)]
         else:
             kinds = rng.sample([kind for kind in KINDS if kind != "list"], 5)
@@ -81,14 +83,18 @@ class World:
     def description(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
         return rng.choice(ASK_DESCRIPTION[language]), world.description(scene, language)
 
-    def inventory(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        question = questions.inventory(rng.choice(questions.INVENTORIES), [scene], language, rng, self.concepts)
-        return question.text, question.answer
-
-    def pair_inventory(self, name: str, i: int, first: world.Scene, language: str, rng: random.Random) -> Conversation:
-        second, _ = self.partner(first, "train", i, rng)
-        question = questions.inventory(rng.choice(questions.PAIR_INVENTORIES), [first, second], language, rng, self.concepts)
-        return dialogue(name, [picture(first), picture(second)], [(question.text, question.answer)])
+    def inventory(self, id: str, i: int, language: str, rng: random.Random) -> Conversation:
+        """A crowded scene, or scene i and another, with answers right behind names (questions.inventory)."""
+        kind = rng.choice((*questions.INVENTORIES, *questions.PAIR_INVENTORIES))
+        if kind in questions.INVENTORIES:  # many things, many lookups
+            shown = [world.scene("train", i % self.scenes, self.concepts, 9)]
+        else:
+            first = self.scene("train", i)
+            shown = [first, self.partner(first, "train", i, rng)[0]]
+        lines = questions.inventory(kind, shown, language, rng, self.concepts)
+        asked = Message("user", (*map(picture, shown), questions.ASK_INVENTORY[language][kind]))
+        said = Message("assistant", tuple(part for name, answer in lines for part in (Given(name), answer)))
+        return Conversation(id, (asked, said))
 
     def listing(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
         return self.turn("list", scene, language, rng)
@@ -102,9 +108,7 @@ class World:
         return question.text, question.answer
 
     def pair_conversation(self, i: int, first: world.Scene, language: str, rng: random.Random) -> Conversation:
-        """Two pictures and a few questions about both, or an inventory of them."""
-        if rng.random() < 0.2:
-            return self.pair_inventory(f"world/sft/{i}", i, first, language, rng)
+        """Two pictures and a few questions about both."""
         second, change = self.partner(first, "train", i, rng)
         asked = [ask(first, second, language, rng, self.concepts)
                  for ask in (questions.which_picture, questions.together) for _ in range(2)]
