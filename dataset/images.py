@@ -182,3 +182,10 @@ def middle_square(width: int, height: int, size: int) -> tuple[float, float, flo
         box.append((first * side / scaled, (first + size) * side / scaled))
     (left, right), (top, bottom) = box
     return left, top, right, bottom
+
+
+def png(picture: Picture) -> bytes:
+    """The picture as a PNG file; BadRow where it does not open."""
+    file = io.BytesIO()
+    picture.load().save(file, "PNG")
+    return file.getvalue()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import threading
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset.images import Picture
+from dataset.images import Picture, png
 
 CACHE = Path("out/judge.jsonl")
 
@@ -44,9 +43,7 @@ class JudgeFailure:
 
 def data_url(picture: Picture) -> str:
     """A picture as `data:image/png;base64,...`, which every server takes and no one has to host."""
-    file = io.BytesIO()
-    picture.load().save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
 
 def message(text: str, pictures: Sequence[Picture] = (), role: str = "user") -> dict:

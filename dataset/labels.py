@@ -8,8 +8,6 @@ The "conquer" of RLAIF-V (arXiv 2405.17220): a claim is accepted iff p(yes) + p(
 """
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from dataset.chat import Conversation, Message, Template, render_prompt
 from dataset.claims import Claim, Failed, Item, as_replies
 from dataset.collate import pad
 from dataset.eyes import Eyes
+from dataset.judge import data_url
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,8 @@ def with_pictures(conversation: Conversation) -> list[dict]:
     """A conversation as messages of the OpenAI chat API, pictures inside as PNG."""
     return [{"role": message.role, "content": [
         {"type": "text", "text": part} if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png(part.load())).decode()}"}}
+        else {"type": "image_url", "image_url": {"url": data_url(part)}}
         for part in message.parts]} for message in conversation.messages]
-
-
-def png(image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def yes_or_no(reply: str) -> float | Failed:

@@ -20,8 +20,7 @@ from dataset.chat import Conversation
 from dataset.claims import Claim, Failed, Item
 from dataset.conversations import GROUP_ROWS
 from dataset.features import replacing
-from dataset.images import Picture
-from dataset.labels import png
+from dataset.images import Picture, png
 
 Margins = dict[tuple, float | None]  # (pictures, question) -> yes less no; None where the labeler failed
 
@@ -103,7 +102,7 @@ def write_pictures(rows: Sequence[dict], prompts: dict[str, Conversation], folde
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as out:
-            out.write(png(picture_and_question(prompt)[0].load()))
+            out.write(png(picture_and_question(prompt)[0]))
 
 
 def write_parquet(rows: Sequence[dict], folder: Path, file: Path) -> None:

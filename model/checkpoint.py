@@ -184,7 +184,7 @@ def trainable(part: nn.Module, mode: str) -> int:
     """
     name, _, count = mode.partition(":")
     if mode not in ("freeze", "full") and not (name in ("partial", "lora") and count.isdecimal()):
-        raise ValueError(f"a part is trained freeze, full or partial:K, or lora:R, not {mode!r}")
+        raise ValueError(f"a part is trained freeze, full, partial:K or lora:R, not {mode!r}")
     part.requires_grad_(name == "full")
     if name == "lora":
         lora.apply(part, rank=int(count), alpha=2 * int(count))

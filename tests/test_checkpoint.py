@@ -324,7 +324,7 @@ def test_freeze_full_and_partial_set_exactly_their_tensors():
 
 @pytest.mark.parametrize("mode", ["", "none", "Full", "full:2", "full:x", "freeze:", "partial", "partial:", "partial:-1"])
 def test_another_way_to_train_is_refused(mode):
-    with pytest.raises(ValueError, match="freeze, full or partial:K"):
+    with pytest.raises(ValueError, match="freeze, full, partial:K or lora:R"):
         trainable(tiny.vlm().llm, mode)
 
 
