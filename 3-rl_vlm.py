@@ -9,6 +9,7 @@ In:  out/sft, and preference pairs (default: made by the model itself about the 
     python 3-rl_vlm.py                                              two minutes on two CPU cores
     python 3-rl_vlm.py --algo sft_chosen --out out/control          the control: fine-tuning on the better answers alone
     python 3-rl_vlm.py --iterations 3                               generate, learn, choose, and again from there
+    python 3-rl_vlm.py --pairs_only --labeler judge --judge http://localhost:8000/v1,model=NAME       a larger model's labels
     python 3-rl_vlm.py --data RLAIF-V-Dataset rlhf-v.parquet:2 --train.llm lora:64 --lr 1e-5
 """
 
@@ -27,11 +28,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import preferences
-from dataset.chat import Conversation
 from dataset.collate import Batches
 from dataset.conversations import BadRows
-from dataset.evaluation import Ask, add_scores, evaluate
+from dataset.evaluation import Ask, add_scores, evaluate, several
 from dataset.eyes import Eyes
+from dataset.feedback import divider_and_labeler, world_pairs
+from dataset.labels import Labeler, YesNo, by_model
 from dataset.mixture import pictures
 from dataset.report import marked, section, sheet, table
 from dataset.tokenizer import Tokenizer
@@ -73,7 +75,11 @@ class Config:
     scenes: int = 300  # without --data: scenes that the model describes in each iteration
     answers: int = 8  # without --data: answers to each question, sampled alike
     temperature: float = 0.7  # without --data: of this sampling
-    labeler: str = "truth"  # without --data: who judges the claims; truth: the scene itself | self: the model, asked yes or no
+    labeler: str = "truth"  # without --data: who labels; truth: the scene | self: the model | judge: --judge | a checkpoint
+    judge: str = ""  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can
+    divider: str = "claims"  # without --data: what is labelled; claims: each thing that an answer says | whole: all at once
+    balance: bool = False  # without --data: drop pairs by length, until chosen and rejected answers are about equally long
+    pairs_only: bool = False  # make the pairs, say where they are, and stop
     iterations: int = 1  # rounds of generate, learn, choose; each starts from, and compares with, the one chosen before
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
@@ -122,11 +128,16 @@ def main(config: Config) -> None:
         raise ValueError("robust without swapped pairs is dpo: say how many there are, --smoothing 0.1")
     if config.algo == "sft_chosen" and config.nll_weight == 0:
         raise ValueError("sft_chosen learns by the anchor alone: --nll_weight must be above 0")
+    if config.pairs_only and (config.data or config.iterations > 1):
+        raise ValueError("--pairs_only makes the pairs of one iteration: leave out --data and --iterations")
+    if config.data and (config.labeler, config.judge, config.divider, config.balance) != ("truth", "", "claims", False):
+        raise ValueError("--data has its labels: leave out --labeler, --judge, --divider and --balance")
+    divider_and_labeler(config.divider, config.labeler, config.judge)  # what does not go together fails here, too
     options = PreferenceOptions(config.beta, config.smoothing, config.gamma)
     tasks = {name: TASKS.make(name) for name in specs(config.bench)}  # a wrong name fails here, not after training
     run = Run(config, config.algo)
     folders = [config.out] if config.iterations == 1 else [config.out / f"iteration-{n + 1}" for n in range(config.iterations)]
-    if run.first and not (config.resume or config.dry_run or config.check_data):
+    if run.first and not (config.resume or config.dry_run or config.check_data or config.pairs_only):
         for folder in config.out.glob("iteration-*"):  # an earlier run's are not this one's
             shutil.rmtree(folder)
     run.wait()
@@ -165,7 +176,7 @@ def learn(config: Config, run: Run, tasks: dict, options: PreferenceOptions) -> 
         return False
 
     see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
-    made_by = preferences.fingerprint(model.config.to_json(), tokenizer.file.read_bytes(), str(run.dtype), lora.merged(model))
+    made_by = fingerprint(model, tokenizer, run)
     sampling = dict(max_new_tokens=96, stop_ids={tokenizer.id(template.stop)},
                     banned=(tokenizer.image, tokenizer.pad, tokenizer.bos))
     ask = Ask(template, tokenizer, model.image_tokens, see(), run.generator(generate, model, temperature=0.0, **sampling))
@@ -174,6 +185,9 @@ def learn(config: Config, run: Run, tasks: dict, options: PreferenceOptions) -> 
         source = preferences.mixture(config.data, config.image_folder, config.allow_urls)
     else:
         source = own_pairs(config, run, model, made_by, ask, partial(run.generator, generate, model, **sampling))
+    if config.pairs_only:
+        run.say(f"{len(source):,} pairs in {source.path}. Next: the same command without --pairs_only, to learn from them")
+        return False
     eyes = see(rank=run.rank, world=run.world, wait=run.wait)
     batches = Batches(
         source,
@@ -266,25 +280,36 @@ def learn(config: Config, run: Run, tasks: dict, options: PreferenceOptions) -> 
 
 def own_pairs(config: Config, run: Run, model: VLM, made_by: str, ask: Ask, sampler: Callable) -> preferences.PreferenceFile:
     """Pairs of the model's own answers about the world, made by dataset/feedback.py; what was made is not made again."""
-    from dataset.feedback import world_pairs
-    from dataset.labels import TRUTH, YesNo, by_model
 
-    def answers_to(prompts: list[Conversation], answers: int, temperature: float) -> list[list[str]]:
-        sampled = dataclasses.replace(ask, generate=sampler(temperature=temperature))
-        said = sampled([prompt for prompt in prompts for _ in range(answers)])
-        return [said[k : k + answers] for k in range(0, len(said), answers)]
+    def answers_to(prompts, answers: int, temperature: float) -> list[list[str]]:
+        return several(dataclasses.replace(ask, generate=sampler(temperature=temperature)), prompts, answers)
 
-    yes_no = YesNo(ask.template, ask.tokenizer, ask.image_tokens, ask.eyes,
-                   run.generator(lambda model, batch: prefill(model, batch, room=0)[0], model))
-    labelers = {"truth": TRUTH, "self": by_model(made_by, yes_no)}
-    if config.labeler not in labelers:
-        raise ValueError(f"--labeler is {' or '.join(labelers)}, not {config.labeler!r}")
-    options = dict(scenes=config.scenes, answers=config.answers, temperature=config.temperature, seed=config.seed)
-    folder = run.out / "feedback" / preferences.fingerprint(made_by, config.labeler, repr(options))[:12]
+    divider, labeler = divider_and_labeler(config.divider, config.labeler, config.judge)
+    labeler = labeler or model_labeler(config, run, model, ask)
+    options = dict(scenes=config.scenes, answers=config.answers, temperature=config.temperature, seed=config.seed,
+                   balance=config.balance)
+    folder = run.out / "feedback" / preferences.fingerprint(made_by, labeler.name, divider.name, repr(options))[:12]
     if run.first:
-        world_pairs(answers_to, folder, labeler=labelers[config.labeler], model=made_by, say=run.say, **options)
+        world_pairs(answers_to, folder, divider=divider, labeler=labeler, model=made_by, say=run.say, **options)
     run.wait()
     return preferences.load(folder / "pairs.jsonl")
+
+
+def model_labeler(config: Config, run: Run, model: VLM, ask: Ask) -> Labeler:
+    """Labels by yes or no of the model itself, or of another checkpoint with its own tokenizer, template and eyes."""
+    if config.labeler != "self":
+        folder = Path(config.labeler)
+        model = checkpoint.load(folder, run.device)
+        ask = Ask(TEMPLATES.make(model.config.template), Tokenizer(folder / "tokenizer.model"), model.image_tokens,
+                  Eyes(model.encoder, model.config.fit, run.device, config.feature_cache), ask.generate)
+    first_logits = run.generator(lambda model, batch: prefill(model, batch, room=0)[0], model)
+    yes_no = YesNo(ask.template, ask.tokenizer, ask.image_tokens, ask.eyes, first_logits)
+    return by_model(fingerprint(model, ask.tokenizer, run), yes_no)
+
+
+def fingerprint(model: VLM, tokenizer: Tokenizer, run: Run) -> str:
+    """Tells what a model says from what any other says."""
+    return preferences.fingerprint(model.config.to_json(), tokenizer.file.read_bytes(), str(run.dtype), lora.merged(model))
 
 
 def compared(stream: Iterator[tuple[int, Batch]], reference: Callable[[Batch], Tensor], run: Run) -> Iterator[tuple[int, Batch]]:

@@ -59,6 +59,12 @@ class Ask:
         return said
 
 
+def several(ask: Callable[[Sequence[Conversation]], list[str]], prompts: Sequence[Conversation], answers: int) -> list[list[str]]:
+    """So many answers to each prompt, sampled alike."""
+    said = ask([prompt for prompt in prompts for _ in range(answers)])
+    return [said[k:k + answers] for k in range(0, len(said), answers)]
+
+
 def with_pictures(conversation: Conversation, replace: Callable[[int], Picture]) -> Conversation:
     """The same conversation with picture number k replaced by `replace(k)`."""
     count, messages = 0, []

@@ -28,10 +28,11 @@ import torch
 from tqdm import tqdm
 
 from dataset import world
-from dataset.claims import Claim, Divider, Failed, Item, by_rule
+from dataset.claims import Claim, Divider, Failed, Item, by_rule, whole
 from dataset.features import replacing
 from dataset.images import Picture
-from dataset.labels import Asked, Labeler, untrue
+from dataset.judge import judge_from
+from dataset.labels import TRUTH, Asked, Labeler, by_judge, untrue
 from dataset.pairs import Margins, balanced, pair_rows, picture_and_question, score, words, write_parquet, write_pictures
 from dataset.preferences import Preference
 from dataset.questions import ASK_DESCRIPTION
@@ -161,7 +162,10 @@ def label(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Failed]
 
     def work(start: int, stop: int) -> list[dict]:
         wanted = [one for row in asked[start:stop] for one in row]
-        margins = iter(labeler.margins(wanted) if wanted else [])
+        found = labeler.margins(wanted) if wanted else []
+        if wanted and all(isinstance(margin, Failed) for margin in found):  # an endpoint that is down, and no labels to keep
+            raise ValueError(f"the labeler {labeler.name} answered none of {len(wanted)} questions: {found[0].reason}")
+        margins = iter(found)
         return [labels(item, {one.claim.question: next(margins) for one in row})
                 for item, row in zip(items[start:stop], asked[start:stop])]
 
@@ -180,6 +184,29 @@ def labels(item: Item, margins: dict[str, float | Failed]) -> dict:
 
 
 # ---------------------------------------------------------------- all of it
+
+
+def divider_and_labeler(divider: str, labeler: str, judge: str, which: str = "nano") -> tuple[Divider, Labeler | None]:
+    """What the words of the command line name; None for a labeler that is a model, to be loaded by who can.
+
+    divider   claims: each thing that an answer says, by rule, and by the judge where there is one and no rule | whole: all of it
+    labeler   truth | judge | self: the model that answered | the folder of another checkpoint
+    judge     "" or `URL,model=NAME`, see `judge_from`
+    Raises ValueError for other words, and for those that do not go together.
+    """
+    if divider not in ("claims", "whole"):
+        raise ValueError(f"--divider is claims or whole, not {divider!r}")
+    if labeler not in ("truth", "self", "judge") and not (Path(labeler) / "config.json").is_file():
+        raise ValueError(f"--labeler is truth, self, judge or the folder of a checkpoint, not {labeler!r}")
+    if labeler == "judge" and not judge:
+        raise ValueError("--labeler judge is a model at an address: add --judge http://localhost:8000/v1,model=NAME")
+    if judge and labeler == "truth":
+        raise ValueError("--labeler truth knows only what the rule divides, so --judge is no help to it: add --labeler judge")
+    if judge and divider == "whole" and labeler != "judge":
+        raise ValueError("--divider whole leaves --judge nothing to do: add --labeler judge, or leave it out")
+    endpoint = judge_from(judge) if judge else None
+    named = {"truth": TRUTH, **({"judge": by_judge(endpoint)} if endpoint else {})}
+    return whole(which) if divider == "whole" else by_rule(which, judge=endpoint), named.get(labeler)
 
 
 def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Failed]], margins: Margins,

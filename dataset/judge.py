@@ -26,6 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.images import Picture, png
+from model.registry import Registry
 
 CACHE = Path("out/judge.jsonl")
 
@@ -142,6 +143,13 @@ def read_cache(file: Path) -> dict[str, str]:
             row = json.loads(line)
             known[row["key"]] = row["reply"]
     return known
+
+
+def judge_from(options: str) -> Judge:
+    """The judge of `URL,model=NAME,key=VARIABLE`, in the words that the benchmarks' options have; raises as `Judge` does."""
+    judges = Registry("judge", __name__)
+    judges.register("judge")(lambda judge="", model="", key="OPENAI_API_KEY": Judge(model, judge, key))
+    return judges.make(f"judge:{options}")
 
 
 def judge_or_none(task: str, judge: str, model: str, key: str) -> Judge | None:

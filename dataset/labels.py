@@ -108,6 +108,10 @@ class YesNo:
     first_logits: Callable[[dict], torch.Tensor]
     batch_size: int = 256
 
+    def __post_init__(self):
+        if self.template.drop_user_text:
+            raise ValueError("this template drops the questions: only a model that was fine-tuned to answer them can label")
+
     def __call__(self, conversations: Sequence[Conversation]) -> list[float]:
         yes, no = ({self.tokenizer.encode(word)[0] for word in words} for words in (YES, NO))
         if yes & no:

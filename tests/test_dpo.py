@@ -8,9 +8,11 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import runpy
 import shutil
 import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -451,10 +453,24 @@ def test_looking_writes_nothing(switch, start, pairs_file, run_script, tmp_path)
     (("--algo", "sft_chosen", "--nll_weight", 0), "--nll_weight must be above 0"), (("--smoothing", 0.7), "0 to below 0.5"),
     (("--train.llm", "freeze"), "every part is frozen"), (("--init", "nowhere"), "no checkpoint in nowhere"),
     (("--data", "nowhere.jsonl"), "no data at nowhere.jsonl"), (("--resume",), "nothing to resume in out/dpo"),
+    (("--labeler", "self"), "--data has its labels"), (("--divider", "whole"), "--data has its labels"),
+    (("--balance",), "--data has its labels"), (("--pairs_only",), "leave out --data and --iterations"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_with_the_remedy(more, message, start, pairs_file, run_script, tmp_path):
     done = run_script("3-rl_vlm.py", *arguments(start, pairs_file), *more, cwd=tmp_path, expect=1)
     assert message in done.err
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ({"labeler": "slef"}, "--labeler is truth, self, judge or the folder of a checkpoint, not 'slef'"),
+    ({"labeler": "judge"}, "add --judge http://localhost:8000/v1,model=NAME"), ({"divider": "half"}, "is claims or whole"),
+    ({"judge": "http://localhost:1/v1,model=m"}, "add --labeler judge"), ({"iterations": 2}, "leave out --data and --iterations"),
+    ({"judge": "http://localhost:1/v1,model=m", "labeler": "self", "divider": "whole"}, "leaves --judge nothing to do"),
+])
+def test_labels_that_no_one_can_give_are_refused_before_any_work(more, message, start, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SCRIPT.main(SCRIPT.Config(init=start, out=tmp_path / "out", device="cpu", pairs_only=True, **more))
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- choosing a checkpoint
@@ -535,9 +551,100 @@ def random_sentences(model, batch: dict, **options) -> list[Answer]:
     return said
 
 
+def own_pairs(start, tmp_path, monkeypatch, **more) -> tuple[dict, list[dict], str]:
+    """`--pairs_only`: the summary of the pairs, the claims of the first prompt's answers, and who labelled them."""
+    monkeypatch.setitem(SCRIPT.main.__globals__, "generate", random_sentences)
+    monkeypatch.chdir(tmp_path)  # where what a judge said is kept
+    config = SCRIPT.Config(init=start, out=tmp_path / "out" / "dpo", scenes=6, answers=6, device="cpu", bench="", pairs_only=True,
+                           feature_cache=tmp_path / "features", **more)
+    SCRIPT.main(config)
+    (folder,) = config.out.glob("feedback/*")
+    claims = json.loads((folder / "claims.jsonl").read_text(encoding="utf-8").splitlines()[0])["claims"]
+    labeler = json.loads((folder / "labels.made_from.json").read_text(encoding="utf-8"))["labeler"]
+    return json.loads((folder / "summary.json").read_text()), claims, labeler
+
+
+def test_pairs_alone_can_be_made_and_the_same_command_then_learns_from_them(start, tmp_path, monkeypatch, capsys):
+    summary, _, labeler = own_pairs(start, tmp_path, monkeypatch)
+    (pairs,) = tmp_path.glob("out/dpo/feedback/*/pairs.jsonl")
+    assert labeler == "truth" and summary["questions_as_the_truth"] == summary["pairs_as_the_truth"] == 1.0
+    assert f"{summary['pairs']} pairs in {pairs}. Next: the same command without --pairs_only" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out" / "dpo").iterdir()] == ["feedback"]  # nothing was learned
+    made = pairs.stat().st_mtime_ns
+    SCRIPT.main(SCRIPT.Config(init=start, out=tmp_path / "out" / "dpo", scenes=6, answers=6, device="cpu", bench="", max_steps=1,
+                              feature_cache=tmp_path / "features"))
+    assert list(tmp_path.glob("out/dpo/feedback/*/pairs.jsonl")) == [pairs] and pairs.stat().st_mtime_ns == made
+    assert (tmp_path / "out" / "dpo" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("labeler", ["self", "other"])
+def test_the_model_or_another_checkpoint_labels_by_its_own_yes_and_no(labeler, start, tmp_path, monkeypatch):
+    """In place of `prefill`: no to everything, and which model was asked."""
+    asked = []
+
+    def no(model, batch, room):
+        asked.append(model.connector.proj.weight.unique().tolist())
+        logits = torch.zeros(len(batch["input_ids"]), TOKENIZER.vocab_size)
+        return logits.index_fill(1, torch.tensor(TOKENIZER.encode("no")[:1]), 9.0), None
+
+    monkeypatch.setitem(SCRIPT.main.__globals__, "prefill", no)
+    checkpoint.save(tmp_path / "other", marked_model(3.0), MODEL_FILE)
+    summary, _, name = own_pairs(start, tmp_path, monkeypatch, labeler={"other": str(tmp_path / "other")}.get(labeler, labeler))
+    assert asked and all((weights == [3.0]) == (labeler == "other") for weights in asked)
+    assert summary["questions_rejected"] == summary["questions"] and summary["pairs"] > 0  # fewer claims win
+    assert name != "truth" and summary["questions_as_the_truth"] < 1
+
+
+def test_a_model_that_was_never_asked_anything_cannot_label(start, tmp_path, monkeypatch):
+    model = tiny_model()
+    model.config = dataclasses.replace(model.config, template="pretrain")
+    checkpoint.save(tmp_path / "captioner", model, MODEL_FILE)
+    with pytest.raises(ValueError, match="only a model that was fine-tuned to answer them can label"):
+        own_pairs(start, tmp_path, monkeypatch, labeler=str(tmp_path / "captioner"))
+
+
+def judge_says(said) -> str:
+    """The address and name, as --judge has them, of a local server that answers `said(text)`."""
+    pytest.importorskip("openai")
+    from tests.test_judge import Server
+
+    server = Server(said)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return f"{server.url},model=judge-1"
+
+
+def test_a_judge_behind_an_address_labels(start, tmp_path, monkeypatch):
+    judge = judge_says(lambda text: "No." if "bus" in text or "公交车" in text else "Yes.")
+    summary, claims, name = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge)
+    assert name == "judge-1,please=True" and 0 < summary["questions_rejected"] < summary["questions"]
+    for line in next(tmp_path.glob("out/dpo/feedback/*/pairs.jsonl")).read_text(encoding="utf-8").splitlines():
+        assert json.loads(line)["chosen"].count("bus") < json.loads(line)["rejected"].count("bus")
+
+
+def test_whole_answers_are_labelled_in_one_piece_and_their_lengths_balanced(start, tmp_path, monkeypatch):
+    judge = judge_says(lambda text: "No." if "bus" in text else "Yes.")
+    summary, claims, _ = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge, divider="whole", balance=True)
+    assert all(len(found) == 1 and "entirely right" in found[0]["question"] for found in claims)
+    assert summary["balance"] is not None
+
+
+def test_a_judge_divides_what_the_rule_cannot(start, tmp_path, monkeypatch):
+    """The sentences of `random_sentences` are English: to scenes that are asked about in Chinese the rule knows none of them."""
+    judge = judge_says(lambda text: "- There is a bus." if "List the facts" in text else
+                       "Is there a bus?" if "Turn this statement" in text else "No." if "bus" in text else "Yes.")
+    summary, _, _ = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge)
+    assert summary["answers_undivided"] == 0
+
+
+def test_an_address_that_answers_nothing_stops_the_run_and_leaves_no_labels_behind(start, tmp_path, monkeypatch):
+    judge = judge_says(lambda text: (404, "{}"))
+    with pytest.raises(ValueError, match="the labeler judge-1,please=True answered none of .* questions: NotFoundError"):
+        own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge)
+    (labels,) = tmp_path.rglob("labels.jsonl")
+    assert labels.read_text() == ""  # once the server is there, the same command goes on
+
+
 def test_without_data_the_model_makes_its_own_pairs_and_hallucination_chooses(start, tmp_path, monkeypatch):
-    pytest.importorskip("dataset.feedback")
-    pytest.importorskip("dataset.tasks.hallucination")
     monkeypatch.setitem(SCRIPT.main.__globals__, "generate", random_sentences)
     config = SCRIPT.Config(init=start, out=tmp_path / "out" / "dpo", scenes=12, answers=6, iterations=2, max_steps=2,
                            batch_size=2, eval_every=1, eval_examples=3, log_every=1, device="cpu",

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dataset.images import from_image
-from dataset.judge import Judge, JudgeFailure, NoJudge, data_url, failures, judge_or_none, message
+from dataset.judge import Judge, JudgeFailure, NoJudge, data_url, failures, judge_from, judge_or_none, message
 
 pytest.importorskip("openai")
 
@@ -216,6 +216,18 @@ def test_a_key_alone_is_enough_and_a_model_is_always_named(monkeypatch):
     assert Judge("gpt-4o", cache=None).url == ""
     with pytest.raises(ValueError, match="model=NAME"):
         Judge("", "http://localhost:1/v1")
+
+
+def test_a_judge_is_named_on_the_command_line_with_the_words_of_the_benchmarks(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    for options in ("http://localhost:1/v1,model=m,key=MY_KEY", "judge=http://localhost:1/v1,key=MY_KEY,model=m"):
+        judge = judge_from(options)
+        assert (judge.url, judge.model, judge.key) == ("http://localhost:1/v1", "m", "MY_KEY")
+    assert judge_from("model=m,key=MY_KEY").url == ""  # OpenAI's own
+    for options, remedy in (("http://localhost:1/v1", "give model=NAME"), ("model=m,key=NO_KEY", "give judge=URL"),
+                            ("http://localhost:1/v1,name=m", "no option 'name=m'. Options: judge, model, key")):  # fmt: skip
+        with pytest.raises(ValueError, match=re.escape(remedy)):
+            judge_from(options)
 
 
 def test_a_missing_library_is_told_before_anything_is_generated(monkeypatch):
