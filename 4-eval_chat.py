@@ -4,8 +4,10 @@
     python 4-eval_chat.py --image cat.png dog.png --prompt "Which picture has a dog?"       one answer
     python 4-eval_chat.py --data rows.jsonl --save predictions.jsonl    one prediction a row, reasoning and answer apart
     python 4-eval_chat.py --bench world,easy_vqa                        test scores, with the blank and shuffled controls
+    python 4-eval_chat.py --bench hallucination --best_of 8 --reference out/sft --temperature 0.7
 
 In:  the newest checkpoint in out/, or --model.  Out: what it says; scores.json beside the checkpoint, and out/report.md.
+Best of N: what preference learning raised most, log pi(y) / pi_reference(y) a token, is said (dataset/best_of.py).
 """
 
 import json
@@ -16,7 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.chat import Conversation
+import torch
+
+from dataset.best_of import BestOf, Scorer
+from dataset.chat import Conversation, Message
 from dataset.conversations import Source, image_values, load
 from dataset.dialogue import Dialogue
 from dataset.evaluation import Ask, add_scores, evaluate
@@ -26,6 +31,7 @@ from dataset.report import poster, section, sheet, table
 from dataset.tokenizer import Tokenizer
 from model import checkpoint, cli
 from model.generate import generate, stream
+from model.losses import IGNORE, next_token_targets, token_logps
 from model.registry import TASKS, TEMPLATES, specs
 from model.runtime import Run
 from model.vlm import VLM
@@ -43,6 +49,8 @@ class Config:
     examples: int = 0  # pictures' worth of questions a task; 0: its whole test set
     controls: int = 8  # ask every so-many-th question about a blank and a shuffled picture too; 0: no controls
     temperature: float = 0.0  # 0: always the likeliest token
+    best_of: int = 1  # sample so many answers and say the one that preference learning raised most, a token, above --reference
+    reference: Path | None = None  # with --best_of: the checkpoint that preference learning started from, as out/sft
     top_p: float = 1.0  # sample among the likeliest tokens that together have this probability
     max_new_tokens: int = 256
     batch_size: int = 256  # prompts answered together, with --data and --bench
@@ -54,16 +62,19 @@ class Config:
 
 def main(config: Config) -> None:
     folder = checkpoint.require(config.model or checkpoint.latest())
+    require_reference(config, folder)
     run = Run.inference(folder, config.device, config.dtype, config.seed)
     model = checkpoint.load(folder, run.device)
     tokenizer = Tokenizer(folder / "tokenizer.model")
     template = TEMPLATES.make(model.config.template)
     sampling = dict(max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.id(template.stop)}, temperature=config.temperature,
                     top_p=config.top_p, banned=(tokenizer.image, tokenizer.pad, tokenizer.bos))
-    if config.data or config.bench:
+    if config.data or config.bench or config.best_of > 1:
         eyes = Eyes(model.encoder, model.config.fit, run.device, config.feature_cache if config.bench else None)
         ask = Ask(template, tokenizer, model.image_tokens, eyes,
                   run.generator(generate, model, **sampling), config.batch_size, progress=True)
+        if config.best_of > 1:
+            ask, folder = best_of(config, run, model, ask), folder.parent / f"{folder.name}-best_of_{config.best_of}"
         if config.bench:
             benchmark(config, folder, ask)
         if config.data:
@@ -71,6 +82,8 @@ def main(config: Config) -> None:
                 raise FileNotFoundError(f"--data takes one file of conversations; {config.data} is none")
             predict(load(config.data, config.image_folder, need_answer=False), ask,
                     config.save or folder / "predictions.jsonl", config.batch_size)
+        elif config.prompt and not config.bench:
+            print(answer(config, ask))
         return
     chat(config, dialogue(run, model, tokenizer, sampling))
 
@@ -129,6 +142,59 @@ def say(talk: Dialogue, parts: list[Picture | str]) -> None:
     print()
 
 
+# ---------------------------------------------------------------- the best of several answers
+
+def require_reference(config: Config, folder: Path) -> None:
+    """--best_of and its companions together, and a reference that reads and writes as the model does; SystemExit otherwise."""
+    if config.best_of <= 1 and config.reference:
+        raise SystemExit("--reference is for --best_of N: say how many answers to choose from")
+    if config.best_of <= 1:
+        return
+    if not config.reference:
+        raise SystemExit("--best_of compares with the checkpoint that preference learning started from: add --reference out/sft")
+    if config.temperature <= 0:
+        raise SystemExit("--best_of chooses among different answers, and at temperature 0 they are equal: add --temperature 0.7")
+    if not (config.prompt or config.data or config.bench):
+        raise SystemExit("--best_of answers --prompt, --data or --bench; a chat shows its one answer while it is written")
+    checkpoint.require(config.reference)
+    if config.reference.resolve() == folder.resolve():
+        raise SystemExit(f"--reference {config.reference} is the model itself, which raised nothing: name another --model")
+    writes = {"tokenizer": lambda path: (path / "tokenizer.model").read_bytes(),
+              "template": lambda path: json.loads((path / "config.json").read_text(encoding="utf-8"))["template"]}
+    for name, of in writes.items():
+        if of(config.reference) != of(folder):
+            raise SystemExit(f"--reference {config.reference} has another {name} than {folder}: their log-probabilities of an "
+                             f"answer cannot be compared")
+
+
+def best_of(config: Config, run: Run, model: VLM, ask: Ask) -> BestOf:
+    """`ask` that samples --best_of answers to each prompt and gives the best."""
+    reference = checkpoint.load(config.reference, run.device)
+    eyes = Eyes(reference.encoder, reference.config.fit, run.device, config.feature_cache if config.bench else None)
+
+    def scorer(model: VLM, eyes: Eyes) -> Scorer:
+        return Scorer(ask.template, ask.tokenizer, model.image_tokens, eyes, run.generator(answer_logps, model), ask.batch_size)
+
+    return BestOf(ask, scorer(model, ask.eyes), scorer(reference, eyes), config.best_of)
+
+
+def answer(config: Config, ask: Ask) -> str:
+    """What is said to --prompt and --image."""
+    try:
+        return ask([Conversation("--prompt", (Message("user", (*map(from_file, config.image), config.prompt)),))])[0]
+    except BadRow as bad:
+        raise SystemExit(f"{bad}") from bad
+
+
+@torch.inference_mode()
+def answer_logps(model: VLM, batch: dict) -> list[list[float]]:
+    """Log-probabilities of the learned tokens of each document of a batch, in nats."""
+    targets = next_token_targets(batch["labels"], batch["document_ids"])
+    learned = targets != IGNORE
+    logps, documents = token_logps(model(batch, learned), targets[learned]), batch["document_ids"][learned]
+    return [logps[documents == k].tolist() for k in range(len(batch["ids"]))]
+
+
 # ---------------------------------------------------------------- answering a file
 
 def predict(source: Source, ask: Ask, file: Path, batch_size: int) -> None:
@@ -178,6 +244,7 @@ def predictions(source: Source, rows: list[int], ask: Ask) -> Iterator[dict]:
 def benchmark(config: Config, folder: Path, ask: Ask) -> None:
     """Score every task on its test split; numbers to scores.json, answers to predictions-TASK.jsonl, both to the report."""
     started, scores, page = time.time(), {}, folder.parent / "report.md"
+    folder.mkdir(exist_ok=True)  # of best of N: its scores stand beside those of one answer, not in their place
     pictures = ""
     if len({spec.partition(":")[0] for spec in specs(config.bench)}) < len(specs(config.bench)):
         raise SystemExit(f"--bench {config.bench}: one variant of a task at a time, for its files bear its name")

@@ -10,10 +10,15 @@ tokens is larger in size, and the choice is one of length; RLAIF-V divides by it
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dataset.chat import Conversation
+from dataset.chat import Conversation, Document, Template
+from dataset.collate import pad
+from dataset.evaluation import Ask, several
+from dataset.eyes import Eyes
+from dataset.preferences import answered
 
 Logps = Callable[[list[tuple[Conversation, str]]], list[list[float]]]  # (prompt, answer) -> nats of each token, its end included
 
@@ -34,11 +39,54 @@ def reward(aligned: Sequence[float], reference: Sequence[float], beta: float) ->
     return beta / len(aligned) * (sum(aligned) - sum(reference))
 
 
-def best_of(prompts: Sequence[Conversation], ask: Callable[..., list[list[str]]], aligned: Logps, reference: Logps, *,
-            answers: int, temperature: float, beta: float) -> list[list[Rewarded]]:
-    """`ask(prompts, answers=N, temperature=T)` samples; the different answers to each prompt, the best first (of equals, the
-    one that was said first)."""
-    said = [list(dict.fromkeys(texts)) for texts in ask(list(prompts), answers=answers, temperature=temperature)]
+def best_of(prompts: Sequence[Conversation], ask: Callable[[Sequence[Conversation]], list[str]], aligned: Logps, reference: Logps,
+            *, answers: int, beta: float) -> list[list[Rewarded]]:
+    """`ask` samples an answer to each prompt; of N, the different ones, the best first (of equals, the one said first)."""
+    said = [list(dict.fromkeys(texts)) for texts in several(ask, prompts, answers)]
     asked = [(prompt, text) for prompt, texts in zip(prompts, said, strict=True) for text in texts]
     scored = (Rewarded(text, reward(a, b, beta)) for (_, text), a, b in zip(asked, aligned(asked), reference(asked), strict=True))
     return [sorted((next(scored) for _ in texts), key=lambda one: -one.reward) for texts in said]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The `Logps` of one model; `logps` gives those of every learned token, row by row, of a padded batch of documents."""
+
+    template: Template
+    tokenizer: object
+    image_tokens: int
+    eyes: Eyes
+    logps: Callable[[dict], list[list[float]]]
+    batch_size: int = 256
+
+    def __call__(self, asked: Sequence[tuple[Conversation, str]]) -> list[list[float]]:
+        self.eyes.prepare(picture for prompt, _ in asked for picture in prompt.pictures)
+        documents = [self.document(prompt, text) for prompt, text in asked]
+        order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
+        found = [[]] * len(documents)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start:start + self.batch_size]
+            batch = pad([documents[i] for i in chosen], self.eyes, self.tokenizer.pad)
+            for i, row in zip(chosen, self.logps(batch), strict=True):
+                found[i] = row
+        return found
+
+    def document(self, prompt: Conversation, text: str) -> Document:
+        """Prompt and answer as the model reads them; the answer of a row that has one is left out, as it is when it is asked."""
+        messages = prompt.messages[:-1] if prompt.messages[-1].role == "assistant" else prompt.messages
+        return answered(prompt.id, messages, text, self.template, self.tokenizer, self.image_tokens, sys.maxsize)
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """As `Ask`: conversations -> answers, each the best of several that `ask` samples."""
+
+    ask: Ask
+    aligned: Logps
+    reference: Logps
+    answers: int
+
+    def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
+        beta = 1.0  # whatever it was in training: it scales every reward and changes no order
+        found = best_of(conversations, self.ask, self.aligned, self.reference, answers=self.answers, beta=beta)
+        return [rewarded[0].answer for rewarded in found]

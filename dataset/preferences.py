@@ -136,6 +136,14 @@ class Pair:
         return len(self.chosen) + len(self.rejected)
 
 
+def answered(name: str, messages: Sequence[Message], text: str, template: Template, tokenizer, image_tokens: int,
+             max_length: int) -> Document:
+    """A prompt and one answer to it, of which alone the tokens and the end of turn are learned."""
+    pieces = [piece._replace(learn=False) for piece in turns(tuple(messages), template, tokenizer, image_tokens)]
+    _, *own = turns((Message("assistant", (text,)),), template, tokenizer, image_tokens)  # the document begins once
+    return as_document(name, truncated(pieces + own, max_length))
+
+
 def render(preference: Preference, template: Template, tokenizer, image_tokens: int, max_length: int) -> Pair:
     """Both answers after the one prompt. Only the last answer and its end of turn are learned, of earlier turns nothing.
 
@@ -144,13 +152,8 @@ def render(preference: Preference, template: Template, tokenizer, image_tokens: 
      .      .        .     .     .   .  .         .         x  x  x     x          x learned, . only read
     Both are cut at the same token. Raises BadRow when that leaves nothing to learn, or nothing to tell them apart.
     """
-    pieces = [piece._replace(learn=False) for piece in turns(preference.prompt.messages, template, tokenizer, image_tokens)]
-
-    def document(text: str) -> Document:
-        _, *own = turns((Message("assistant", (text,)),), template, tokenizer, image_tokens)  # the document begins once
-        return as_document(preference.id, truncated(pieces + own, max_length))
-
-    pair = Pair(document(preference.chosen), document(preference.rejected))
+    pair = Pair(*(answered(preference.id, preference.prompt.messages, text, template, tokenizer, image_tokens, max_length)
+                  for text in (preference.chosen, preference.rejected)))
     if not (pair.chosen.input_ids and pair.rejected.input_ids):
         raise BadRow(f"nothing left to learn: the prompt alone takes the {max_length} tokens that there may be",
                      "raise --max_length, or use fewer images", preference.id)  # fmt: skip

@@ -11,7 +11,6 @@ import torch
 from pyarrow import parquet
 
 from dataset import world
-from dataset.best_of import best_of, reward
 from dataset.claims import Claim, Divider, Failed, Item, by_rule, whole
 from dataset.feedback import digest, preferences, step, world_items, world_pairs
 from dataset.images import from_bytes
@@ -468,38 +467,3 @@ def test_balance_is_written_down(tmp_path):
     pairs = run(tmp_path, labeler=longer, balance=True, temperature=1.0)
     facts = json.loads((tmp_path / "summary.json").read_text())
     assert 0 <= facts["balance"] < 1 and facts["pairs"] == len(pairs)
-
-
-# ---------------------------------------------------------------- best of N
-
-
-def test_the_reward_is_beta_times_the_mean_difference_of_the_log_probabilities():
-    assert reward([-1.0, -2.0], [-2.0, -4.0], beta=0.1) == pytest.approx(0.1 / 2 * (-3 + 6))
-    assert reward([-1.0], [-1.0], beta=0.1) == 0
-    assert reward([-1.0] * 10, [-2.0] * 10, beta=0.1) == pytest.approx(reward([-1.0], [-2.0], beta=0.1))  # length is no merit
-    for aligned, reference in (([-1.0], [-1.0, -2.0]), ([], [])):
-        with pytest.raises(ValueError, match="same tokenizer and template"):
-            reward(aligned, reference, beta=0.1)
-
-
-def test_of_several_answers_the_one_that_alignment_raised_most_comes_first():
-    table = {"a b": ([-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]), "c": ([-1.0, -1.0], [-2.0, -2.0]),
-             "d": ([-3.0, -1.0], [-1.0, -1.0]), "e": ([-1.0, -1.0], [-2.0, -2.0])}  # fmt: skip
-    asked = []
-
-    def model(side: int):
-        return lambda pairs: asked.append(pairs) or [table[text][side] for _, text in pairs]
-
-    prompts = [item.prompt for item in ITEMS[:2]]
-    said = [["a b", "d", "d", "c", "e"], ["d", "a b", "a b", "a b", "a b"]]
-
-    def ask(given, answers, temperature):
-        assert (given, answers, temperature) == (prompts, 5, 0.7)
-        return said
-
-    first, second = best_of(prompts, ask, model(0), model(1), answers=5, temperature=0.7, beta=0.2)
-    assert [one.answer for one in first] == ["c", "e", "a b", "d"]
-    assert [one.reward for one in first] == pytest.approx([0.2, 0.2, 0.0, -0.2])
-    assert [one.answer for one in second] == ["a b", "d"]
-    different = [(0, "a b"), (0, "d"), (0, "c"), (0, "e"), (1, "d"), (1, "a b")]
-    assert asked[0] == asked[1] == [(prompts[k], text) for k, text in different]  # each different answer is scored once
