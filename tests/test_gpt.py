@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 
-from model.llm.gpt import GPT, Documents
+from model.llm.attention import BAND, Documents, attend
+from model.llm.gpt import GPT
 from tests import tiny
 
 FAMILIES = {
@@ -99,9 +101,22 @@ def test_documents_drop_padding_and_find_every_boundary():
     documents = Documents(torch.tensor([[0, 0, 0, 1, 1], [1, 1, -1, 4, -1]]))
     assert documents.lengths.tolist() == [3, 2, 2, 1]
     assert documents.flat(torch.arange(10).view(2, 5)).tolist() == [0, 1, 2, 3, 4, 5, 6, 8]
-    grid = documents.to_grid(torch.arange(1, 9))
+    grid = documents.grid.fold(torch.arange(1, 9))
     assert grid.tolist() == [[1, 2, 3], [4, 5, 0], [6, 7, 0], [8, 0, 0]]
-    assert documents.from_grid(grid).tolist() == list(range(1, 9))
+    assert documents.grid.unfold(grid).tolist() == list(range(1, 9))
+
+
+def test_attention_by_bands_is_attention_document_by_document():
+    """More documents than a band holds, of uneven lengths: no band may shift, cut or mix them."""
+    lengths = torch.randint(1, 12, (2 * BAND + 3,)).tolist()
+    documents = Documents(torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None])
+    assert [grid.longest for _, grid in documents.bands] == [max(lengths[k:k + BAND]) for k in range(0, len(lengths), BAND)]
+    q, k, v = torch.randn(sum(lengths), 4, 8), torch.randn(sum(lengths), 2, 8), torch.randn(sum(lengths), 2, 8)
+    alone = []
+    for parts in zip(*(x.split(lengths) for x in (q, k, v))):
+        one = (x.transpose(0, 1)[None] for x in parts)
+        alone.append(F.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
+    torch.testing.assert_close(attend(q, k, v, documents), torch.cat(alone))
 
 
 def test_perturbing_a_document_never_moves_another():

@@ -5,11 +5,35 @@ Out: what each token gathered from its own document up to itself.
 Legend: S tokens of the flat stream, B sequences, T tokens, H heads, K channels per head.
 """
 
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import LLMConfig
+
+BAND = 4  # documents in a call of the attention kernel
+
+
+class Grid:
+    """Documents of a stretch of the flat stream as rows, padded on the right to the longest of them."""
+
+    def __init__(self, lengths: Tensor, index: Tensor, longest: int):
+        """lengths (documents,); index (S,): the document of every token, counted from 0; longest: max(lengths)."""
+        self.rows, self.longest = len(lengths), longest
+        starts = lengths.cumsum(0) - lengths
+        offsets = torch.arange(len(index), device=index.device) - starts[index]
+        self.slots = index * longest + offsets  # (S,) where the stream's tokens lie in the grid
+
+    def fold(self, x: Tensor) -> Tensor:
+        """(S, ...) -> (rows, longest, ...), zeros on the right."""
+        grid = x.new_zeros(self.rows * self.longest, *x.shape[1:]).index_copy(0, self.slots, x)
+        return grid.view(self.rows, self.longest, *x.shape[1:])
+
+    def unfold(self, grid: Tensor) -> Tensor:
+        """(rows, longest, ...) -> (S, ...), the inverse of fold."""
+        return grid.flatten(0, 1).index_select(0, self.slots)
 
 
 class Documents:
@@ -18,7 +42,8 @@ class Documents:
         document_ids   0 0 0 1 1        flat stream   a a a b b c c c        grid   a a a
                        2 2 2 . .                      (. = -1, padding)             b b .
                                                                                     c c c
-    A document lies in one row, and its tokens are neighbours.
+    A document lies in one row, and its tokens are neighbours. `bands` are the same rows, a few at a time: each as wide as its
+    own longest document, because attention costs the square of the width, and a batch comes sorted by length.
     """
 
     def __init__(self, document_ids: Tensor):
@@ -28,34 +53,30 @@ class Documents:
         self.positions = real.nonzero().squeeze(1)  # (S,) where the stream's tokens lie in (B * T)
         self.index = begins.flatten()[self.positions].cumsum(0) - 1  # (S,) document of every token
         self.lengths = self.index.bincount()  # (documents,)
-        self.count, self.longest = len(self.lengths), int(self.lengths.max())
-        starts = self.lengths.cumsum(0) - self.lengths
-        offsets = torch.arange(len(self.index), device=self.index.device) - starts[self.index]
-        self.slots = self.index * self.longest + offsets  # (S,) where the stream's tokens lie in the grid
+        self.count, bands = len(self.lengths), self.lengths.split(BAND)
+        tokens, longest = torch.stack([torch.stack([band.sum(), band.max()]) for band in bands]).T.tolist()
+        self.longest = max(longest)
+        self.grid = Grid(self.lengths, self.index, self.longest)
+        ends = list(accumulate(tokens))
+        self.bands = [(slice(end - n, end), Grid(band, self.index[end - n:end] - k * BAND, wide))
+                      for k, (band, n, end, wide) in enumerate(zip(bands, tokens, ends, longest))]
 
     def flat(self, x: Tensor) -> Tensor:
         """(B, T) -> (S,): the real tokens on one axis."""
         return x.flatten()[self.positions]
-
-    def to_grid(self, x: Tensor) -> Tensor:
-        """(S, ...) -> (documents, longest, ...), zeros on the right."""
-        grid = x.new_zeros(self.count * self.longest, *x.shape[1:]).index_copy(0, self.slots, x)
-        return grid.view(self.count, self.longest, *x.shape[1:])
-
-    def from_grid(self, grid: Tensor) -> Tensor:
-        """(documents, longest, ...) -> (S, ...), the inverse of to_grid."""
-        return grid.flatten(0, 1).index_select(0, self.slots)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
     """Causal attention inside each document, (S, H, K) and twice (S, fewer H, K) -> (S, H, K).
 
     Documents become rows of a grid for this step only: padding on the right needs no mask, since no real token
-    looks to its right. One fast kernel call on any device, as quick as a loop over documents on a CPU.
+    looks to its right. A fast kernel call for every few documents, on any device.
     """
-    q, k, v = (documents.to_grid(x).transpose(1, 2) for x in (q, k, v))  # (documents, H, longest, K)
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    return documents.from_grid(out.transpose(1, 2))
+    out = []
+    for tokens, grid in documents.bands:
+        rows = (grid.fold(x[tokens]).transpose(1, 2) for x in (q, k, v))  # (documents, H, longest, K)
+        out.append(grid.unfold(F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=True).transpose(1, 2)))
+    return torch.cat(out)
 
 
 class Cache:
@@ -71,8 +92,8 @@ class Cache:
         """Store k and v; attend over all that is stored. documents: whole prompts; None: one new token per row."""
         keys, values = self.keys[layer], self.values[layer]  # (B, H, room, K)
         if documents is not None:
-            keys[:, :, : documents.longest] = documents.to_grid(k).transpose(1, 2)
-            values[:, :, : documents.longest] = documents.to_grid(v).transpose(1, 2)
+            keys[:, :, : documents.longest] = documents.grid.fold(k).transpose(1, 2)
+            values[:, :, : documents.longest] = documents.grid.fold(v).transpose(1, 2)
             return attend(q, k, v, documents)
         rows = torch.arange(len(q), device=q.device)
         keys[rows, :, self.lengths] = k.to(keys.dtype)
