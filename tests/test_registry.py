@@ -88,28 +88,30 @@ def test_unknown_config_keys_are_refused_by_name():
         VLMConfig.from_dict(values)
 
 
-@pytest.mark.parametrize("change", [{"num_key_value_heads": 3}, {"hidden_size": 126}, {"head_dim": 31}])
+@pytest.mark.parametrize("change", [{"num_key_value_heads": 3}, {"hidden_size": 126, "head_dim": None}, {"head_dim": 31}])
 def test_head_counts_that_do_not_divide_are_refused(change):
     with pytest.raises(ValueError):
         dataclasses.replace(PRESETS["nano"].llm, **change)
 
 
 def test_a_config_resized_keeps_no_stale_head_size():
-    nano = PRESETS["nano"].llm
-    assert nano.head_channels == 64
-    assert dataclasses.replace(nano, hidden_size=384).head_channels == 192
-    assert isinstance(nano, LLMConfig)
+    small = PRESETS["small"].llm
+    assert small.head_channels == 64
+    assert dataclasses.replace(small, hidden_size=768).head_channels == 96
+    assert isinstance(small, LLMConfig)
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("nano", 1.4e6, 1.6e6), ("small", 26e6, 27e6), ("base", 104e6, 109e6)]
+    ("name", "least", "most", "tokens", "vit"),
+    [("nano", 1.5e6, 1.7e6, 9, (96, 16, 192)), ("small", 26e6, 27e6, 50, (224, 32, 768)),
+     ("base", 104e6, 109e6, 50, (224, 32, 768))],
 )
-def test_presets_have_the_sizes_they_state(name, least, most):
+def test_presets_have_the_sizes_they_state(name, least, most, tokens, vit):
     with torch.device("meta"):  # shapes without memory
-        encoder = ViT(224, 32, 768, 1, 12, 3072, 512, "gelu", (0.5,) * 3, (0.5,) * 3)
+        encoder = ViT(*vit, 1, 12, 3072, 512, "gelu", (0.5,) * 3, (0.5,) * 3)
         model = VLM(dataclasses.replace(PRESETS[name], image_token_id=3), encoder)
     assert least <= count_parameters(model.llm, model.connector) <= most
-    assert model.image_tokens == 50
+    assert model.image_tokens == tokens
 
 
 def test_a_preset_without_its_placeholder_is_refused():

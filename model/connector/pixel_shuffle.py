@@ -1,0 +1,32 @@
+"""Pixel shuffle: neighbouring patches laid side by side in one token, then one matrix. A quarter of the tokens for side 2.
+
+In:  features (N, P, D) of a square of patches, with or without a class token.   Out: (N, P / side^2, C).
+Source: space-to-depth, as in Idefics3 (arXiv 2408.12637) and SmolVLM, the inverse of the shuffle of arXiv 1609.05158.
+"""
+
+import math
+
+from torch import Tensor, nn
+
+from model.registry import CONNECTORS
+
+
+@CONNECTORS.register("pixel_shuffle")
+class PixelShuffle(nn.Module):
+    """One bias-free projection of every square of side x side patches."""
+
+    def __init__(self, encoder, channels: int, side: int = 2):
+        super().__init__()
+        self.side, self.skip = side, int(encoder.has_cls)  # a class token has no neighbours: it is left out
+        self.edge = math.isqrt(encoder.tokens - self.skip)  # patches along an edge of the picture
+        if self.edge**2 != encoder.tokens - self.skip or side < 1 or self.edge % side:
+            raise ValueError(f"pixel_shuffle:side={side} needs a square of patches whose edge it divides, "
+                             f"not {encoder.tokens - self.skip} patches")
+        self.tokens = (self.edge // side) ** 2
+        self.proj = nn.Linear(encoder.dim * side**2, channels, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, P, D) -> (N, P / side^2, C)."""
+        grid = features[:, self.skip:].unflatten(1, (self.edge // self.side, self.side, self.edge // self.side, self.side))
+        squares = grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)  # (N, P / side^2, side * side * D)
+        return self.proj(squares)

@@ -1,0 +1,38 @@
+"""Connectors: which encoder tokens go into which token of the language model."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from model.registry import CONNECTORS
+
+
+def encoder(edge: int, has_cls: bool, dim: int = 3) -> SimpleNamespace:
+    return SimpleNamespace(tokens=edge**2 + has_cls, dim=dim, has_cls=has_cls)
+
+
+@pytest.mark.parametrize("has_cls", [False, True])
+def test_pixel_shuffle_lays_the_patches_of_a_square_side_by_side(has_cls):
+    connector = CONNECTORS.make("pixel_shuffle", encoder=encoder(6, has_cls), channels=12)
+    assert connector.tokens == 9 and connector.proj.weight.shape == (12, 4 * 3)
+    torch.nn.init.eye_(connector.proj.weight)  # what goes in comes out
+    patches = torch.arange(36.0).view(1, 36, 1).expand(2, 36, 3)
+    features = torch.cat([torch.full((2, int(has_cls), 3), -1.0), patches], dim=1)
+    squares = connector(features).detach().view(2, 9, 4, 3)[0, :, :, 0]  # (9 squares, 4 patches)
+    assert squares[0].tolist() == [0, 1, 6, 7] and squares[1].tolist() == [2, 3, 8, 9] and squares[8].tolist() == [28, 29, 34, 35]
+    assert sorted(squares.flatten().tolist()) == list(range(36))  # every patch once, the class token never
+
+
+def test_pixel_shuffle_of_side_one_is_the_linear_connector_without_the_class_token():
+    shuffle = CONNECTORS.make("pixel_shuffle:side=1", encoder=encoder(4, True), channels=5)
+    linear = CONNECTORS.make("linear", encoder=encoder(4, True), channels=5)
+    linear.load_state_dict(shuffle.state_dict())
+    features = torch.randn(2, 17, 3)
+    torch.testing.assert_close(shuffle(features), linear(features)[:, 1:])
+
+
+@pytest.mark.parametrize(("edge", "side"), [(7, 2), (6, 4), (6, 0)])
+def test_a_side_that_does_not_divide_the_picture_is_refused(edge, side):
+    with pytest.raises(ValueError, match=f"side={side} needs"):
+        CONNECTORS.make(f"pixel_shuffle:side={side}", encoder=encoder(edge, True), channels=5)
