@@ -81,6 +81,7 @@ class Template:
     assistant: tuple[str, str]
     system: tuple[str, str]
     begin: str = ""
+    picture: str = ""  # before each picture; {n} is its number in the conversation
     drop_user_text: bool = False
 
 
@@ -90,6 +91,7 @@ def pupil() -> Template:
     return Template(
         control=("<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"),
         begin="<s>",
+        picture="{n}",  # one token; without it pictures look alike, and "the second" points nowhere
         system=("<|system|>", ""),
         user=("<|user|>", ""),
         assistant=("<|assistant|>", ""),
@@ -164,13 +166,16 @@ def turns(messages: tuple[Message, ...], template: Template, tokenizer, image_to
      .       .        .     .     .     .   .  .         .         x  x  x     x       x learned, . only read
     """
     yield Piece(markup(template.begin, template, tokenizer), False)
+    pictures = 0
     for message in messages:
         before, after = getattr(template, message.role)
         answers = message.role == "assistant"
         yield Piece(markup(before, template, tokenizer), False)
         for part in message.parts:
             if isinstance(part, Picture):
-                yield Piece([tokenizer.image] * image_tokens, False, part)
+                pictures += 1
+                number = tokenizer.encode(template.picture.format(n=pictures))
+                yield Piece([*number, *[tokenizer.image] * image_tokens], False, part)
             elif answers or not template.drop_user_text:
                 yield Piece(tokenizer.encode(part), answers and not isinstance(part, Given))
         if answers:

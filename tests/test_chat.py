@@ -1,5 +1,7 @@
 """Rendering: who said what is known by construction, so exactly the assistant's words and its stop are learned."""
 
+import re
+
 import pytest
 from PIL import Image
 
@@ -60,9 +62,15 @@ LONG = talk(
 def test_a_rendered_conversation_token_by_token():
     T = TOKENIZER
     assert rendered(QUESTION).input_ids == (
-        [T.bos, T.id("<|user|>")] + [T.image] * IMAGE_TOKENS + T.encode("What is it?")
+        [T.bos, T.id("<|user|>")] + T.encode("1") + [T.image] * IMAGE_TOKENS + T.encode("What is it?")
         + [T.id("<|assistant|>")] + T.encode("A red apple.") + [T.end]
     )  # fmt: skip
+
+
+def test_pictures_are_numbered_through_the_whole_conversation():
+    conversation = talk(("user", picture("a"), picture("b"), "Q"), ("assistant", "A"), ("user", picture("c"), "Q"))
+    text = TOKENIZER.decode(render_prompt(conversation, TEMPLATE, TOKENIZER, IMAGE_TOKENS).input_ids)
+    assert re.sub(r"<[^>]*>", "", text) == "12QA3Q"
 
 
 def test_exactly_the_answers_and_their_ends_are_learned():
@@ -97,7 +105,7 @@ def test_prompt_and_answer_make_the_document_in_every_template(name):
 
 
 @pytest.mark.parametrize(("name", "text"), [
-    ("pupil", "[<s>][<|system|>]S[<|user|>]##Q[<|assistant|>]A[<|end|>]"),
+    ("pupil", "[<s>][<|system|>]S[<|user|>]1##Q[<|assistant|>]A[<|end|>]"),
     ("pretrain", "[<s>]##A[<|end|>]"),
     ("chatml", ("[<|im_start|>]system\nS[<|im_end|>]\n[<|im_start|>]user\n##Q[<|im_end|>]\n"
                 "[<|im_start|>]assistant\nA[<|im_end|>]")),
