@@ -55,13 +55,13 @@ class Config:
     template: str = "pupil"  # how conversations are written; pretrain: picture and caption, no roles
     fit: str = "square"  # how pictures are fitted: square (crop) | pad | naive (squeeze); stored in the checkpoint
     train: Train = field(default_factory=Train)
-    epochs: float = 1.0  # passes over the data
+    epochs: float = 1.25  # passes over the data
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
-    batch_size: int = 12  # conversations a process and micro-step
+    batch_size: int = 40  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step
     max_length: int = 1024  # tokens of a conversation; longer ones lose their end
     optimizer: str = "muon"  # muon (matrices of blocks and connector; AdamW for the rest) | adamw
-    lr: float = 1.6e-2  # peak learning rate; small and base on real captions: 4e-4
+    lr: float = 8e-3  # peak learning rate; small and base on real captions: 4e-4
     warmup: int = 20  # steps of rising learning rate
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient

