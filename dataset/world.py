@@ -112,10 +112,10 @@ def concepts(which: str = "nano") -> tuple[Concept, ...]:
 
 @functools.cache
 def partners(which: str = "nano") -> dict[Concept, Concept]:
-    """Half of the concepts, in pairs that are often seen together, as forks and knives are; none of the pairs is held out."""
+    """The concepts in pairs that are often seen together, as knives and forks are; none of the pairs is held out."""
     pool = list(concepts(which))
     random.Random("partners").shuffle(pool)
-    pool, found = pool[:len(pool) // 2], {}
+    found = {}
     while pool:
         one = pool.pop()
         other = next((concept for concept in pool if not held_out_pair(one, concept)), None)
@@ -223,7 +223,7 @@ def scene(split: str, index: int, which: str = "nano", most: int = 4, least: int
         n = rng.randint(max(least, 2) if wants_new else least, most)
         kinds = rng.sample(pool, n)
         partner = partners(which).get(kinds[0])
-        if n > 1 and partner and partner not in kinds and rng.random() < 0.5:
+        if n > 1 and partner and partner not in kinds and rng.random() < 0.3:
             kinds[1] = partner
         copies = rng.randint(2, n) if n > 1 and rng.random() < 0.4 else 1
         members = [kinds[0]] * copies + kinds[copies:]

@@ -15,7 +15,7 @@ from dataset.questions import ASK_CAPTION, ASK_DESCRIPTION, KINDS, PAIR_KINDS, Q
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
 from model.registry import TASKS
 
-ASKED = {"what": 3, "where": 1, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # the harder, the oftener
+ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # the harder, the oftener
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
 
@@ -36,8 +36,8 @@ class World:
 
     rows, scenes       training rows of a stage, and how many scenes they are about
     most               things in a scene (a part of the rows is about crowded ones, of up to nine)
-    description_noise  share of the detailed descriptions of stage 2, of those that end with a thing that has a partner, that name
-                       the partner too, though it is not there; captions and answers are always true
+    description_noise  of the detailed descriptions in stage 2 of fewer than `most` things, the share that also names the partner
+                       of the last one though it is not there (world.partners); captions and answers are always true
     """
 
     size = 300  # pictures' worth of questions that make the test set
@@ -78,7 +78,7 @@ class World:
         language = rng.choice(world.LANGUAGES)
         form = rng.choices(("told", "asked", "pair", "inventory"), (25, 32, 15, 28))[0]
         if form == "inventory":
-            return self.inventory(f"world/sft/{i}", ("count", "which_picture", "which_picture", "together"), i, language, rng)
+            return self.inventory(f"world/sft/{i}", ("place", "place", "count", "which_picture", "which_picture", "together"), i, language, rng)
         if form == "pair":
             return self.pair_conversation(i, scene, language, rng)
         if form == "told":
@@ -102,13 +102,14 @@ class World:
         return rng.choice(ASK_DESCRIPTION[language]), world.description(scene, language)
 
     def noisy_description(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        """A description that may go on from the last thing to its absent partner, as descriptions from the web say what is usual.
+        """A description that may go on from the last thing to its absent partner, where the picture has room for more.
 
-        So a model learns to say what is likely beside what is there: it hallucinates, and preference learning can mend it.
+        Descriptions from the web do so: they say what is usual. A model learns from them to say what is likely beside what is
+        there: it hallucinates, and preference learning can mend it.
         """
         partner = world.partners(self.concepts).get(scene.things[-1].concept)
         free = sorted(set(range(9)) - {thing.cell for thing in scene.things})
-        if partner and partner not in scene.counts and free and rng.random() < self.noise:
+        if len(scene.things) < self.most and partner and partner not in scene.counts and rng.random() < self.noise:
             imagined = world.Thing(partner, rng.choice(free), 0, 0, 0)
             scene = world.Scene(scene.key, (*scene.things, imagined), scene.background)
         return self.description(scene, language, rng)
