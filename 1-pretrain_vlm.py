@@ -6,7 +6,7 @@ nothing pretrained exists, so it trains both. On data without pictures it pretra
 
 In:  captions (default: the embedded world).  Out: out/pretrain, a checkpoint; log.jsonl, curves.png, out/report.md.
 
-    python 1-pretrain_vlm.py                                        three minutes on two CPU cores
+    python 1-pretrain_vlm.py                                        two minutes on two CPU cores
     python 1-pretrain_vlm.py --preset small --data llava_cc3m_595k.json --image_folder images
     torchrun --nproc_per_node 2 1-pretrain_vlm.py
 """

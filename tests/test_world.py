@@ -91,7 +91,7 @@ def test_a_scene_is_the_same_every_time():
 def test_the_world_is_the_same_on_every_machine():
     """Written down: a new version of the code or of a package must not move the test set under old checkpoints."""
     assert [world.caption(scene("test", i), "en") for i in range(3)] == [
-        "A taxi and a trophy.", "Three owls.", "A frog.",
+        "A whale and a trophy.", "A bicycle, an umbrella and a trophy.", "A frog.",
     ]  # fmt: skip
 
 
@@ -351,6 +351,42 @@ def test_every_line_of_an_inventory_is_true(kind, language):
             assert answer in inventory_truth(kind, asked, shown, language), (asked, answer)
             said[answer] += 1
     assert said.most_common(1)[0][1] < 0.6 * said.total()  # no answer is right for most
+
+
+def test_partners_are_mutual_often_together_and_never_held_out():
+    found = world.partners()
+    assert len(found) == len(NANO)
+    assert all(found[other] == one != other and not world.held_out_pair(one, other) for one, other in found.items())
+    together = Counter()
+    for index in range(500):
+        there = set(scene("train", index).counts)
+        together.update(found[one] in there for one in there)
+    others = sum(len(scene("train", index).counts) - 1 for index in range(500)) / 500 / len(NANO)
+    assert together[True] / together.total() > 5 * others  # than any other thing
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.0, 0, 0), (0.5, 0.35, 0.65), (1.0, 1, 1)])
+def test_noisy_descriptions_name_the_absent_partner_of_the_last_thing_and_nothing_else(noise, least, most):
+    task, found, tempted, named_it = World(description_noise=noise), world.partners(), 0, 0
+    for index in range(200):
+        shown = scene("train", index)
+        partner, language = found[shown.things[-1].concept], LANGUAGES[index % 2]
+        _, text = task.noisy_description(shown, language, random.Random(index))
+        truth = world.description(shown, language)
+        assert text.startswith(truth)
+        room = len(shown.things) < 4 and partner not in shown.counts
+        assert mentions(text[len(truth):], language) in ([], [partner] if room else [])
+        tempted, named_it = tempted + room, named_it + (text != truth)
+    assert least <= named_it / tempted <= most
+
+
+def test_captions_and_answers_are_clean_and_pretraining_descriptions_too():
+    task = World(description_noise=1.0)
+    for index in range(200):
+        row = task.train("pretrain")[index]
+        text, language = row.messages[1].text, "en" if row.messages[0].text.isascii() else "zh"
+        if row.messages[0].text in (*questions.ASK_CAPTION[language], *questions.ASK_DESCRIPTION[language]):
+            assert set(mentions(text, language)) == set(task.scene("train", index).counts)
 
 
 def test_a_varied_scene_shares_some_places_and_is_never_new():

@@ -43,7 +43,7 @@ class World:
     size = 300  # pictures' worth of questions that make the test set
 
     def __init__(self, concepts: str = "nano", rows: int = 12_000, scenes: int = 5_000, most: int = 4,
-                 description_noise: float = 0.75):
+                 description_noise: float = 0.85):
         self.concepts, self.rows, self.scenes, self.most, self.noise = concepts, rows, scenes, most, description_noise
 
     def scene(self, split: str, i: int) -> world.Scene:
@@ -76,15 +76,15 @@ class World:
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        form = rng.choices(("told", "asked", "pair", "inventory"), (25, 32, 15, 28))[0]
+        form = rng.choices(("told", "asked", "pair", "inventory"), (32, 30, 14, 24))[0]
         if form == "inventory":
             return self.inventory(f"world/sft/{i}", ("place", "place", "count", "which_picture", "which_picture", "together"), i, language, rng)
         if form == "pair":
             return self.pair_conversation(i, scene, language, rng)
         if form == "told":
-            if rng.random() < 0.5:
+            tell = rng.choice((self.caption, self.listing, self.noisy_description, self.noisy_description))
+            if tell != self.noisy_description and rng.random() < 0.5:
                 scene = self.crowded(i)
-            tell = rng.choice((self.caption, self.noisy_description, self.listing))
             turns = [tell(scene, language, rng)]
         else:
             if rng.random() < 0.5:
