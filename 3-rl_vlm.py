@@ -6,7 +6,7 @@ anchor keeps the better answer likely in itself: without it the surest way never
 
 In:  out/sft, and preference pairs (default: made by the model itself about the embedded world).  Out: out/dpo, as in stage 1.
 
-    python 3-rl_vlm.py                                              two minutes on two CPU cores
+    python 3-rl_vlm.py                                              a minute and a half on a CPU core
     python 3-rl_vlm.py --algo sft_chosen --out out/control          the control: fine-tuning on the better answers alone
     python 3-rl_vlm.py --iterations 3                               generate, learn, choose, and again from there
     python 3-rl_vlm.py --pairs_only --labeler judge --judge http://localhost:8000/v1,model=NAME       a larger model's labels
@@ -72,7 +72,7 @@ class Train:
 class Config:
     algo: str = "dpo"  # dpo | ipo | hinge | robust | simpo | apo_zero | bco | mpo | sft_chosen (the control)
     data: tuple[str, ...] = ()  # files or folders of preferences, by weight; none: the model's own answers, judged
-    scenes: int = 300  # without --data: scenes that the model describes in each iteration
+    scenes: int = 400  # without --data: scenes that the model describes in each iteration
     answers: int = 8  # without --data: answers to each question, sampled alike
     temperature: float = 0.7  # without --data: of this sampling
     labeler: str = "truth"  # without --data: who labels; truth: the scene | self: the model | judge: --judge | a checkpoint
@@ -98,14 +98,14 @@ class Config:
     accumulate: int = 1  # micro-steps a step
     max_length: int = 1024  # tokens of prompt and answer; longer answers lose their end, both sides at the same token
     optimizer: str = "adamw"  # adamw | muon
-    lr: float = 1e-4  # peak learning rate, with LoRA ten times that; of a pretrained model 5e-7, with LoRA 1e-5
+    lr: float = 5e-5  # peak learning rate, with LoRA twenty times that; of a pretrained model 5e-7, with LoRA 1e-5
     warmup: int = 10  # steps of rising learning rate
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     bench: str = "hallucination"  # tasks to check on their validation split; hallucination chooses the checkpoint; "": none
-    eval_every: int = 50  # steps between checks, from step 0 on; 0: at the end alone
-    eval_examples: int = 100  # pictures' worth of questions a check asks of each task
+    eval_every: int = 100  # steps between checks, from step 0 on; 0: at the end alone
+    eval_examples: int = 1000  # pictures' worth of questions a check asks of each task
     save_every: int = 200  # steps between saves for --resume; the end is always saved
     log_every: int = 5  # steps between lines of log.jsonl
     max_bad: float = 0.01  # share of bad rows that stops the run

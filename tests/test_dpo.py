@@ -444,7 +444,7 @@ def test_looking_writes_nothing(switch, start, pairs_file, run_script, tmp_path)
     shown = "chosen: <s><|user|>[image]What colour is it?<|assistant|>【It is red.<|end|>】" in done.out
     assert shown == (switch == "--check_data")
     done = run_script("3-rl_vlm.py", *given, cwd=tmp_path)
-    assert "the pairs will come from 300 scenes x 8 answers" in done.out
+    assert "the pairs will come from 400 scenes x 8 answers" in done.out
     assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,9 @@ from dataset.questions import ASK_CAPTION, ASK_DESCRIPTION, KINDS, PAIR_KINDS, Q
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
 from model.registry import TASKS
 
-ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # the harder, the oftener
+# Kinds of inventories: two at first, because five kinds at once are not learned in the same steps; then the rest.
+FIRST, LATER = ("place", "exists"), ("place", "place", "count", "which_picture", "which_picture", "together")
+ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # shares: the harder, the more
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
 
@@ -65,7 +67,7 @@ class World:
         scene, language = self.scene("train", i), rng.choice(world.LANGUAGES)
         form = rng.choices((self.caption, self.description, None), (20, 15, 65))[0]
         if form is None:
-            return self.inventory(f"world/pretrain/{i}", ("place", "exists"), i, language, rng)
+            return self.inventory(f"world/pretrain/{i}", FIRST, i, language, rng)
         return dialogue(f"world/pretrain/{i}", [picture(scene)], [form(scene, language, rng)])
 
     def conversation(self, i: int) -> Conversation:
@@ -78,7 +80,7 @@ class World:
         language = rng.choice(world.LANGUAGES)
         form = rng.choices(("told", "asked", "pair", "inventory"), (32, 30, 14, 24))[0]
         if form == "inventory":
-            return self.inventory(f"world/sft/{i}", ("place", "place", "count", "which_picture", "which_picture", "together"), i, language, rng)
+            return self.inventory(f"world/sft/{i}", LATER, i, language, rng)
         if form == "pair":
             return self.pair_conversation(i, scene, language, rng)
         if form == "told":
