@@ -242,7 +242,7 @@ def test_margins_are_the_probabilities_of_every_yes_less_those_of_every_no_in_th
         sizes.append(len(batch["input_ids"]))
         user, assistant, image = (TOKENIZER.id(name) for name in ("<|user|>", "<|assistant|>", "<image>"))
         said = [[n for n in ids[ids.index(user) + 1 : ids.index(assistant)] if n != image] for ids in batch["input_ids"].tolist()]
-        return torch.stack([logits[TOKENIZER.decode(ids)] for ids in said])
+        return torch.stack([logits[TOKENIZER.decode(ids).removeprefix("1")] for ids in said])
 
     label = YesNo(TEMPLATE, TOKENIZER, 2, Eyes(), first_logits, batch_size=2)
     margins = label([prompt(Asked(Claim("", text), item()), False) for text in texts])

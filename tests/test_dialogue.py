@@ -59,14 +59,16 @@ def test_the_second_message_is_answered_in_view_of_the_first_and_of_every_pictur
     list(talk.say([RED, BLUE, "What is this?"]))
     list(talk.say(["And ", GREEN, "that?"]))
     expected = pupil_ids("What is this?", 2) + encode("<|assistant|>", "A bus.", "<|end|>", "<|user|>", "And ")
-    expected += [TOKENIZER.image] * IMAGE_TOKENS + encode("that?", "<|assistant|>")
+    expected += encode("3") + [TOKENIZER.image] * IMAGE_TOKENS + encode("that?", "<|assistant|>")
     assert model.batches[1]["input_ids"][0].tolist() == expected
     assert torch.equal(model.batches[1]["pixels"], look([RED, BLUE, GREEN]))
     assert [message.role for message in talk.messages] == ["user", "assistant"] * 2
 
 
 def pupil_ids(question: str, images: int) -> list[int]:
-    return encode("<s>", "<|user|>") + [TOKENIZER.image] * IMAGE_TOKENS * images + encode(question)
+    """The beginning of a conversation, each picture after its number."""
+    shown = [n for k in range(1, images + 1) for n in (*encode(str(k)), *[TOKENIZER.image] * IMAGE_TOKENS)]
+    return encode("<s>", "<|user|>") + shown + encode(question)
 
 
 def encode(*pieces: str) -> list[int]:

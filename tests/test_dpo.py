@@ -441,7 +441,7 @@ def test_looking_writes_nothing(switch, start, pairs_file, run_script, tmp_path)
     given = ("--init", start, "--bench", "", "--epochs", 1, switch)
     done = run_script("3-rl_vlm.py", *given, "--data", pairs_file, "--batch_size", 8, cwd=tmp_path)
     assert "24 pairs, 3 steps of 8 on 1 x" in done.out
-    shown = "chosen: <s><|user|>[image]What colour is it?<|assistant|>【It is red.<|end|>】" in done.out
+    shown = "chosen: <s><|user|>1[image]What colour is it?<|assistant|>【It is red.<|end|>】" in done.out
     assert shown == (switch == "--check_data")
     done = run_script("3-rl_vlm.py", *given, cwd=tmp_path)
     assert "the pairs will come from 400 scenes x 8 answers" in done.out

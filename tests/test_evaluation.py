@@ -52,7 +52,8 @@ def parrot(batch: dict) -> list:
     answers = []
     for ids in batch["input_ids"].tolist():
         words = ids[ids.index(user) + 1 : ids.index(assistant)]
-        answers.append(SimpleNamespace(tokens=[number for number in words if number != image], stopped=len(words) < 40))
+        text = words[len(words) - words[::-1].index(image) :] if image in words else words  # behind the numbered pictures
+        answers.append(SimpleNamespace(tokens=text, stopped=len(words) < 40))
     return answers
 
 
@@ -272,4 +273,4 @@ def test_marked_text_shows_what_is_learned():
 
     talk = Conversation("a", (Message("user", (picture("1"), "Hi?")), Message("assistant", ("Ho.",))))
     document = render(talk, TEMPLATES.make("pupil"), TOKENIZER, 3, 100)
-    assert marked(document, TOKENIZER) == "<s><|user|>[image]Hi?<|assistant|>【Ho.<|end|>】"
+    assert marked(document, TOKENIZER) == "<s><|user|>1[image]Hi?<|assistant|>【Ho.<|end|>】"

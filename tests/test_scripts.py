@@ -195,7 +195,7 @@ def test_every_official_format_trains_and_a_bad_row_is_named(stage_one, samples,
         {"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "No."}]}) + "\n")  # fmt: skip
     try:
         done = run_script("2-sft_vlm.py", "--init", folder / "out" / "pretrain",
-                          "--data", *(samples / name for name in FORMATS), bad, "--batch_size", 10, "--log_every", 1,
+                          "--data", *(samples / name for name in FORMATS), bad, "--batch_size", 10, "--epochs", 1, "--log_every", 1,
                           "--device", "cpu", "--bench", "", "--max_bad", 0.1, "--feature_cache_gb", 0, cwd=tmp_path)  # fmt: skip
     finally:
         bad.unlink()
@@ -274,7 +274,7 @@ def test_help_explains_every_flag(run_script, tmp_path):
 @pytest.mark.parametrize("script", ["1-pretrain_vlm.py", "2-sft_vlm.py"])
 def test_looking_writes_nothing(script, switch, stage_one, run_script, tmp_path):
     source = ("--encoder", TINY[1]) if script.startswith("1") else ("--init", stage_one[0] / "out" / "pretrain")
-    done = run_script(script, *source, "--data", "world:rows=12", "--batch_size", 4, switch, cwd=tmp_path)
+    done = run_script(script, *source, "--data", "world:rows=12", "--batch_size", 4, "--epochs", 1, switch, cwd=tmp_path)
     assert "12 rows, 3 steps of 4 on 1 x" in done.out
     assert ("【" in done.out and "[image]" in done.out) == (switch == "--check_data")
     assert written(tmp_path) == []

@@ -79,8 +79,9 @@ def test_every_message_and_every_picture_of_the_conversation_reaches_the_model(p
     batch = page[1].batches[-1]
     assert torch.equal(batch["pixels"], look([RED, BLUE, GREEN]))
     picture = [TOKENIZER.image] * 5
-    asked = [*encode("<s>", "<|user|>"), *picture * 2, *encode("What are these?", "<|assistant|>", "A bus.", "<|end|>")]
-    asked += [*encode("<|user|>"), *picture, *encode("And this?", "<|assistant|>")]
+    asked = [*encode("<s>", "<|user|>", "1"), *picture, *encode("2"), *picture]
+    asked += [*encode("What are these?", "<|assistant|>", "A bus.", "<|end|>", "<|user|>", "3"), *picture]
+    asked += encode("And this?", "<|assistant|>")
     assert batch["input_ids"][0].tolist() == asked
 
 
