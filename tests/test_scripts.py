@@ -196,7 +196,8 @@ def test_every_official_format_trains_and_a_bad_row_is_named(stage_one, samples,
     try:
         done = run_script("2-sft_vlm.py", "--init", folder / "out" / "pretrain",
                           "--data", *(samples / name for name in FORMATS), bad, "--batch_size", 10, "--epochs", 1,
-                          "--log_every", 1, "--device", "cpu", "--bench", "", "--max_bad", 0.1, "--feature_cache_gb", 0, cwd=tmp_path)  # fmt: skip
+                          "--log_every", 1, "--device", "cpu", "--bench", "", "--max_bad", 0.1, "--feature_cache_gb", 0,
+                          cwd=tmp_path)  # fmt: skip
     finally:
         bad.unlink()
     assert "29 rows, 3 steps of 10" in done.out  # an epoch: every row of every file
