@@ -110,10 +110,11 @@ class World:
         there: it hallucinates, and preference learning can mend it.
         """
         partner = world.partners(self.concepts).get(scene.things[-1].concept)
-        free = sorted(set(range(9)) - {thing.cell for thing in scene.things})
         if len(scene.things) < self.most and partner and partner not in scene.counts and rng.random() < self.noise:
+            free = sorted(set(range(9)) - {thing.cell for thing in scene.things})
             imagined = world.Thing(partner, rng.choice(free), 0, 0, 0)
-            scene = world.Scene(scene.key, (*scene.things, imagined), scene.background)
+            wider = world.Scene(scene.key, (*scene.things, imagined), scene.background)
+            scene = scene if world.is_new(wider) else wider  # what is held out is not even imagined
         return self.description(scene, language, rng)
 
     def inventory(self, id: str, kinds: Sequence[str], i: int, language: str, rng: random.Random) -> Conversation:
