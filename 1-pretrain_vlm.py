@@ -55,7 +55,7 @@ class Config:
     template: str = "pupil"  # how conversations are written; pretrain: picture and caption, no roles
     fit: str = "square"  # how pictures are fitted: square (crop) | pad | naive (squeeze); stored in the checkpoint
     train: Train = field(default_factory=Train)
-    epochs: float = 1.5  # passes over the data
+    epochs: float = 0.6  # passes over the data; of the world's 30,000 rows that many are enough
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
     batch_size: int = 40  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step

@@ -41,14 +41,14 @@ class Train:
 
 @dataclass
 class Config:
-    data: tuple[str, ...] = ("world", "easy_vqa:0.5", "arithmetic:0.5", "text:0.5")  # tasks or files, by weight
+    data: tuple[str, ...] = ("world", "easy_vqa:1.25", "arithmetic:1.25", "text:1.25")  # tasks or files, by weight
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
     init: Path = Path("out/pretrain")  # the checkpoint to start from
     out: Path = Path("out/sft")  # where the checkpoint goes
     template: str = ""  # how conversations are written; default: as the checkpoint does
     train: Train = field(default_factory=Train)
-    epochs: float = 2.0  # passes over the data
+    epochs: float = 1.0  # passes over the data
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
     batch_size: int = 40  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step

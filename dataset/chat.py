@@ -10,6 +10,7 @@ ordinary letters, not a turn.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -149,8 +150,9 @@ class Piece(NamedTuple):
     picture: Picture | None = None
 
 
+@functools.lru_cache(maxsize=256)  # a template has a handful of strings, and a conversation asks for each at every turn
 def markup(text: str, template: Template, tokenizer) -> list[int]:
-    """A template's own string: its control tokens as single ids, the rest as text."""
+    """A template's own string: its control tokens as single ids, the rest as text. The list is shared: not to be changed."""
     pattern = "|".join(re.escape(token) for token in template.control) or "(?!)"  # (?!) never matches
     ids = []
     for piece in re.split(f"({pattern})", text):

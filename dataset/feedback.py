@@ -214,8 +214,8 @@ def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Faile
     """Counts of everything, what was left out too.
 
     questions_as_the_truth   share of the labels that are right; pairs_as_the_truth: share of the pairs whose chosen answer really
-    says fewer untrue things. Both over what the truth can tell, null where that is nothing. RLAIF-V gives the second as people's
-    agreement: 96.7 % with claims labelled one by one, 66.7 % with whole answers.
+    says fewer untrue or repeated things. Both over what the truth can tell, null where that is nothing. RLAIF-V gives the second
+    as people's agreement: 96.7 % with claims labelled one by one, 66.7 % with whole answers.
     """
     found = [one for answers in claims for one in answers]
     undivided = sum(isinstance(one, Failed) for one in found)
@@ -229,7 +229,7 @@ def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Faile
         item, answers = by_id[row["prompt_id"]]
         two = [answers[k] for k in row["answers"]]
         if item.scene and all(claim.things for one in two for claim in one):
-            better, worse = (sum(untrue(claim, item.scene) for claim in one) for one in two)
+            better, worse = (len(one) - len(set(one)) + sum(untrue(claim, item.scene) for claim in set(one)) for one in two)
             right.append(better < worse)
     mean = {side: sum(words(row[side]) for row in pairs) / max(1, len(pairs)) for side in ("chosen", "rejected")}
     return {

@@ -18,13 +18,16 @@ from dataset.questions import WORDS, single_things
 from dataset.world import PLACES, Concept, Scene, concepts, plural, with_article
 
 ONE = ("place", "exists", "count")  # kinds about one scene
-TWO = ("which_picture", "together")  # kinds about two
+TWO = ("which_picture", "together", "change")  # kinds about two; "change" asks of places, the others of things
+PLACES_ASKED = 6  # of nine in an inventory of changes
 ASK = {
     "en": {"place": "Give the place of each.", "exists": "Check for each.", "count": "Count each.",
-           "which_picture": "In which picture is each?", "together": "Count each in both pictures together."},
+           "which_picture": "In which picture is each?", "together": "Count each in both pictures together.",
+           "change": "Compare each place."},
     "zh": {"place": "说出每个的位置。", "exists": "检查每个。", "count": "数一数每个。", "which_picture": "每个在哪张图里？",
-           "together": "数一数两张图里的每个。"},
+           "together": "数一数两张图里的每个。", "change": "比较每个位置。"},
 }
+CHANGES = {"en": ("nothing", "same", "added", "removed", "became"), "zh": ("没有东西", "没有变化", "多了", "少了", "变成了")}
 SIDES = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
 ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
                    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")  # two pictures of nine places
@@ -38,11 +41,27 @@ def conversation(id: str, pictures: Sequence[Picture], question: str, said: Sequ
 
 def lines(kind: str, scenes: Sequence[Scene], language: str, rng: random.Random, which: str) -> list[tuple[str, str]]:
     """Names in any order, each with its answer: [("a bus", " yes"), (", an ant", " no")]."""
-    asked = names(kind, scenes, rng, which)
-    rng.shuffle(asked)
     comma, space = (", ", " ") if language == "en" else ("，", "")
-    return [(comma * (i > 0) + name(kind, concept, language), space + answer(kind, scenes, concept, language))
-            for i, concept in enumerate(asked)]
+    if kind == "change":
+        found = [(place(cell, language), change(scenes, cell, language)) for cell in rng.sample(range(9), PLACES_ASKED)]
+    else:
+        asked = names(kind, scenes, rng, which)
+        rng.shuffle(asked)
+        found = [(name(kind, concept, language), answer(kind, scenes, concept, language)) for concept in asked]
+    return [(comma * (i > 0) + given, space + learned) for i, (given, learned) in enumerate(found)]
+
+
+def place(cell: int, language: str) -> str:
+    """'the top left', '左上'."""
+    return f"the {PLACES['en'][cell]}" if language == "en" else PLACES["zh"][cell]
+
+
+def change(scenes: Sequence[Scene], cell: int, language: str) -> str:
+    """What became of a place from the first scene to the second."""
+    before, after = (next((thing.concept for thing in scene.things if thing.cell == cell), None) for scene in scenes)
+    if before == after:
+        return CHANGES[language][before is not None]
+    return CHANGES[language][2 if before is None else 3 if after is None else 4]
 
 
 def names(kind: str, scenes: Sequence[Scene], rng: random.Random, which: str) -> list[Concept]:

@@ -180,6 +180,7 @@ def chance(*parts) -> float:
     return zlib.crc32("|".join(str(part) for part in parts).encode()) / 2**32
 
 
+@functools.lru_cache(maxsize=100_000)
 def held_out_pair(one: Concept, other: Concept) -> bool:
     """A tenth of all pairs of concepts."""
     return chance("pair", *sorted((one.en, other.en))) < 0.1
@@ -199,13 +200,13 @@ def light(rng: random.Random) -> tuple[int, int, int]:
 def place_things(members: list[Concept], rng: random.Random) -> tuple[Thing, ...]:
     """Each concept in a cell of its own, anywhere inside it, in reading order of the cells."""
     cells = sorted(rng.sample(range(9), len(members)))
-    things = []
-    for cell, concept in zip(cells, members):
-        size = rng.choice(SIZES)
-        row, column = divmod(cell, 3)
-        things.append(Thing(concept, cell, column * CELL + rng.randint(0, CELL - size),
-                            row * CELL + rng.randint(0, CELL - size), size))
-    return tuple(things)
+    return tuple(place_thing(concept, cell, rng) for cell, concept in zip(cells, members))
+
+
+def place_thing(concept: Concept, cell: int, rng: random.Random) -> Thing:
+    size = rng.choice(SIZES)
+    row, column = divmod(cell, 3)
+    return Thing(concept, cell, column * CELL + rng.randint(0, CELL - size), row * CELL + rng.randint(0, CELL - size), size)
 
 
 def scene(split: str, index: int, which: str = "nano", most: int = 4, least: int = 1) -> Scene:
@@ -250,8 +251,7 @@ def changed(before: Scene, rng: random.Random, which: str = "nano") -> tuple[Sce
                 new = Thing(concept, old.cell, old.x, old.y, old.size)
             else:
                 free = sorted(set(range(9)) - {thing.cell for thing in things})
-                row, column = divmod(cell := rng.choice(free), 3)
-                new = Thing(concept, cell, column * CELL + 2, row * CELL + 2, 28)
+                new = place_thing(concept, rng.choice(free), rng)
             things = sorted([*things, new], key=lambda thing: thing.cell)
         after = Scene(f"{before.key}/{kind}/{old and old.cell}/{new and (new.cell, new.concept.en)}", tuple(things),
                       before.background)
@@ -271,8 +271,7 @@ def varied(before: Scene, rng: random.Random, which: str = "nano") -> Scene:
                 present = {thing.concept for thing in (*before.things, *things)}
                 fitting = [concept for concept in rng.sample(concepts(which), 40)
                            if concept not in present and not any(held_out_pair(concept, thing.concept) for thing in things)]
-                row, column = divmod(cell, 3)
-                things += [Thing(concept, cell, column * CELL + 2, row * CELL + 2, 28) for concept in fitting[:1]]
+                things += [place_thing(concept, cell, rng) for concept in fitting[:1]]
         after = Scene(f"{before.key}/varied", tuple(sorted(things, key=lambda thing: thing.cell)), before.background)
         if things and not is_new(after):
             return after

@@ -99,6 +99,7 @@ def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float) -> 
         raise ValueError("every part is frozen: nothing to train; set --train.llm full, for example")
     blocks = [block for part in (model.llm, model.encoder) for block in part.blocks]
     inside = {p for module in (*blocks, model.connector) for p in module.parameters() if p.ndim == 2}
+    inside -= {m.weight for m in model.connector.modules() if isinstance(m, nn.Embedding)}  # a table of vectors, no matrix
     hidden = [p for p in trained if name == "muon" and p in inside]
     groups = [{"params": [p for p in trained if p.ndim >= 2 and p not in set(hidden)], "weight_decay": weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]

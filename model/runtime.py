@@ -9,6 +9,7 @@ No GradScaler: bf16 where the GPU has it, fp32 elsewhere (on a CPU bf16 autocast
 """
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -47,6 +48,18 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
     return norm
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what a tensor frees for the next one (Linux; elsewhere nothing happens).
+
+    By default every block above some megabytes goes back to the system and comes anew, a page fault for each 4 kB: a sixth of
+    the time of a nano step on a CPU.
+    """
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # not in musl
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
 class Run:
     """One process of a run: which device and rank it is, how it computes, where it writes.
 
@@ -57,6 +70,7 @@ class Run:
         self.config, self.name, self.out = config, name, Path(config.out)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.first = self.rank == 0
+        keep_freed_memory()
         self.device = self.pick_device(config.device)
         self.dtype = self.pick_dtype(config.dtype)
         if self.world > 1:

@@ -59,7 +59,8 @@ class VLM(nn.Module):
         check_placeholders(is_image, documents, images, self.image_tokens, batch.get("ids"))
         if features is None:
             return x
-        return x.masked_scatter(is_image[:, None], self.connector(features).to(x.dtype))
+        numbers = picture_numbers(is_image, documents, self.image_tokens)
+        return x.masked_scatter(is_image[:, None], self.connector(features, numbers).to(x.dtype))
 
     def image_features(self, batch: dict) -> Tensor | None:
         """(N, P, D) of the batch's images, cached or computed; None when it has none."""
@@ -70,6 +71,14 @@ class VLM(nn.Module):
         trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):  # a frozen encoder keeps no activations
             return self.encoder(batch["pixels"])
+
+
+def picture_numbers(is_image: Tensor, documents: Documents, image_tokens: int) -> Tensor:
+    """(S,) -> (N,): which picture of its document each one is, from 0."""
+    owner = documents.index[is_image][::image_tokens]  # (N,) document of each picture
+    pictures = owner.bincount(minlength=documents.count)
+    before = pictures.cumsum(0) - pictures  # (documents,) pictures of earlier documents
+    return torch.arange(len(owner), device=owner.device) - before[owner]
 
 
 def check_placeholders(

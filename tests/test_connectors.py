@@ -19,7 +19,8 @@ def test_pixel_shuffle_lays_the_patches_of_a_square_side_by_side(has_cls):
     torch.nn.init.eye_(connector.proj.weight)  # what goes in comes out
     patches = torch.arange(36.0).view(1, 36, 1).expand(2, 36, 3)
     features = torch.cat([torch.full((2, int(has_cls), 3), -1.0), patches], dim=1)
-    squares = connector(features).detach().view(2, 9, 4, 3)[0, :, :, 0]  # (9 squares, 4 patches)
+    torch.nn.init.zeros_(connector.number.weight)
+    squares = connector(features, torch.tensor([0, 0])).detach().view(2, 9, 4, 3)[0, :, :, 0]  # (9 squares, 4 patches)
     assert squares[0].tolist() == [0, 1, 6, 7] and squares[1].tolist() == [2, 3, 8, 9] and squares[8].tolist() == [28, 29, 34, 35]
     assert sorted(squares.flatten().tolist()) == list(range(36))  # every patch once, the class token never
 
@@ -27,9 +28,19 @@ def test_pixel_shuffle_lays_the_patches_of_a_square_side_by_side(has_cls):
 def test_pixel_shuffle_of_side_one_is_the_linear_connector_without_the_class_token():
     shuffle = CONNECTORS.make("pixel_shuffle:side=1", encoder=encoder(4, True), channels=5)
     linear = CONNECTORS.make("linear", encoder=encoder(4, True), channels=5)
-    linear.load_state_dict(shuffle.state_dict())
-    features = torch.randn(2, 17, 3)
-    torch.testing.assert_close(shuffle(features), linear(features)[:, 1:])
+    linear.proj.load_state_dict(shuffle.proj.state_dict())
+    torch.nn.init.zeros_(shuffle.number.weight)
+    features, numbers = torch.randn(2, 17, 3), torch.tensor([0, 1])
+    torch.testing.assert_close(shuffle(features, numbers), linear(features, numbers)[:, 1:])
+
+
+def test_pixel_shuffle_marks_each_picture_with_its_number_and_those_past_the_last_alike():
+    connector = CONNECTORS.make("pixel_shuffle:pictures=3", encoder=encoder(4, True), channels=5)
+    features = torch.randn(1, 17, 3).expand(4, 17, 3)
+    tokens = connector(features, torch.tensor([0, 1, 2, 7]))
+    marks = tokens - tokens[:1]  # what the number alone changes
+    torch.testing.assert_close(marks[:, 0], connector.number.weight[[0, 1, 2, 2]] - connector.number.weight[0])
+    torch.testing.assert_close(marks, marks[:, :1].expand_as(marks))
 
 
 @pytest.mark.parametrize(("edge", "side"), [(7, 2), (6, 4), (6, 0)])

@@ -53,6 +53,15 @@ def test_muon_takes_the_matrices_of_blocks_and_connector_and_adamw_all_else_that
     assert not of_muon & of_adamw
 
 
+def test_a_table_of_vectors_is_no_matrix_for_muon():
+    model = tiny.vlm()
+    model.connector.number = torch.nn.Embedding(4, 24)
+    muon, adamw = make_optimizer(model, "muon", lr=1e-3, weight_decay=0.1).optimizers
+    of = {name: {id(p) for group in optimizer.param_groups for p in group["params"]}
+          for name, optimizer in (("muon", muon), ("adamw", adamw))}
+    assert id(model.connector.proj.weight) in of["muon"] and id(model.connector.number.weight) in of["adamw"]
+
+
 def test_an_unknown_optimizer_and_a_resume_with_another_one_say_so():
     model = tiny.vlm()
     with pytest.raises(ValueError, match="muon or adamw, not 'sgd'"):

@@ -76,9 +76,18 @@ def test_each_placeholder_is_replaced_by_its_own_image_token():
     stream = {**tiny.flat(DOCUMENTS), "pixels": PIXELS}
     model(stream, tiny.everywhere(stream))
     is_image = stream["input_ids"][0] == tiny.IMAGE
-    tokens = model.connector(model.encoder(PIXELS)).flatten(0, 1)
+    tokens = model.connector(model.encoder(PIXELS), torch.zeros(len(PIXELS), dtype=torch.long)).flatten(0, 1)
     torch.testing.assert_close(seen[0][is_image], tokens)
     torch.testing.assert_close(seen[0][~is_image], model.llm.embed(stream["input_ids"][0][~is_image]))
+
+
+def test_the_connector_is_told_which_picture_of_its_conversation_each_one_is():
+    model = tiny.vlm()
+    seen = []
+    model.connector.register_forward_pre_hook(lambda module, args: seen.append(args[1].tolist()))
+    for rows in (tiny.flat(DOCUMENTS), tiny.padded(DOCUMENTS)):
+        model({**rows, "pixels": PIXELS}, tiny.everywhere(rows))
+    assert seen == [[0, 0, 1, 0, 1]] * 2
 
 
 def test_logits_come_only_where_they_are_asked_for_in_row_order():

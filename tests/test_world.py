@@ -291,7 +291,7 @@ def test_every_answer_about_two_pictures_is_true_of_them(language):
 def test_the_questions_of_the_task_are_these_questions():
     """Test examples and training turns alike: every text is one that `truth` knows, and every answer is right."""
     task = World()
-    scenes = {split: [task.scene(split, i) for i in range(60)] for split in ("test", "train")}
+    scenes = {split: [task.scene(split, i) for i in range(90)] for split in ("test", "train")}
     for example in task.examples("test", 60):
         shown = scenes["test"][int(example.prompt.id.split("/")[2])]
         if example.kind in questions.KINDS:
@@ -300,7 +300,7 @@ def test_the_questions_of_the_task_are_these_questions():
             assert mentions(example.answer, example.tags[0]) == list(shown.counts)
         assert example.tags[1] == ("new" if held_out(shown) else "trained")
     answered = 0
-    for i in range(60):
+    for i in range(90):
         row = task.train("sft")[i]
         for question, answer in zip(row.messages[::2], row.messages[1::2]):
             text = question.text.removesuffix(" Think step by step.").removesuffix("请一步步思考。")
@@ -323,6 +323,13 @@ NUMBERS = ("none one two three four five six seven eight nine ten eleven twelve 
 
 def inventory_truth(kind: str, asked: str, shown: list[world.Scene], language: str) -> list[str]:
     """What may stand behind a name: several answers only where its place is asked for and it appears more than once."""
+    if kind == "change":
+        cell = PLACES[language].index(asked.removeprefix("the "))
+        before, after = ([thing.concept.en for thing in one.things if thing.cell == cell] for one in shown)
+        words = {"en": ("nothing", "same", "added", "removed", "became"),
+                 "zh": ("没有东西", "没有变化", "多了", "少了", "变成了")}  # fmt: skip
+        cases = (not before and not after, before == after, not before, not after, True)
+        return [words[language][cases.index(True)]]
     found = [called(one, re.sub("^(an?|the) ", "", asked), language) for one in shown]
     if kind == "place":
         cells = [PLACES[language][3 * row + column] for row, column in map(place, found[0])]

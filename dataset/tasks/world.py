@@ -16,7 +16,8 @@ from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
 from model.registry import TASKS
 
 # Kinds of inventories: two at first, because five kinds at once are not learned in the same steps; then the rest.
-FIRST, LATER = ("place", "exists"), ("place", "place", "count", "which_picture", "which_picture", "together")
+FIRST = ("place", "exists")
+LATER = ("count", "which_picture", "which_picture", "together", *4 * ("change",))
 ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # shares: the harder, the more
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
@@ -36,7 +37,8 @@ def reasoned(question: Question) -> str:
 class World:
     """Scenes of emoji drawings: captions, descriptions, and eleven kinds of questions in English and Chinese.
 
-    rows, scenes       training rows of a stage, and how many scenes they are about
+    rows, scenes       training rows of a stage, and how many scenes they are about: a question costs nothing, and one that is
+                       asked twice is learned by heart; but every picture costs a run of the encoder
     most               things in a scene (a part of the rows is about crowded ones, of up to nine)
     description_noise  of the detailed descriptions in stage 2 of fewer than `most` things, the share that also names the partner
                        of the last one though it is not there (world.partners); captions and answers are always true
@@ -44,7 +46,7 @@ class World:
 
     size = 300  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 12_000, scenes: int = 5_000, most: int = 4,
+    def __init__(self, concepts: str = "nano", rows: int = 30_000, scenes: int = 5_000, most: int = 4,
                  description_noise: float = 0.85):
         self.concepts, self.rows, self.scenes, self.most, self.noise = concepts, rows, scenes, most, description_noise
 
@@ -78,11 +80,11 @@ class World:
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        form = rng.choices(("told", "asked", "pair", "inventory"), (32, 30, 14, 24))[0]
+        form = rng.choices(("told", "asked", "pair", "inventory"), (24, 26, 18, 32))[0]
         if form == "inventory":
             return self.inventory(f"world/sft/{i}", LATER, i, language, rng)
         if form == "pair":
-            return self.pair_conversation(i, scene, language, rng)
+            return self.pair_conversation(i, language, rng)
         if form == "told":
             tell = rng.choice((self.caption, self.listing, self.noisy_description, self.noisy_description))
             if tell != self.noisy_description and rng.random() < 0.5:
@@ -121,8 +123,8 @@ class World:
         """A crowded scene, or two that share about half, with answers right behind names."""
         kind = rng.choice(kinds)
         shown = [self.crowded(i)]  # many things, many lookups
-        if kind in inventories.TWO:
-            shown.append(world.varied(shown[0], rng, self.concepts))
+        if kind in inventories.TWO:  # a scene's second one is the same in every row
+            shown.append(world.varied(shown[0], random.Random(f"varied/{i % self.scenes}"), self.concepts))
         lines = inventories.lines(kind, shown, language, rng, self.concepts)
         return inventories.conversation(id, [picture(one) for one in shown], inventories.ASK[language][kind], lines)
 
@@ -137,9 +139,10 @@ class World:
             return question.text + THINK[language], reasoned(question)
         return question.text, question.answer
 
-    def pair_conversation(self, i: int, first: world.Scene, language: str, rng: random.Random) -> Conversation:
+    def pair_conversation(self, i: int, language: str, rng: random.Random) -> Conversation:
         """Two pictures and a few questions about both."""
-        second, change = self.partner(first, "train", i, rng)
+        first = self.scene("train", i)
+        second, change = self.partner(first, "train", i, random.Random(f"changed/{i % self.scenes}"))
         asked = [ask(first, second, language, rng, self.concepts)
                  for ask in (questions.which_picture, questions.together) for _ in range(2)]
         asked += [questions.difference(*change, language)] if change else []

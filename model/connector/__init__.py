@@ -2,5 +2,5 @@
 
 __init__(encoder, channels)      reads the facts it needs (encoder.dim, .tokens, .has_cls) and keeps no reference to the encoder
 tokens                           fact: placeholders per image in the text
-forward(features (N, P, D))      -> (N, tokens, C)
+forward(features (N, P, D), numbers (N,)) -> (N, tokens, C); numbers: which picture of its conversation each is, from 0
 """

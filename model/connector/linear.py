@@ -17,6 +17,6 @@ class Linear(nn.Module):
         self.tokens = encoder.tokens
         self.proj = nn.Linear(encoder.dim, channels, bias=False)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, P, D) -> (N, P, C)."""
+    def forward(self, features: Tensor, numbers: Tensor) -> Tensor:
+        """(N, P, D) -> (N, P, C), whatever the picture's number."""
         return self.proj(features)

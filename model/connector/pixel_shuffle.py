@@ -1,6 +1,8 @@
 """Pixel shuffle: neighbouring patches laid side by side in one token, then one matrix. A quarter of the tokens for side 2.
 
-In:  features (N, P, D) of a square of patches, with or without a class token.   Out: (N, P / side^2, C).
+In:  features (N, P, D) of a square of patches, with or without a class token, and the picture's number in its conversation.
+Out: (N, P / side^2, C). A learned vector for the number is added to all tokens of a picture: which of several pictures a token
+     belongs to stands in the token, where a small model would need many steps to learn to read it off the text before.
 Source: space-to-depth, as in Idefics3 (arXiv 2408.12637) and SmolVLM, the inverse of the shuffle of arXiv 1609.05158.
 """
 
@@ -13,9 +15,9 @@ from model.registry import CONNECTORS
 
 @CONNECTORS.register("pixel_shuffle")
 class PixelShuffle(nn.Module):
-    """One bias-free projection of every square of side x side patches."""
+    """One bias-free projection of every square of side x side patches; pictures past the last number share its vector."""
 
-    def __init__(self, encoder, channels: int, side: int = 2):
+    def __init__(self, encoder, channels: int, side: int = 2, pictures: int = 16):
         super().__init__()
         self.side, self.skip = side, int(encoder.has_cls)  # a class token has no neighbours: it is left out
         self.edge = math.isqrt(encoder.tokens - self.skip)  # patches along an edge of the picture
@@ -24,9 +26,11 @@ class PixelShuffle(nn.Module):
                              f"not {encoder.tokens - self.skip} patches")
         self.tokens = (self.edge // side) ** 2
         self.proj = nn.Linear(encoder.dim * side**2, channels, bias=False)
+        self.number = nn.Embedding(pictures, channels)
+        nn.init.normal_(self.number.weight, std=0.5)  # about as large as the tokens it is added to
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, P, D) -> (N, P / side^2, C)."""
+    def forward(self, features: Tensor, numbers: Tensor) -> Tensor:
+        """(N, P, D), (N,) -> (N, P / side^2, C)."""
         grid = features[:, self.skip:].unflatten(1, (self.edge // self.side, self.side, self.edge // self.side, self.side))
         squares = grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)  # (N, P / side^2, side * side * D)
-        return self.proj(squares)
+        return self.proj(squares) + self.number(numbers.clamp(max=self.number.num_embeddings - 1))[:, None]

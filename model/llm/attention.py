@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.config import LLMConfig
 
-BAND = 4  # documents in a call of the attention kernel
+BAND = 8  # documents in a call of the attention kernel
 
 
 class Grid:

@@ -1,0 +1,90 @@
+"""Runs side by side: a table of their scores with mean and spread over seeds, and a picture of one score against another.
+
+In:  folders with a scores.json; those named NAME-SEED (out/dpo-0, out/dpo-1) are one run with several seeds.
+Out: a Markdown table; with --picture a PNG with a point for every folder.
+
+    python -m dataset.compare out/sft out/dpo-* out/lora-* --metrics hallucination/chair_s hallucination/cover --picture runs.png
+"""
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+
+@dataclass
+class Config:
+    folders: Positional[tuple[Path, ...]]  # what to compare
+    metrics: tuple[str, ...] = ("hallucination/chair_s", "hallucination/cover")  # columns; the first two are the picture's axes
+    picture: Path | None = None  # a PNG to draw
+
+
+def by_run(folders: Sequence[Path], metrics: Sequence[str]) -> dict[str, list[list[float]]]:
+    """Run -> for every seed its scores in the order of `metrics`; ValueError names what is missing where."""
+    runs = defaultdict(list)
+    for folder in folders:
+        file = folder / "scores.json"
+        if not file.is_file():
+            raise ValueError(f"{file} is missing: python 4-eval_chat.py --model {folder} --bench {metrics[0].partition('/')[0]}")
+        scores = json.loads(file.read_text())
+        if missing := [metric for metric in metrics if metric not in scores]:
+            raise ValueError(f"{file} has no {', '.join(missing)}; it has {', '.join(sorted(scores))}")
+        runs[re.sub(r"-\d+$", "", folder.name)].append([scores[metric] for metric in metrics])
+    return dict(runs)
+
+
+def percent(values: Sequence[float]) -> str:
+    """'2.4 %' of one value, '2.4 ± 0.3 %' of several: their mean and standard deviation."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread} %"
+
+
+def markdown(runs: dict[str, list[list[float]]], metrics: Sequence[str]) -> str:
+    """The table, a row for every run."""
+    rows = [["run", "seeds", *(metric.rpartition("/")[2] for metric in metrics)], ["---"] * (2 + len(metrics))]
+    rows += [[name, str(len(seeds)), *map(percent, zip(*seeds))] for name, seeds in runs.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def draw(runs: dict[str, list[list[float]]], metrics: Sequence[str], file: Path) -> None:
+    """The first metric against the second in percent, a colour for every run, a point for every seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name, seeds in runs.items():
+        axis.scatter([100 * seed[0] for seed in seeds], [100 * seed[1] for seed in seeds], label=name, s=28)
+    axis.set_xlabel(f"{metrics[0]} (%)")
+    axis.set_ylabel(f"{metrics[1]} (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def main(config: Config) -> None:
+    if config.picture and len(config.metrics) < 2:
+        raise SystemExit("a picture has two axes: name two --metrics")
+    try:
+        runs = by_run(config.folders, config.metrics)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    print(markdown(runs, config.metrics))
+    if config.picture:
+        draw(runs, config.metrics, config.picture)
+        print(f"wrote {config.picture}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
