@@ -29,12 +29,14 @@ class Item:
 class Claim:
     """Something that an answer says, and the question whose answer is yes where it is true.
 
-    things   (a concept's English name, its cell or None): what must be in the scene; () where only a model can tell
+    things      (a concept's English name, its cell or None): what must be in the scene; () where only a model can tell
+    malformed   it is no sentence of its language: rejected whoever labels, and nobody is asked
     """
 
     text: str
     question: str
     things: tuple[tuple[str, int | None], ...] = ()
+    malformed: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,31 @@ def exists_question(concept: world.Concept, language: str, cell: int | None = No
     return f"Is there {world.with_article(concept.en)}{'' if cell is None else ' at the ' + world.PLACES['en'][cell]}?"
 
 
+def misspoken(sentence: str, language: str, which: str) -> bool:
+    """Whether a sentence goes on in the other language, or in English names a thing without its article: "a蚂蚁", "a ant"."""
+    if language == "zh":
+        return bool(world.mentions(sentence, "en", which))
+    if re.search(r"[A-Za-z]", sentence) and re.search(r"[\u4e00-\u9fff]", sentence):
+        return True
+    text = sentence.lower()
+    pattern, forms = world.mention_pattern(which, "en")
+    for found in pattern.finditer(text):
+        name = forms[found[0]].en
+        singular = found[0] == name.lower() != world.plural(name).lower()
+        before = re.search(r"([a-z]+) $", text[:found.start()])
+        wrong = FILLERS["en"] - {"the", world.with_article(name).split()[0]}  # another word may say more than the rule sees
+        if singular and before and before[1] in wrong:
+            return True
+    return False
+
+
 def claims_of_sentence(sentence: str, language: str, which: str, places: bool) -> list[Claim] | Failed:
-    """One claim for each thing that a sentence names, and with `places` one more where it names one thing at one place."""
+    """One claim for each thing that a sentence names, and with `places` one more where it names one thing at one place.
+
+    A sentence that is none, "There is a ant.", is one malformed claim.
+    """
+    if misspoken(sentence, language, which):
+        return [Claim(sentence, "", malformed=True)]
     named = [concept for concept in dict.fromkeys(world.mentions(sentence, language, which))
              if concept.name(language) not in FILLERS[language]]  # "有" (there is) is the name of a button too
     if not named:

@@ -147,7 +147,7 @@ def as_json(claims: list[Claim] | Failed) -> list[dict] | dict:
 def from_json(row: list[dict] | dict) -> list[Claim] | Failed:
     if isinstance(row, dict):
         return Failed(row["reason"])
-    return [Claim(claim["text"], claim["question"], tuple(map(tuple, claim["things"]))) for claim in row]
+    return [Claim(claim["text"], claim["question"], tuple(map(tuple, claim["things"])), claim["malformed"]) for claim in row]
 
 
 def label(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Failed]], labeler: Labeler, file: Path, made_from: dict,
@@ -156,7 +156,8 @@ def label(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Failed]
     asked: list[list[Asked]] = []
     seen: set[tuple] = set()
     for item, answers in zip(items, claims, strict=True):
-        different = {claim.question: Asked(claim, item) for found in answers if not isinstance(found, Failed) for claim in found}
+        different = {claim.question: Asked(claim, item) for found in answers if not isinstance(found, Failed)
+                     for claim in found if not claim.malformed}
         asked.append([one for question, one in different.items() if (item.prompt.pictures, question) not in seen])
         seen.update((item.prompt.pictures, question) for question in different)
 
@@ -228,7 +229,7 @@ def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Faile
     for row in pairs:
         item, answers = by_id[row["prompt_id"]]
         two = [answers[k] for k in row["answers"]]
-        if item.scene and all(claim.things for one in two for claim in one):
+        if item.scene and all(claim.things or claim.malformed for one in two for claim in one):
             better, worse = (len(one) - len(set(one)) + sum(untrue(claim, item.scene) for claim in set(one)) for one in two)
             right.append(better < worse)
     mean = {side: sum(words(row[side]) for row in pairs) / max(1, len(pairs)) for side in ("chosen", "rejected")}

@@ -43,7 +43,9 @@ YES, NO = ("yes", "Yes", "是"), ("no", "No", "否")
 
 
 def untrue(claim: Claim, scene: world.Scene) -> int:
-    """How many of the things that a claim needs are not in the scene, or not in their cell."""
+    """How many of the things that a claim needs are not in the scene, or not in their cell; of a malformed one 1."""
+    if claim.malformed:
+        return 1
     present = {(thing.concept.en, cell) for thing in scene.things for cell in (thing.cell, None)}
     return sum(thing not in present for thing in claim.things)
 

@@ -28,15 +28,16 @@ Margins = dict[tuple, float | None]  # (pictures, question) -> yes less no; None
 def score(claims: Sequence[Claim] | Failed, pictures: tuple[Picture, ...], margins: Margins) -> int | None:
     """-(number of rejected claims), a count as in RLAIF-V and no share; None where the claims or a label of one failed.
 
-    A claim made again in the same words is rejected: an answer that stammers is worse than one that does not.
+    A malformed claim is rejected, and so is one made again in the same words: speech counts, not only what is said.
     """
     if isinstance(claims, Failed):
         return None
-    own = [margins[pictures, claim.question] for claim in claims]
+    different = set(claims)
+    own = [margins[pictures, claim.question] for claim in different if not claim.malformed]
     if None in own:
         return None
-    rejected = sum(not margins[pictures, claim.question] > 0 for claim in set(claims))  # a tie rejects
-    return -rejected - (len(claims) - len(set(claims)))
+    rejected = sum(not margin > 0 for margin in own) + sum(claim.malformed for claim in different)  # a tie rejects
+    return -rejected - (len(claims) - len(different))
 
 
 def ranked(answers: Sequence[str], scores: Sequence[int | None], rng: random.Random, most: int) -> list[tuple[int, int]]:

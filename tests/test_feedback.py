@@ -346,6 +346,7 @@ def test_scores_count_rejected_claims_and_a_tie_rejects():
     assert score(claims("a", "b", "c"), (), margins) == -2
     assert score(claims("b", "b"), (), margins) == -2
     assert score(claims("a", "a"), (), margins) == -1  # said twice
+    assert score([*claims("a"), Claim("There is a ant.", "", malformed=True)], (), margins) == -1  # nobody is asked
     assert score(claims("a", "d"), (), margins) is None  # nobody could tell, so the answer is not right
     assert score(Failed("undivided"), (), margins) is None
     with pytest.raises(KeyError):
