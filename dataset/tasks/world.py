@@ -17,7 +17,7 @@ from model.registry import TASKS
 
 # Kinds of inventories: two at first, because five kinds at once are not learned in the same steps; then the rest.
 FIRST = ("place", "exists")
-LATER = ("count", *2 * ("which_picture",), *2 * ("together",), *4 * ("change",))
+LATER = ("place", "count", *2 * ("which_picture",), *2 * ("together",), *4 * ("change",))
 ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # shares: the harder, the more
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
