@@ -2,8 +2,8 @@
 
 In:  a task's `problem(split, i)`.  Out: rows to tune on, questions to be judged by, prompts for RL, all with their text twins.
 
-A problem is `<think>what is seen, then one step at a time</think><answer>...</answer>`. A hash of its latent state (what is drawn,
-not how) decides whether it is trained or tested, so the same problem is never on both sides in another picture or in words.
+A problem is `<think>what is seen, then one step at a time</think><answer>...</answer>`. A hash of its latent state (what is
+drawn, not how) decides whether it is trained or tested: the same problem is never on both sides, in a picture or in words.
 The kinds in `held_out` occur in `val` and `test` alone and are scored apart: does the model compose what it learned?
 """
 from __future__ import annotations
