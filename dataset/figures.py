@@ -37,7 +37,7 @@ def label(pen: ImageDraw.ImageDraw, text: str, cell: int, rng: random.Random, wh
     for k, digit in enumerate(digits):
         write(pen, digit, (left + k * SPACING, y), size, ink)
     if digits != text:
-        write(pen, "°", (left + SPACING * len(digits) - 4, y - 3), 14, ink)
+        write(pen, "°", (left + SPACING * len(digits) - 3, y - 3), 12, ink)
     half = SPACING * len(digits) / 2
     return Region((x - half, y - 9, x + half, y + 9), f"{what[0]} {digits}", what[1] + digits)
 

@@ -46,13 +46,14 @@ def by_quarter(picture: Drawing, quarter: int) -> list[Label]:
 
 # ---------------------------------------------------------------- what is probed
 
+def known(picture: Drawing) -> list[Label]:
+    """The labels that a problem needs: not the '?'."""
+    return [(cell, name) for cell, name in by_cell(picture) if not name.endswith("?")]
+
+
 def digit(picture: Drawing, place: int) -> list[Label]:
-    """Labels that end with a number: its tens (0) or units (1), '-' for the tens of a single digit and '?' for the unknown."""
-    found = []
-    for cell, name in by_cell(picture):
-        number = name.split()[-1].rjust(2, "?" if name.endswith("?") else "-")
-        found.append((cell, number[place]))
-    return found
+    """Labels that end with a number: its tens (0) or units (1), '-' for the tens of a single digit."""
+    return [(cell, name.split()[-1].rjust(2, "-")[place]) for cell, name in known(picture)]
 
 
 def word(picture: Drawing, place: int) -> list[Label]:
@@ -69,7 +70,7 @@ Source = tuple[Callable[[random.Random], Drawing], Callable[[Drawing], list[Labe
 SOURCES: dict[str, Source] = {
     "digits": (lambda rng: drawings.digits(some(rng, 0, 9), rng), by_cell),
     "dice": (lambda rng: drawings.dice(some(rng, 1, 6), rng), by_cell),
-    "angles of triangles": (figures.RANDOM["angles of triangles"], by_cell),
+    "angles of triangles": (figures.RANDOM["angles of triangles"], known),
     "sides of rectangles": (figures.RANDOM["sides of rectangles"], by_cell),
     "sides of L shapes": (figures.RANDOM["sides of L shapes"], by_cell),
     "legs of right triangles, tens": (figures.RANDOM["legs of right triangles"], partial(digit, place=0)),
@@ -134,12 +135,12 @@ def probe(encoder: torch.nn.Module, source: Source, n: int, seed: int = 0) -> Re
         labelled = [(i, cell, name) for i, picture in enumerate(pictures) for cell, name in labels_of(picture)]
         sets.append((torch.stack([features[i, cell] for i, cell, _ in labelled]), [name for *_, name in labelled]))
     (inputs, names), (unseen, truth) = sets
-    known = {name: k for k, name in enumerate(sorted(set(names)))}
+    number = {name: k for k, name in enumerate(sorted(set(names)))}
     middle = inputs.mean(0)
-    weights = ridge(inputs - middle, torch.tensor([known[name] for name in names]), len(known))
+    weights = ridge(inputs - middle, torch.tensor([number[name] for name in names]), len(number))
     guess = ((unseen - middle) @ weights[:-1] + weights[-1]).argmax(-1).tolist()
-    right = np.mean([known.get(name) == k for name, k in zip(truth, guess, strict=True)])
-    return Reading(float(right), len(truth), Counter(truth).most_common(1)[0][1] / len(truth), len(known))
+    right = np.mean([number.get(name) == k for name, k in zip(truth, guess, strict=True)])
+    return Reading(float(right), len(truth), Counter(truth).most_common(1)[0][1] / len(truth), len(number))
 
 
 @dataclass
