@@ -237,10 +237,12 @@ def render_prompt(
     """The same ids up to where the assistant's next words begin; a last turn of the assistant's is left out.
 
     The model goes on from here: prompt + answer + stop are exactly the ids of `render`, with one beginning.
-    `answer` is the start of an answer that is put into the model's mouth.
+    `answer` is the start of an answer that is put into the model's mouth; so is a last turn of `Given` words alone.
     """
     messages = conversation.messages
     if messages and messages[-1].role == "assistant":
+        if all(isinstance(part, Given) for part in messages[-1].parts):
+            answer = messages[-1].text + answer
         messages = messages[:-1]
     pieces = list(turns(messages, template, tokenizer, image_tokens))
     pieces.append(Piece(markup(template.assistant[0], template, tokenizer), False))

@@ -1,6 +1,8 @@
 """Picture arithmetic: add up the digits or dice in a picture, reasoning in a running sum; each with its twin in words.
 
 The split is by a hash of the numbers themselves: a sum that is tested, in any picture or in words, was never trained.
+With `recheck` a share of the rows about pictures looks twice, half of them because what was read first is wrong. The wrong
+reading is put into the model's mouth and not learned: it learns to look again, not to misread.
 """
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import random
 from collections.abc import Sequence
 
 from dataset import drawings, world
-from dataset.chat import Conversation
+from dataset.chat import Conversation, Given, Message
 from dataset.images import Picture
 from dataset.tasks import Example, Generated, dialogue, exact, means
 from dataset.tasks.world import THINK
@@ -31,23 +33,41 @@ def numbers(split: str, rng: random.Random, dice: bool) -> list[int]:
             return values
 
 
+def seen(values: Sequence[int]) -> str:
+    """'3, 5, 1.': what is read, before anything is added."""
+    return f"{', '.join(map(str, values))}."
+
+
 def running_sum(values: list[int]) -> str:
     """'3, 5, 1. 3+5=8, 8+1=9.': first what is seen, then one addition at a time."""
     steps, total = [], values[0]
     for value in values[1:]:
         steps.append(f"{total}+{value}={total + value}")
         total += value
-    return f"{', '.join(map(str, values))}. {', '.join(steps)}."
+    return f"{seen(values)} {', '.join(steps)}."
+
+
+def misread(values: Sequence[int], rng: random.Random, dice: bool) -> list[int]:
+    """The same numbers with one of them wrong, but one that a die or a digit can show."""
+    wrong, k = list(values), rng.randrange(len(values))
+    wrong[k] = rng.choice([value for value in (range(1, 7) if dice else range(10)) if value != values[k]])
+    return wrong
+
+
+LOOK_AGAIN = {"en": " Wait, look again: ", "zh": "等等，再看："}
 
 
 @TASKS.register("arithmetic")
 class Arithmetic:
-    """Sums of 2 to 4 drawn digits or dice, with the same sums in words; answers come with their reasoning."""
+    """Sums of 2 to 4 drawn digits or dice, with the same sums in words; answers come with their reasoning.
+
+    recheck   share of the rows that look at the picture twice (dataset/tasks/reflection.py measures what comes of it)
+    """
 
     size = 500  # pictures' worth of questions that make the test set
 
-    def __init__(self, rows: int = 2_000, text: bool = False):
-        self.rows, self.text = rows, text
+    def __init__(self, rows: int = 2_000, text: bool = False, recheck: float = 0.0):
+        self.rows, self.text, self.recheck = rows, text, recheck
 
     def problem(self, split: str, i: int) -> tuple[list[Picture], str, list[int], str]:
         """(pictures, question, numbers, language) number i; every third is in words, all of them with `text`."""
@@ -67,8 +87,15 @@ class Arithmetic:
 
     def row(self, i: int) -> Conversation:
         pictures, question, values, language = self.problem("train", i)
-        answer = f"<think>{running_sum(values)}</think><answer>{sum(values)}</answer>"
-        return dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], answer)])
+        asked = dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], "")])
+        rest = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
+        parts: tuple[str, ...] = (f"<think>{rest}",)
+        rng = random.Random(f"recheck/{i}")
+        if pictures and rng.random() < self.recheck:
+            wrong = misread(values, rng, dice=question == ASK[language][True])
+            begun = Given(f"<think>{seen(wrong)}") if rng.random() < 0.5 else f"<think>{seen(values)}"
+            parts = (begun, LOOK_AGAIN[language] + rest)
+        return Conversation(asked.id, (*asked.messages, Message("assistant", parts)))
 
     def examples(self, split: str, n: int) -> list[Example]:
         found = []

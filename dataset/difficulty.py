@@ -1,0 +1,98 @@
+"""Keep the problems that teach: rows whose pass rate, measured before, is neither near 0 nor near 1.
+
+In:  a source of rows that may say how often a model solves them.  Out: the same source without the too easy and the too hard.
+
+RL learns nothing from a prompt that is always or never solved: its group has no variance. MM-EUREKA (arXiv 2503.07365) drops such
+prompts before training; the online filter of RL drops them while it trains, as the policy changes.
+
+    python -m dataset.difficulty rows.jsonl --low 0.1 --high 0.9         says how many rows of each pass rate there are
+"""
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from dataset.chat import Conversation
+from dataset.conversations import Mixture, Source, blocks, load
+from dataset.images import BadRow
+
+FIELDS = ("pass_rate", "accuracy", "solve_rate")  # a share in 0..1, under any of the names in use
+
+
+def pass_rate(row) -> float | None:
+    """How often the row was solved, None where it does not say. BadRow where what it says is no share."""
+    if not isinstance(row, dict):
+        return None
+    value = next((row[field] for field in FIELDS if row.get(field) is not None), None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BadRow(f"pass rate {value!r} is no share of 1", f"write {FIELDS[0]} as a number from 0 to 1")
+    return float(value)
+
+
+class Selected:
+    """Some rows of a source, by number: `len(source)`, `source[i]`."""
+
+    def __init__(self, source: Source, rows: list[int]):
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Conversation:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.source[self.rows[i]]
+
+    def blocks(self) -> np.ndarray:
+        return blocks(self.source)[self.rows]
+
+
+def by_pass_rate(source: Source | Mixture, low: float, high: float) -> Selected | Mixture:
+    """The rows solved in a share of `low` to `high`, bounds included, and those that do not say.
+
+    A broken row stays in: the source says what is wrong with it when it is read.
+    """
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"pass rates: 0 <= low <= high <= 1, not {low} and {high}")
+    if isinstance(source, Mixture):
+        return Mixture([(by_pass_rate(part, low, high), 1) for part in source.sources])
+    return Selected(source, [i for i in range(len(source)) if inside(source, i, low, high)])
+
+
+def inside(source: Source, i: int, low: float, high: float) -> bool:
+    try:
+        rate = pass_rate(source.rows[i])
+    except BadRow:
+        return True
+    return rate is None or low <= rate <= high
+
+
+@dataclass
+class Config:
+    path: tyro.conf.Positional[Path]  # a file of rows
+    low: float = 0.1  # rows solved less often are too hard
+    high: float = 0.9  # rows solved more often are too easy
+
+
+def main(config: Config) -> None:
+    source = load(config.path, need_answer=False)
+    if isinstance(source, Mixture):
+        raise ValueError(f"{config.path} is a folder: name one of its files")
+    rates = Counter()
+    for i in range(len(source)):
+        rate = pass_rate(source.rows[i])
+        rates["unknown" if rate is None else f"{rate:.1f}"] += 1
+    for rate, number in sorted(rates.items()):
+        print(f"{rate:>8} {number:>8,}")
+    print(f"{len(by_pass_rate(source, config.low, config.high)):,} of {len(source):,} rows from {config.low} to {config.high}, "
+          f"or unknown")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

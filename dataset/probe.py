@@ -1,0 +1,166 @@
+"""What can be read from the eyes alone: a linear probe of the frozen encoder on the drawings of the tasks.
+
+In:  an encoder and a source of drawings whose truth is known.  Out: the share of the labels of unseen drawings that a linear map
+of one language-model token reads right. That token is a cell of 32 x 32 pixels, its 2 x 2 patches side by side, and the
+language model has nothing but a linear projection of it (model/connector/pixel_shuffle.py). A problem whose labels the probe
+cannot read asks for what nobody can see: perception comes before reasoning.
+
+    python -m dataset.probe                          a table of every kind of drawing, a minute on one core
+    python -m dataset.probe --only digits dice --drawings 4000 --encoder tiny_clip
+"""
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import tyro
+
+from dataset import drawings, figures, world
+from dataset.drawings import Drawing
+from dataset.images import from_image, pixels
+from model.registry import ENCODERS
+
+Label = tuple[int, str]  # a cell (0 to 8, in reading order), and what is to be read there
+
+
+def by_cell(picture: Drawing) -> list[Label]:
+    """Each region of a drawing in the cell where its middle lies."""
+    found = []
+    for region in picture.regions:
+        left, top, right, bottom = region.box
+        found.append((int((top + bottom) / 2) // world.CELL * 3 + int((left + right) / 2) // world.CELL, region.en))
+    return found
+
+
+def by_quarter(picture: Drawing, quarter: int) -> list[Label]:
+    """Sokoban: of the four squares of a cell the one at top left (0), top right (1), bottom left (2) or bottom right (3)."""
+    return [(i // 12 * 3 + i % 6 // 2, region.en) for i, region in enumerate(picture.regions)
+            if i // 6 % 2 * 2 + i % 2 == quarter]
+
+
+# ---------------------------------------------------------------- what is probed
+
+def known(picture: Drawing) -> list[Label]:
+    """The labels that a problem needs: not the '?'."""
+    return [(cell, name) for cell, name in by_cell(picture) if not name.endswith("?")]
+
+
+def digit(picture: Drawing, place: int) -> list[Label]:
+    """Labels that end with a number: its tens (0) or units (1), '-' for the tens of a single digit."""
+    return [(cell, name.split()[-1].rjust(2, "-")[place]) for cell, name in known(picture)]
+
+
+def word(picture: Drawing, place: int) -> list[Label]:
+    """One word of each label."""
+    return [(cell, name.split(" ", 1)[place]) for cell, name in by_cell(picture)]
+
+
+def some(rng: random.Random, low: int, high: int) -> list[int]:
+    """Two to nine numbers."""
+    return [rng.randint(low, high) for _ in range(rng.randint(2, 9))]
+
+
+Source = tuple[Callable[[random.Random], Drawing], Callable[[Drawing], list[Label]]]  # draws; says what is to be read
+SOURCES: dict[str, Source] = {
+    "digits": (lambda rng: drawings.digits(some(rng, 0, 9), rng), by_cell),
+    "dice": (lambda rng: drawings.dice(some(rng, 1, 6), rng), by_cell),
+    "angles of triangles": (figures.RANDOM["angles of triangles"], known),
+    "sides of rectangles": (figures.RANDOM["sides of rectangles"], by_cell),
+    "sides of L shapes": (figures.RANDOM["sides of L shapes"], by_cell),
+    "legs of right triangles, tens": (figures.RANDOM["legs of right triangles"], partial(digit, place=0)),
+    "legs of right triangles, units": (figures.RANDOM["legs of right triangles"], partial(digit, place=1)),
+    "shapes": (figures.RANDOM["shapes"], by_cell),
+    "shapes of two sizes, size": (figures.RANDOM["shapes of two sizes"], partial(word, place=0)),
+    "shapes of two sizes, name": (figures.RANDOM["shapes of two sizes"], partial(word, place=1)),
+    "things of two sizes, size": (figures.RANDOM["things of two sizes"], partial(word, place=0)),
+    "things of two sizes, name": (figures.RANDOM["things of two sizes"], partial(word, place=1)),
+    **{f"sokoban, the {corner} square of a cell": (drawings.random_board, partial(by_quarter, quarter=quarter))
+       for quarter, corner in enumerate(("top left", "top right", "bottom left", "bottom right"))},
+    "cards (no task asks)": (lambda rng: drawings.cards(some(rng, 0, 99), rng), by_cell),
+    "labels of 13 pixels (no task asks)": (drawings.random_polygon, by_cell),
+}
+
+
+# ---------------------------------------------------------------- the probe
+
+@torch.inference_mode()
+def cell_features(encoder: torch.nn.Module, pictures: Sequence[Drawing], batch: int = 64) -> torch.Tensor:
+    """(n, 9, 4 D): for every cell the features of its 2 x 2 patches side by side, as the connector sees them."""
+    edge, skip = math.isqrt(encoder.tokens - int(encoder.has_cls)), int(encoder.has_cls)
+    found = []
+    for start in range(0, len(pictures), batch):
+        shown = [from_image(picture.image) for picture in pictures[start:start + batch]]
+        seen = encoder(torch.stack([pixels(one, encoder.size, encoder.mean, encoder.std, "square") for one in shown]))
+        grid = seen[:, skip:].unflatten(1, (3, edge // 3, 3, edge // 3))  # (n, row, row in cell, column, column in cell, D)
+        found.append(grid.transpose(2, 3).flatten(3, 5).flatten(1, 2))
+    return torch.cat(found)
+
+
+def ridge(inputs: torch.Tensor, targets: torch.Tensor, classes: int, penalty: float = 1e-3) -> torch.Tensor:
+    """(n, D), (n,) -> (D + 1, classes): least squares onto one-hot targets with a penalty on all but the constant.
+
+    `penalty` is in units of n and of the inputs' mean square, so that neither the number of rows nor their scale moves it.
+    """
+    rows = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1).double()
+    weight = penalty * len(rows) * inputs.square().mean().double() * torch.ones(rows.shape[1], dtype=torch.double)
+    weight[-1] = 0.0
+    onto = torch.nn.functional.one_hot(targets, classes).double()
+    return torch.linalg.solve(rows.T @ rows + torch.diag(weight), rows.T @ onto).float()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a probe reads of unseen drawings: the share that is right, of how many labels, and by always saying the commonest."""
+
+    right: float
+    labels: int
+    commonest: float
+    names: int
+
+
+def probe(encoder: torch.nn.Module, source: Source, n: int, seed: int = 0) -> Reading:
+    """Fit on n drawings, read n / 4 others."""
+    draw, labels_of = source
+    sets = []
+    for split, size in (("train", n), ("test", n // 4)):
+        rng = random.Random(f"probe/{seed}/{split}")
+        pictures = [draw(rng) for _ in range(size)]
+        features = cell_features(encoder, pictures)
+        labelled = [(i, cell, name) for i, picture in enumerate(pictures) for cell, name in labels_of(picture)]
+        sets.append((torch.stack([features[i, cell] for i, cell, _ in labelled]), [name for *_, name in labelled]))
+    (inputs, names), (unseen, truth) = sets
+    number = {name: k for k, name in enumerate(sorted(set(names)))}
+    middle = inputs.mean(0)
+    weights = ridge(inputs - middle, torch.tensor([number[name] for name in names]), len(number))
+    guess = ((unseen - middle) @ weights[:-1] + weights[-1]).argmax(-1).tolist()
+    right = np.mean([number.get(name) == k for name, k in zip(truth, guess, strict=True)])
+    return Reading(float(right), len(truth), Counter(truth).most_common(1)[0][1] / len(truth), len(number))
+
+
+@dataclass
+class Config:
+    only: tuple[str, ...] = ()  # kinds of drawings; (): all
+    drawings: int = 2000  # of each kind to fit on; a quarter as many others are read
+    encoder: str = "tiny_clip"  # which eyes
+    seed: int = 0
+
+
+def main(config: Config) -> None:
+    encoder = ENCODERS.make(config.encoder).eval()
+    for name in config.only:
+        if name not in SOURCES:
+            raise ValueError(f"unknown drawing {name!r}; known: {', '.join(SOURCES)}")
+    print("| drawing | labels read right | of | names | the commonest |\n| --- | --- | --- | --- | --- |")
+    for name in config.only or SOURCES:
+        reading = probe(encoder, SOURCES[name], config.drawings, config.seed)
+        print(f"| {name} | {reading.right:.1%} | {reading.labels:,} | {reading.names} | {reading.commonest:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

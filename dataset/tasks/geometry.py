@@ -1,0 +1,144 @@
+"""Geometry: the third angle, areas and perimeters, the hypotenuse; figures with labels, and each problem's twin in words.
+
+The reasoning first reads the labels in reading order, then takes one step of arithmetic at a time. The perimeter of an L is
+held out: it asks a question that is trained (of rectangles) about a figure that is trained (for its area).
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from dataset import figures, world
+from dataset.problems import Problem, Problems, drawn, split_of
+from model.registry import TASKS
+
+TRIPLES = ((3, 4, 5), (5, 12, 13), (8, 15, 17), (7, 24, 25), (20, 21, 29))  # legs and hypotenuse, times any factor
+ASK = {
+    "en": {"angle": "What is the third angle?", "area": "What is the area?", "perimeter": "What is the perimeter?",
+           "hypotenuse": "What is the hypotenuse?"},
+    "zh": {"angle": "第三个角是多少？", "area": "面积是多少？", "perimeter": "周长是多少？", "hypotenuse": "斜边是多少？"},
+}
+WORDS = {
+    "en": {"angle": "A triangle has the angles {} and {}.", "rectangle": "A rectangle has the sides {} and {}.",
+           "l": "An L shape has the sides top {}, left {}, right {}, bottom {}.",
+           "hypotenuse": "A right triangle has the legs {} and {}."},
+    "zh": {"angle": "三角形的两个角是{}和{}。", "rectangle": "长方形的边长是{}和{}。",
+           "l": "L形的边长：上{}，左{}，右{}，下{}。", "hypotenuse": "直角三角形的直角边是{}和{}。"},
+}  # fmt: skip
+
+# ---------------------------------------------------------------- numbers, steps and answers, by kind
+
+
+def angles(rng: random.Random) -> list[int]:
+    """Two angles of 10 to 90 degrees that leave a third."""
+    return [10 * rng.randint(1, 9), 10 * rng.randint(1, 8)][:: rng.choice((1, -1))]
+
+
+def sides(rng: random.Random) -> list[int]:
+    return [rng.randint(1, 9), rng.randint(1, 9)]
+
+
+def l_sides(rng: random.Random) -> list[int]:
+    """Top, left, right, bottom: the top is a part of the bottom, the right a part of the left."""
+    bottom, left = rng.randint(2, 9), rng.randint(2, 9)
+    return [rng.randint(1, bottom - 1), left, rng.randint(1, left - 1), bottom]
+
+
+def legs(rng: random.Random) -> list[int]:
+    """Two legs below 100 of a triangle whose hypotenuse is whole and below 100."""
+    triple = rng.choice(TRIPLES)
+    factor = rng.randint(1, 99 // triple[2])
+    return [factor * triple[0], factor * triple[1]][:: rng.choice((1, -1))]
+
+
+def third_angle(a: int, b: int) -> tuple[str, int]:
+    return f"{a}+{b}={a + b}, 180-{a + b}={180 - a - b}.", 180 - a - b
+
+
+def area(a: int, b: int) -> tuple[str, int]:
+    return f"{a}*{b}={a * b}.", a * b
+
+
+def perimeter(a: int, b: int) -> tuple[str, int]:
+    return f"{a}+{b}={a + b}, 2*{a + b}={2 * (a + b)}.", 2 * (a + b)
+
+
+def l_area(top: int, left: int, right: int, bottom: int) -> tuple[str, int]:
+    """The lying bar, what stands on it, and both."""
+    lying, above = bottom * right, left - right
+    whole = lying + top * above
+    return f"{bottom}*{right}={lying}, {left}-{right}={above}, {top}*{above}={top * above}, {lying}+{top * above}={whole}.", whole
+
+
+def l_perimeter(top: int, left: int, right: int, bottom: int) -> tuple[str, int]:
+    """As of the rectangle around it: what is cut out of a corner does not shorten the way round."""
+    return perimeter(left, bottom)
+
+
+def hypotenuse(a: int, b: int) -> tuple[str, int]:
+    """The known triple that both legs are the same multiple of."""
+    for triple in TRIPLES:
+        for first, second in (triple[:2], triple[1::-1]):
+            if a * second == b * first:
+                factor = a // first
+                longest = factor * triple[2]
+                return f"{a}={factor}*{first}, {b}={factor}*{second}, {factor}*{triple[2]}={longest}.", longest
+    raise ValueError(f"{a} and {b} are no legs of {TRIPLES}")
+
+
+Numbers = Callable[[random.Random], list[int]]
+KINDS: dict[str, tuple[Numbers, Callable[..., tuple[str, int]], str, str]] = {  # numbers, steps, question, words
+    "angle": (angles, third_angle, "angle", "angle"),
+    "area": (sides, area, "area", "rectangle"),
+    "perimeter": (sides, perimeter, "perimeter", "rectangle"),
+    "l_area": (l_sides, l_area, "area", "l"),
+    "hypotenuse": (legs, hypotenuse, "hypotenuse", "hypotenuse"),
+    "l_perimeter": (l_sides, l_perimeter, "perimeter", "l"),
+}
+
+
+def draw(kind: str, values: list[int], rng: random.Random) -> figures.Drawing:
+    """The figure of a problem, labelled with its numbers in reading order."""
+    if kind == "angle":
+        labels = [f"{value}°" for value in values]
+        labels.insert(rng.randrange(3), "?")
+        return figures.triangle(labels, rng)
+    draw_figure = {"rectangle": figures.rectangle, "l": figures.l_shape, "hypotenuse": figures.right_triangle}[KINDS[kind][3]]
+    return draw_figure(values, rng)
+
+
+def state_of(words: str, values: list[int]) -> tuple:
+    """A figure by its numbers, the same for its mirror images."""
+    return "geometry", words, *(min(values, values[::-1]) if words == "l" else sorted(values))
+
+
+@TASKS.register("geometry")
+class Geometry(Problems):
+    """Angles, areas, perimeters and hypotenuses of labelled figures; the perimeter of an L is never trained.
+
+    1,000 rows by default; split by the numbers of a figure, whatever is asked about it.
+    """
+
+    name = "geometry"
+    kinds = ("angle", "area", "perimeter", "l_area", "hypotenuse")
+    held_out = ("l_perimeter",)
+
+    def __init__(self, rows: int = 1_000, text: bool = False):
+        super().__init__(rows, text)
+
+    def problem(self, split: str, i: int) -> Problem:
+        rng = random.Random(f"geometry/{split}/{i}")
+        kind, language = self.kind(split, rng), rng.choice(world.LANGUAGES)
+        numbers, steps, asked, words = KINDS[kind]
+        values = numbers(rng)
+        while split_of(*(state := state_of(words, values))) != split:
+            values = numbers(rng)
+        path, answer = steps(*values)
+        question, pictures, seed = ASK[language][asked], (), rng.random()
+        if self.words_only(i):
+            labels = [f"{value}°" if kind == "angle" else str(value) for value in values]
+            question = WORDS[language][words].format(*labels) + (" " if language == "en" else "") + question
+        else:
+            pictures = (drawn(f"geometry:{kind}:{values}", lambda own: draw(kind, values, own), seed),)
+        thoughts = f"{', '.join(map(str, values))}. {path}"
+        return Problem(kind, language, pictures, question, thoughts, str(answer), state)

@@ -1,0 +1,234 @@
+"""Perception and reasoning: count, compare and find the largest among shapes, dice and emoji drawings.
+
+The reasoning first says what is seen and where, then concludes. How many circles and triangles there are together is held out:
+together is trained with emoji drawings, and circles and triangles are trained one kind at a time.
+"""
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from dataset import drawings, figures, world
+from dataset.problems import Problem, Problems, drawn, split_of
+from dataset.questions import WORDS
+from model.registry import TASKS
+
+Shape = tuple[str, str]  # colour and shape, in English
+COLOURS, SHAPES = sorted(drawings.COLOURS), sorted(drawings.SHAPES)
+COMMA, STOP = {"en": ", ", "zh": "，"}, {"en": ". ", "zh": "。"}
+
+
+class Content:
+    """What lies in the cells of one picture: names, and the words for them.
+
+    things   shapes or concepts, in reading order
+    cells    where each lies
+    largest  the number of the thing that is large where the others are small, or None
+    """
+
+    def __init__(self, things: Sequence, cells: Sequence[int], largest: int | None = None):
+        self.things, self.cells, self.largest = list(things), list(cells), largest
+
+    @property
+    def state(self) -> tuple:
+        """What is there, wherever it lies; and which of it is large."""
+        names = [name(thing, "en") for thing in self.things]
+        return (*sorted(names), "" if self.largest is None else names[self.largest])
+
+    def draw(self, rng: random.Random) -> drawings.Drawing:
+        draw = figures.shapes if isinstance(self.things[0], tuple) else figures.things
+        return draw(self.things, self.cells, self.largest, rng)
+
+    def told(self, language: str) -> str:
+        """The picture in words: 'Top left: red circle. Right: blue triangle.'"""
+        parts = []
+        for k, (thing, cell) in enumerate(zip(self.things, self.cells)):
+            size = "" if self.largest is None else figures.SIZES[k == self.largest][language == "zh"]
+            place = world.PLACES[language][cell]
+            parts.append(f"{place.capitalize()}: {size} {name(thing, 'en')}.".replace(":  ", ": ") if language == "en"
+                         else f"{place}：{size}{name(thing, 'zh')}。")
+        return " ".join(parts) if language == "en" else "".join(parts)
+
+
+def name(thing: Shape | world.Concept, language: str) -> str:
+    """'red circle', 'bus', '红色圆形'."""
+    if isinstance(thing, world.Concept):
+        return thing.name(language)
+    return " ".join(thing) if language == "en" else drawings.COLOURS[thing[0]][0] + drawings.SHAPES[thing[1]]
+
+
+def many(what: str | world.Concept, language: str) -> str:
+    """What is counted, in the plural: 'circles', 'red shapes', 'buses', '圆形'."""
+    if isinstance(what, world.Concept):
+        return world.plural(what.en) if language == "en" else what.zh
+    if what in drawings.SHAPES:
+        return what + "s" if language == "en" else drawings.SHAPES[what]
+    return f"{what} shapes" if language == "en" else drawings.COLOURS[what][0] + "图形"
+
+
+def places(content: Content, what: str | world.Concept, language: str) -> tuple[int, str]:
+    """How many, and the counting: 'circles: top 1, left 2.'"""
+    found = [world.PLACES[language][cell] for thing, cell in zip(content.things, content.cells)
+             if (thing == what if isinstance(what, world.Concept) else what in thing)]
+    steps = [f"{place} {i}" if language == "en" else f"{place}{i}" for i, place in enumerate(found, 1)]
+    counted = COMMA[language].join(steps) or WORDS[language]["nothing"]
+    colon = ": " if language == "en" else "："
+    return len(found), f"{many(what, language)}{colon}{counted}{STOP[language].strip()}"
+
+
+def in_order(things: list, rng: random.Random) -> Content:
+    """Things in cells of their own, shuffled."""
+    rng.shuffle(things)
+    return Content(things, sorted(rng.sample(range(9), len(things))))
+
+
+def some_shapes(rng: random.Random, n: int, shapes: Sequence[str] = SHAPES, colours: Sequence[str] = COLOURS) -> list[Shape]:
+    return [(rng.choice(colours), rng.choice(shapes)) for _ in range(n)]
+
+
+# ---------------------------------------------------------------- the kinds: (content, question, thoughts, answer)
+
+Made = tuple[Content, str, str, str]
+
+
+def count(rng: random.Random, language: str) -> Made:
+    """How many circles, or red shapes; each number from 0 to 4 as often as the others."""
+    number, by_shape = rng.randint(0, 4), rng.random() < 0.5
+    what = rng.choice(SHAPES if by_shape else COLOURS)
+    others = [word for word in (SHAPES if by_shape else COLOURS) if word != what]
+    one, rest = ({"shapes": [what]}, {"shapes": others}) if by_shape else ({"colours": [what]}, {"colours": others})
+    content = in_order(some_shapes(rng, number, **one) + some_shapes(rng, rng.randint(1, 3), **rest), rng)
+    n, thoughts = places(content, what, language)
+    question = f"How many {many(what, 'en')} are there?" if language == "en" else f"有几个{many(what, 'zh')}？"
+    return content, question, thoughts, str(n)
+
+
+def compare(rng: random.Random, language: str) -> Made:
+    """Circles or triangles: which are more. A fifth is equal."""
+    first, second = rng.sample(SHAPES, 2)
+    more = rng.choices(("equal", "first", "second"), (1, 2, 2))[0]
+    low = rng.randint(1, 3)
+    high = low if more == "equal" else rng.randint(low + 1, 4)
+    numbers = (low, high) if more == "second" else (high, low)
+    things = some_shapes(rng, numbers[0], [first]) + some_shapes(rng, numbers[1], [second])
+    content = in_order(things, rng)
+    (one, thoughts), (two, others) = places(content, first, language), places(content, second, language)
+    sign = "=" if one == two else ">" if one > two else "<"
+    answer = WORDS[language]["equal"] if one == two else many(first if one > two else second, language)
+    question = (f"Are there more {many(first, 'en')} or more {many(second, 'en')}?" if language == "en"
+                else f"{many(first, 'zh')}和{many(second, 'zh')}哪个多？")
+    return content, question, join(language, thoughts, others, f"{one}{sign}{two}."), answer
+
+
+def largest(rng: random.Random, language: str) -> Made:
+    """The colour of the largest shape, or the name of the largest thing."""
+    n = rng.randint(2, 5)
+    shapes = rng.random() < 0.5
+    things = some_shapes(rng, n) if shapes else trained_things(rng, n)
+    content = in_order(things, rng)
+    content.largest = rng.randrange(n)
+    sizes = [figures.SIZES[k == content.largest][language == "zh"] for k in range(n)]
+    seen = [f"{size} {name(thing, 'en')}" if language == "en" else size + name(thing, "zh")
+            for size, thing in zip(sizes, content.things)]
+    thoughts = COMMA[language].join(seen) + STOP[language].strip()
+    chosen = content.things[content.largest]
+    if shapes:
+        answer = chosen[0] if language == "en" else drawings.COLOURS[chosen[0]][0]
+        question = "What colour is the largest shape?" if language == "en" else "最大的图形是什么颜色？"
+    else:
+        answer = name(chosen, language)
+        question = "What is the largest thing?" if language == "en" else "最大的东西是什么？"
+    return content, question, thoughts, answer
+
+
+def together(rng: random.Random, language: str) -> Made:
+    """How many of two concepts there are together, among others."""
+    first, second, *others = trained_things(rng, 4)
+    things = [first] * rng.randint(1, 3) + [second] * rng.randint(1, 3) + others[:rng.randint(0, 2)]
+    return sum_of(in_order(things, rng), first, second, language)
+
+
+def shapes_together(rng: random.Random, language: str) -> Made:
+    """The same with circles, rectangles and triangles."""
+    first, second, other = rng.sample(SHAPES, 3)
+    things = [*some_shapes(rng, rng.randint(1, 3), [first]), *some_shapes(rng, rng.randint(1, 3), [second]),
+              *some_shapes(rng, rng.randint(0, 2), [other])]  # fmt: skip
+    return sum_of(in_order(things, rng), first, second, language)
+
+
+def sum_of(content: Content, first, second, language: str) -> Made:
+    (one, thoughts), (two, others) = places(content, first, language), places(content, second, language)
+    question = (f"How many {many(first, 'en')} and {many(second, 'en')} are there together?" if language == "en"
+                else f"{many(first, 'zh')}和{many(second, 'zh')}一共有几个？")
+    return content, question, join(language, thoughts, others, f"{one}+{two}={one + two}."), str(one + two)
+
+
+def trained_things(rng: random.Random, n: int) -> list[world.Concept]:
+    """Different concepts, no two of which are a pair that the world holds out."""
+    while True:
+        found = rng.sample(world.concepts(), n)
+        if not any(world.held_out_pair(a, b) for a in found for b in found if a is not b):
+            return found
+
+
+def join(language: str, *sentences: str) -> str:
+    return (" " if language == "en" else "").join(sentences)
+
+
+SCENES = {"count": count, "compare": compare, "largest": largest, "together": together, "shapes_together": shapes_together}
+HIGHEST = {"en": ("What is the highest digit?", "What is the highest die?"), "zh": ("最大的数字是多少？", "最大的骰子是几点？")}
+
+
+@TASKS.register("perception")
+class Perception(Problems):
+    """Counting, comparing, the largest, sums of counts; how many shapes of two kinds there are together is never trained.
+
+    1,000 rows by default; split by what lies in a picture, whatever is asked about it.
+    """
+
+    name = "perception"
+    kinds = ("count", "compare", "largest", "together", "highest")
+    held_out = ("shapes_together",)
+
+    def __init__(self, rows: int = 1_000, text: bool = False):
+        super().__init__(rows, text)
+
+    def problem(self, split: str, i: int) -> Problem:
+        rng = random.Random(f"perception/{split}/{i}")
+        kind, language = self.kind(split, rng), rng.choice(world.LANGUAGES)
+        if kind == "highest":
+            return self.highest(split, i, language, rng)
+        make = SCENES[kind]
+        content, question, thoughts, answer = make(rng, language)
+        while split_of("perception", *content.state) != split or holds_out(content):
+            content, question, thoughts, answer = make(rng, language)
+        pictures, seed = (), rng.random()
+        if self.words_only(i):
+            question = join(language, content.told(language), question)
+        else:
+            shown = [(name(thing, "en"), cell) for thing, cell in zip(content.things, content.cells)]
+            pictures = (drawn(f"perception:{shown}:{content.largest}", content.draw, seed),)
+        return Problem(kind, language, pictures, question, thoughts, answer, ("perception", *content.state))
+
+    def highest(self, split: str, i: int, language: str, rng: random.Random) -> Problem:
+        """The highest of two to five digits or dice, by the highest so far: '3, 5, 1. 3, 5, 5.'"""
+        dice = rng.random() < 0.5
+        values: list[int] = []
+        while not values or split_of(*(state := ("perception", "highest", *sorted(values)))) != split:
+            values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(2, 5))]
+        so_far = [max(values[: k + 1]) for k in range(len(values))]
+        thoughts = f"{', '.join(map(str, values))}. {', '.join(map(str, so_far))}."
+        question, pictures, seed = HIGHEST[language][dice], (), rng.random()
+        if self.words_only(i):
+            question = join(language, ", ".join(map(str, values)) + STOP[language].strip(), question)
+        else:
+            draw = drawings.dice if dice else drawings.digits
+            pictures = (drawn(f"perception:{draw.__name__}:{values}", lambda own: draw(values, own), seed),)
+        return Problem("highest", language, pictures, question, thoughts, str(max(values)), state)
+
+
+def holds_out(content: Content) -> bool:
+    """Whether the picture has so many of a concept as the world never trains."""
+    counts = Counter(thing for thing in content.things if isinstance(thing, world.Concept))
+    return any(world.chance("count", concept.en, n) < 0.1 for concept, n in counts.items() if n > 1)

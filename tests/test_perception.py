@@ -1,0 +1,107 @@
+"""Perception and reasoning: answers recomputed from the picture's content, splits, balance, and what is held out."""
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from dataset import world
+from dataset.tasks import perception
+from dataset.tasks.perception import Perception, holds_out
+
+TASK = Perception()
+TEXT = Perception(text=True)
+
+
+def told_things(question: str) -> list[str]:
+    """'Top left: red circle. Right: large bus. How many ...' -> ['red circle', 'large bus']"""
+    return [part.split(": ", 1)[1] for part in question.split(". ") if ": " in part]
+
+
+def answer(kind: str, question: str) -> str:
+    """From the English words alone."""
+    things, asked = told_things(question), question.split(". ")[-1]
+    if kind == "highest":
+        return str(max(map(int, re.findall(r"\d+", question))))
+    if kind == "largest":
+        (large,) = [thing for thing in things if thing.startswith("large ")]
+        return large.split()[1] if "colour" in asked else large.removeprefix("large ")
+
+    def number(plural: str) -> int:
+        if plural.endswith(" shapes"):
+            return sum(thing.split()[0] == plural.split()[0] for thing in things)
+        return sum(world.plural(thing) == plural or thing.split()[-1] + "s" == plural for thing in things)
+
+    if kind == "count":
+        return str(number(re.fullmatch(r"How many (.+) are there\?", asked)[1]))
+    if kind == "compare":
+        first, second = re.fullmatch(r"Are there more (.+) or more (.+)\?", asked).groups()
+        numbers = number(first), number(second)
+        return "equal" if numbers[0] == numbers[1] else (first, second)[numbers[1] > numbers[0]]
+    first, second = re.fullmatch(r"How many (.+) and (.+) are there together\?", asked).groups()
+    return str(number(first) + number(second))
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_answers_are_right_by_the_words_alone(split):
+    for one in (TEXT.problem(split, i) for i in range(500)):
+        if one.language == "en":
+            assert one.answer == answer(one.kind, one.question), one
+
+
+def test_the_chinese_says_the_same_as_the_english():
+    for kind, make in perception.SCENES.items():
+        for seed in range(40):
+            (one, _, thoughts, english), (other, _, gedanken, chinese) = (
+                make(random.Random(f"{kind}/{seed}"), language) for language in world.LANGUAGES)  # fmt: skip
+            assert one.state == other.state and one.cells == other.cells
+            assert re.findall(r"\d+", thoughts) == re.findall(r"\d+", gedanken)
+            assert english == chinese or (not english.isdigit() and not chinese.isascii())
+
+
+def test_splits_share_no_content():
+    states = {split: {TASK.problem(split, i).state for i in range(1500)} for split in ("train", "val", "test")}
+    assert not states["train"] & states["val"] and not states["train"] & states["test"] and not states["val"] & states["test"]
+
+
+def test_the_held_out_kind_is_never_trained_and_always_tested():
+    assert {TASK.problem("train", i).kind for i in range(1000)} == set(TASK.kinds)
+    assert "shapes_together" in {TASK.problem("test", i).kind for i in range(100)}
+    assert len(TASK.train("sft")) == 1000
+
+
+def test_no_picture_holds_a_combination_that_the_world_holds_out():
+    for kind in ("largest", "together"):
+        for i in range(300):
+            one = TASK.problem("train", i)
+            if one.kind == kind:
+                named = [c for c in world.concepts() if c.en in one.state]
+                assert not any(world.held_out_pair(a, b) for a in named for b in named if a is not b)
+    concept, n = next((c, n) for c in world.concepts() for n in (2, 3) if world.chance("count", c.en, n) < 0.1)
+    assert holds_out(perception.Content([concept] * n, range(n))) and not holds_out(perception.Content([concept], [0]))
+
+
+def test_answers_are_balanced():
+    examples = TASK.examples("test", 600)
+    counts = Counter(example.answer for example in examples if example.kind == "count")
+    assert set(counts) == set("01234") and max(counts.values()) < 0.3 * counts.total()
+    assert TASK.guess(examples) < 0.35
+    assert TASK.guess([example for example in examples if example.kind == "compare"]) < 0.45
+
+
+def test_a_drawn_problem_shows_its_content():
+    content = perception.Content([("red", "circle"), ("blue", "triangle")], [0, 8], largest=1)
+    regions = content.draw(random.Random(0)).regions
+    assert [region.en for region in regions] == ["small red circle", "large blue triangle"]
+    assert content.told("en") == "Top left: small red circle. Bottom right: large blue triangle."
+    assert content.told("zh") == "左上：小红色圆形。右下：大蓝色三角形。"
+    pixel = content.draw(random.Random(0)).image.getpixel((16, 16))
+    assert pixel[0] > 200 > 100 > pixel[1]
+
+
+def test_random_bytes_are_wrong_and_crash_nothing():
+    rng = random.Random(0)
+    for example in TASK.examples("test", 40):
+        assert TASK.score(example, f"<answer>{example.answer}</answer>") == 1
+        assert TASK.score(example, rng.randbytes(60).decode("latin-1")) == 0
