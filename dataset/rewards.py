@@ -207,7 +207,7 @@ def gold(text: str | None) -> Gold:
     if importlib.util.find_spec("math_verify") is None:
         raise ValueError(f"the gold answer {text!r} is LaTeX that only math-verify can compare: pip install math-verify, write "
                          f"it as a number or a text, or remove the row")
-    if not as_math(found):
+    if not any(not isinstance(part, str) for part in as_math(found)):  # text alone: it was not understood
         raise ValueError(f"the gold answer {text!r} is LaTeX that even math-verify cannot read: repair or remove the row")
     return Gold("latex", found)
 

@@ -12,6 +12,7 @@ Out: advantages (P, G); losses (K,) of K learned tokens. Sums are the script's: 
 On policy rho is exactly 1, so the loss is -mean(A), which is about 0 whatever is learned: only its gradient means something.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -147,7 +148,7 @@ def cpgd(tokens: Tokens, options: PolicyOptions) -> tuple[Tensor, Tensor]:
     The drift is an unbiased estimate of KL(pi_rollout | pi), since the tokens are those of pi_rollout.
     """
     log_ratio = tokens.logps - tokens.rollout
-    low, high = torch.tensor([1 - options.clip_low, 1 + options.clip_high]).log().tolist()
+    low, high = math.log(1 - options.clip_low), math.log(1 + options.clip_high)
     gain = torch.minimum(log_ratio * tokens.advantages, log_ratio.clamp(low, high) * tokens.advantages)
     return -gain + options.drift * (log_ratio.exp() - 1 - log_ratio), log_ratio.exp()
 
