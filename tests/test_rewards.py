@@ -30,7 +30,8 @@ JUDGE = rule(by_gold)
 
 
 @pytest.mark.parametrize("answer", [
-    "<think>3+5=8</think><answer>8</answer>", " <think>3+5=8\nso</think>\n<answer>8</answer>\n", "<think><b></think><answer>8</answer>",
+    "<think>3+5=8</think><answer>8</answer>", " <think>3+5=8\nso</think>\n<answer>8</answer>\n",
+    "<think><b></think><answer>8</answer>",
 ])  # fmt: skip
 def test_the_form_is_reasoning_and_then_an_answer(answer):
     assert parts(answer)[1] == "8"
@@ -70,20 +71,20 @@ def test_a_task_scores_its_own_answers_and_only_those_in_the_form():
 # ---------------------------------------------------------------- the final answer
 
 RIGHT = [
-    ("42", ["42", " 42 ", "42.", "+42", "42.0", "$42$", "\\boxed{42}", "$\\boxed{42}$", "\\(42\\)", "84/2", "４２", "42 cm", "42°",
-            "42^\\circ", "42 \\text{ cm}", "\\text{42}", "42 cm^2", "42 平方厘米", "42 degrees", "42%"]),
+    ("42", ["42", " 42 ", "42.", "+42", "42.0", "$42$", "\\boxed{42}", "$\\boxed{42}$", "\\(42\\)", "84/2", "４２", "42 cm",
+            "42°", "42^\\circ", "42 \\text{ cm}", "\\text{42}", "42 cm^2", "42 平方厘米", "42 degrees", "42%"]),
     ("-7", ["-7", "−7", "- 7", "-7.00"]), ("1,234", ["1234", "1,234", "1234.0"]), ("0", ["0", "-0", "0.0", "0/5"]),
     ("1/2", ["1/2", "0.5", "\\frac{1}{2}", "\\dfrac{1}{2}", "2/4", ".5"]), ("100/3", ["100/3", "\\frac{100}{3}"]),
     ("3.14", ["3.14", "3.141", "3.135", "\\pi", "157/50"]), ("78.54", ["78.54", "78.5398", "25\\pi", "25π"]),
     ("25\\pi", ["25π", "25 \\pi", "25pi", "25*π", "50π/2", "\\frac{50\\pi}{2}", "$25\\pi$", "25π cm^2"]),
     ("\\frac{\\pi}{4}", ["π/4", "pi/4", "\\frac{\\pi}{4}", "1/4 π"]), ("-π", ["-π", "-1π"]),
-    ("B", ["B", "b", "(B)", "B.", "(b)", "B)", "Ｂ"]), ("up, left, left", ["up, left, left", "U L L", "ULL", "上左左", "Up Left Left",
-                                                        "up→left→left", "up,left,left."]),
+    ("B", ["B", "b", "(B)", "B.", "(b)", "B)", "Ｂ"]),
+    ("up, left, left", ["up, left, left", "U L L", "ULL", "上左左", "Up Left Left", "up→left→left", "up,left,left."]),
     ("left", ["left", "Left", "左"]), ("red circle", ["red circle", "Red  Circle", "red circle."]), ("三角形", ["三角形", "三角形。"]),
 ]  # fmt: skip
 WRONG = [
-    ("42", ["41", "42.001", "", "x", "6*7", "6\\cdot 7", "6+36", "42 or 43", "41, 42", "41 42", "about 42", "42 43", "4 2", "42!",
-            "forty two", "42/0", "4²", "42^1", "42e0", "0x2a", "inf", "nan"]),
+    ("42", ["41", "42.001", "", "x", "6*7", "6\\cdot 7", "6+36", "42 or 43", "41, 42", "41 42", "about 42", "42 43", "4 2",
+            "42!", "forty two", "42/0", "4²", "42^1", "42e0", "0x2a", "inf", "nan"]),
     ("12", ["3*4", "3 × 4", "13, 12", "1,2", "12 12"]), ("144", ["12^2", "12²", "12**2"]),
     ("100/3", ["33.33", "33.3333333333", "33"]), ("1/2", ["1/3", "1/2/1", "2", "1 2"]), ("0.5", ["0.54", "0.6", "0"]),
     ("25\\pi", ["78.54", "25", "π25", "2π5", "25ππ", "24π", "25 pie"]), ("25", ["25π"]),
@@ -152,8 +153,9 @@ def test_latex_that_means_nothing_is_an_error():
 # ---------------------------------------------------------------- whatever a model says
 
 GOLDS = [gold(right) for right, _ in RIGHT]
-PIECES = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "\\frac{", "}", "{", "\\boxed{", "$", "π", "\\pi", "1", "/0",
-                          "9" * 50, ",", ".", "-", "e", "^", "__import__('os')", "\x00", "\ud800", "上", "U", "²", "٣", " "])  # fmt: skip
+PIECES = st.sampled_from([
+    "<think>", "</think>", "<answer>", "</answer>", "\\frac{", "}", "{", "\\boxed{", "$", "π", "\\pi", "1", "/0", "9" * 50, ",", ".",
+    "-", "e", "^", "__import__('os')", "\x00", "\ud800", "上", "U", "²", "٣", " "])  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
@@ -220,7 +222,8 @@ def test_a_reward_that_there_is_not_is_refused(name, message, tmp_path):
 
 
 def test_a_bug_in_a_reward_ends_the_run_and_is_no_zero(tmp_path):
-    (tmp_path / "mine.py").write_text("def bad(example, answer):\n    return 1 / 0\ndef nan(example, answer):\n    return float('nan')\n")
+    functions = ("def bad(example, answer):\n    return 1 / 0\n", "def nan(example, answer):\n    return float('nan')\n")
+    (tmp_path / "mine.py").write_text("".join(functions))
     with pytest.raises(ZeroDivisionError):
         judge_from(f"{tmp_path / 'mine.py'}:bad")(example("8"), "8")
     with pytest.raises(ValueError, match="a reward is a finite number"):
