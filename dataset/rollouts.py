@@ -307,7 +307,8 @@ def micro_batches(rollouts: Sequence[Rollout], look: Look, size: int, rank: int,
 def shares(count: int, size: int, rank: int, world: int) -> list[np.ndarray]:
     """Places 0..count-1 in parts of at most `size`, equally many parts on every rank; ValueError for fewer places than ranks.
 
-    One place more than `size` stands in a part where there are too few for one part more on every rank. The parts do not depend on the data, so every rank knows those of all others without asking.
+    One place more than `size` stands in a part where there are too few for one part more on every rank. The parts do not depend
+    on the data, so every rank knows those of all others without asking.
     """
     if count < world:
         raise ValueError(f"{count} answers cannot be shared out over {world} processes: raise --prompts")

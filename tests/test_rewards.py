@@ -80,7 +80,8 @@ RIGHT = [
     ("\\frac{\\pi}{4}", ["π/4", "pi/4", "\\frac{\\pi}{4}", "1/4 π"]), ("-π", ["-π", "-1π"]),
     ("B", ["B", "b", "(B)", "B.", "(b)", "B)", "Ｂ"]),
     ("up, left, left", ["up, left, left", "U L L", "ULL", "上左左", "Up Left Left", "up→left→left", "up,left,left."]),
-    ("left", ["left", "Left", "左"]), ("red circle", ["red circle", "Red  Circle", "red circle."]), ("三角形", ["三角形", "三角形。"]),
+    ("left", ["left", "Left", "左"]), ("red circle", ["red circle", "Red  Circle", "red circle."]),
+    ("三角形", ["三角形", "三角形。"]),
 ]  # fmt: skip
 WRONG = [
     ("42", ["41", "42.001", "", "x", "6*7", "6\\cdot 7", "6+36", "42 or 43", "41, 42", "41 42", "about 42", "42 43", "4 2",
@@ -154,8 +155,8 @@ def test_latex_that_means_nothing_is_an_error():
 
 GOLDS = [gold(right) for right, _ in RIGHT]
 PIECES = st.sampled_from([
-    "<think>", "</think>", "<answer>", "</answer>", "\\frac{", "}", "{", "\\boxed{", "$", "π", "\\pi", "1", "/0", "9" * 50, ",", ".",
-    "-", "e", "^", "__import__('os')", "\x00", "\ud800", "上", "U", "²", "٣", " "])  # fmt: skip
+    "<think>", "</think>", "<answer>", "</answer>", "\\frac{", "}", "{", "\\boxed{", "$", "π", "\\pi", "1", "/0", "9" * 50, ",",
+    ".", "-", "e", "^", "__import__('os')", "\x00", "\ud800", "上", "U", "²", "٣", " "])  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)

@@ -15,7 +15,18 @@ from dataset.conversations import BadRows, load
 from dataset.eyes import Eyes
 from dataset.images import BadRow
 from dataset.rewards import Reward, rule
-from dataset.rollouts import Group, Problem, Rollouts, advice, as_rollout, best_and_worst, micro_batches, of_rows, problems, shares
+from dataset.rollouts import (
+    Group,
+    Problem,
+    Rollouts,
+    advice,
+    as_rollout,
+    best_and_worst,
+    micro_batches,
+    of_rows,
+    problems,
+    shares,
+)
 from dataset.tasks import Cut, Example, dialogue
 from dataset.tokenizer import Tokenizer
 from model.generate import Answer, generate
@@ -38,7 +49,8 @@ def say(*texts: str, stopped: bool = True) -> list[Answer]:
 
 
 def problem(k: int) -> Problem:
-    return Problem(Example(dialogue(f"p{k}", [], [(f"{k} = ?", "")]), "8", "text"), rule(lambda example, answer: float(">8<" in answer)))
+    example = Example(dialogue(f"p{k}", [], [(f"{k} = ?", "")]), "8", "text")
+    return Problem(example, rule(lambda example, answer: float(">8<" in answer)))
 
 
 def stream(sample, count: int = 10, **changes) -> Rollouts:
@@ -71,7 +83,7 @@ def test_problems_of_a_task_are_those_of_the_train_split_that_stage_two_did_not_
 
 
 def test_a_text_twin_is_a_spec_of_the_same_task(tmp_path):
-    found = problems(("arithmetic:text=true",), 8, None, image_folder=None, allow_urls=False, bad_rows=tmp_path / "bad", max_bad=0)
+    found = problems(("arithmetic:text=true",), 8, None, image_folder=None, allow_urls=False, bad_rows=tmp_path, max_bad=0)
     assert len(found) == 8 and not any(item.prompt.pictures for item in found)
 
 
@@ -126,7 +138,7 @@ def test_groups_without_any_difference_are_replaced_and_counted():
 
 
 def test_replacing_ends_after_three_rounds_and_then_there_is_nothing_to_learn_but_nothing_breaks():
-    made = stream(by_number({k: (False, False) for k in range(10)}))
+    made = stream(by_number(dict.fromkeys(range(10), (False, False))))
     update = made.update(0)
     assert update.position == 16 and update.facts["groups"] == 0 and len(update.groups) == 4
     assert torch.equal(update.rewards(), torch.full((4, 2), 0.1))
@@ -134,7 +146,7 @@ def test_replacing_ends_after_three_rounds_and_then_there_is_nothing_to_learn_bu
 
 
 def test_where_every_group_counts_none_is_replaced():
-    update = stream(by_number({k: (True, True) for k in range(10)}), keep_all=True).update(0)
+    update = stream(by_number(dict.fromkeys(range(10), (True, True))), keep_all=True).update(0)
     assert update.position == 4 and len(update.groups) == update.facts["groups"] == 4
 
 
@@ -213,8 +225,8 @@ def test_rollout_and_training_agree_about_every_log_probability():
             answer.logps, answer.stopped = answer.logps[:len(answer.tokens)], False
         return found
 
-    made = dataclasses.replace(stream(sample), problems=asked, answers=3, image_tokens=model.image_tokens, keep_all=True, prompts=6,
-                               eyes=Eyes(model.encoder, model.config.fit, torch.device("cpu"), None))  # fmt: skip
+    made = dataclasses.replace(stream(sample), problems=asked, answers=3, image_tokens=model.image_tokens, keep_all=True,
+                               prompts=6, eyes=Eyes(model.encoder, model.config.fit, torch.device("cpu"), None))  # fmt: skip
     said = made.update(0).rollouts
     assert len({len(rollout) for rollout in said}) > 2
     said = [rollout for rollout in said if len(rollout)]
@@ -275,7 +287,8 @@ def test_a_broken_picture_of_a_problem_is_told_with_its_row(tmp_path):
 
 
 @pytest.mark.parametrize(("facts", "message"), [
-    ({"all_wrong": 0.9}, "2-sft_vlm.py"), ({"all_right": 0.9}, "Take harder problems"), ({"entropy": 0.001}, "Lower --lr"), ({}, None),
+    ({"all_wrong": 0.9}, "2-sft_vlm.py"), ({"all_right": 0.9}, "Take harder problems"), ({"entropy": 0.001}, "Lower --lr"),
+    ({}, None),
 ])  # fmt: skip
 def test_there_is_advice_where_there_is_no_point_in_going_on(facts, message):
     row = {"all_wrong": 0.3, "all_right": 0.3, "entropy": 0.1, **facts}
