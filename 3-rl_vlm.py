@@ -701,7 +701,7 @@ class ByOwnPairs(ByPairs):
                 batch = run.to_device(preferences.join([pairs[k] for k in places], self.eyes))
                 with self.start() as model:
                     micro_batches.append({**batch, "reference": sums_now(model, run, batch)})
-            yield position, micro_batches, update.facts
+            yield position, micro_batches, {f"policy_{name}": value for name, value in update.facts.items()}
 
 
 def own_pairs(config: Config, run: Run, model: VLM, made_by: str, ask: Ask, sampler: Callable) -> preferences.PreferenceFile:
