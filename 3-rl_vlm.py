@@ -10,7 +10,7 @@ One loop serves both: where a batch comes from, and what is minimised, is all th
 In:  out/sft, and problems (default: arithmetic), or preferences (default: the model's own answers about the embedded world).
 Out: out/grpo or out/dpo, as in stage 1.
 
-    python 3-rl_vlm.py                                              rules: four minutes on two CPU cores
+    python 3-rl_vlm.py                                              rules: sums of drawn digits and dice
     python 3-rl_vlm.py --data my_rows.jsonl --reward my_file.py:my_function
     python 3-rl_vlm.py --data arithmetic:text=true --out out/fre    LMM-R1: first reasoning, in words alone,
     python 3-rl_vlm.py --init out/fre                               and from there on pictures
@@ -139,7 +139,7 @@ class Config:
     batch_size: int | None = None  # of a process and micro-step: 64 answers; 8 pairs
     max_length: int = 1024  # preferences: tokens of prompt and answer; longer answers lose their end, both at the same token
     optimizer: str = "adamw"  # adamw | muon
-    lr: float | None = None  # peak learning rate: 1e-4; 5e-5, with LoRA twenty times that; of a pretrained model a hundredth
+    lr: float | None = None  # peak learning rate: 5e-5, with LoRA twenty times that; of a pretrained model a hundredth
     warmup: int | None = None  # steps of rising learning rate: 5; 10
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient; rules: nor twice what is usual, and no step at ten times that
@@ -164,7 +164,7 @@ class Config:
 DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by rules
     "data": (("arithmetic",), (), ("arithmetic",)), "temperature": (1.0, 0.7, 1.0), "beta": (0.0, 0.1, 0.1),
     "out": (Path("out/grpo"), Path("out/dpo"), Path("out/dpo")), "max_steps": (80, 0, 80), "batch_size": (64, 8, 8),
-    "lr": (1e-4, 5e-5, 5e-5), "warmup": (5, 10, 5), "bench": ("arithmetic", "hallucination", "arithmetic"),
+    "lr": (5e-5, 5e-5, 5e-5), "warmup": (5, 10, 5), "bench": ("arithmetic", "hallucination", "arithmetic"),
     "eval_every": (20, 100, 20), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
 }  # fmt: skip
 ROLLOUT_FLAGS = ("problems", "prompts", "rounds", "reward", "max_new_tokens", "chunk")

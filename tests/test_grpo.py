@@ -40,8 +40,8 @@ def even(tmp_path_factory) -> Path:
 
 def arguments(start: Path, even: Path, *more) -> tuple:  # noqa: F811
     return ("--init", start, "--data", "arithmetic:rows=0", "--problems", 12, "--prompts", 4, "--answers", 4, "--chunk", 2,
-            "--reward", f"{even}:even", "--max_new_tokens", 6, "--batch_size", 5, "--max_steps", 4, "--save_every", 2, "--lr", 1e-3,
-            "--warmup", 1, "--bench", "", "--device", "cpu", *more)  # fmt: skip
+            "--reward", f"{even}:even", "--max_new_tokens", 6, "--batch_size", 5, "--max_steps", 4, "--save_every", 2,
+            "--lr", 1e-3, "--warmup", 1, "--bench", "", "--device", "cpu", *more)  # fmt: skip
 
 
 # ---------------------------------------------------------------- what is minimised
@@ -54,8 +54,8 @@ def method(tmp_path, algo: str = "grpo", **changes):
         trainable(part, "full" if name == "llm" else "freeze")
     if algo == "ppo":
         SCRIPT.critic.apply(model)
-    config = SCRIPT.filled(SCRIPT.Config(algo=algo, data=("arithmetic:rows=0",), problems=4, prompts=4, out=tmp_path, device="cpu",
-                                         max_steps=1, bench="", **changes))  # fmt: skip
+    config = SCRIPT.filled(SCRIPT.Config(algo=algo, data=("arithmetic:rows=0",), problems=4, prompts=4, out=tmp_path,
+                                         device="cpu", max_steps=1, bench="", **changes))  # fmt: skip
     sampling = dict(max_new_tokens=6, stop_ids={TOKENIZER.end}, banned=(TOKENIZER.image, TOKENIZER.pad, TOKENIZER.bos))
     made = SCRIPT.ByRule(SCRIPT.Setting(config, a_run(tmp_path), model, TOKENIZER, TEMPLATE, eyes(model), None, sampling, "made"))
     return made
@@ -154,8 +154,8 @@ def test_ppo_gives_every_token_an_advantage_of_its_own_and_its_value_head_learns
 # ---------------------------------------------------------------- the script
 
 
-LOGGED = {"step", "seconds", "reward", "accuracy", "format", "all_right", "all_wrong", "truncated", "groups", "asked", "loss", "entropy",
-          "ratio", "clipped_low", "clipped_high", "ratio_max", "logp_gap", "lr", "gradient_norm", "gradient_threshold",
+LOGGED = {"step", "seconds", "reward", "accuracy", "format", "all_right", "all_wrong", "truncated", "groups", "asked", "loss",
+          "entropy", "ratio", "clipped_low", "clipped_high", "ratio_max", "logp_gap", "lr", "gradient_norm", "gradient_threshold",
           "step_left_out", "tokens_per_second"}  # fmt: skip
 
 
@@ -191,7 +191,8 @@ def test_two_processes_equal_one(one, start, even, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("more", [
-    (), ("--algo", "ppo", "--beta", 0.1, "--kl", "k1"), ("--algo", "dpo", "--pairs", "policy"), ("--train.llm", "lora:4", "--beta", 0.1),
+    (), ("--algo", "ppo", "--beta", 0.1, "--kl", "k1"), ("--algo", "dpo", "--pairs", "policy"),
+    ("--train.llm", "lora:4", "--beta", 0.1),
 ])  # fmt: skip
 def test_a_killed_run_goes_on_to_exactly_the_same_weights(more, one, start, even, run_script, tmp_path):  # noqa: F811
     given = arguments(start, even, *more)
@@ -219,8 +220,8 @@ def test_every_algorithm_takes_two_passes_over_its_answers(algo, start, even, ru
 
 def test_a_file_of_problems_is_learned_from_and_a_config_file_says_how(start, run_script, samples, tmp_path):  # noqa: F811
     settings = {"data": [str(samples / "eureka.jsonl"), str(samples / "lmm_r1.jsonl")], "init": str(start), "out": "run/grpo",
-                "max_steps": 2, "prompts": 2, "answers": 2, "max_new_tokens": 4, "lr": "1e-4", "clip_high": 0.3, "bench": "arithmetic",
-                "eval_examples": 2, "eval_every": 1, "device": "cpu", "reward": "rule"}  # fmt: skip
+                "max_steps": 2, "prompts": 2, "answers": 2, "max_new_tokens": 4, "lr": "1e-4", "clip_high": 0.3,
+                "bench": "arithmetic", "eval_examples": 2, "eval_every": 1, "device": "cpu", "reward": "rule"}  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     done = run_script("3-rl_vlm.py", "--config", tmp_path / "run.yaml", "--rounds", 1, cwd=tmp_path)
     assert "8 problems, 2 steps of 2 x 2 answers on 1 x cpu" in done.out and "a loss of about 0 is normal" in done.out
@@ -247,7 +248,8 @@ def test_looking_writes_nothing(switch, start, run_script, tmp_path):  # noqa: F
     (("--kl", "k4"), "--kl is one of k1"), (("--temperature", 0), "--temperature is above 0"), (("--answers", 1), "at least 2"),
     (("--clip_low", 1.5), "clip_low is between 0 and 1"), (("--nll_weight", 0.5), "has no use for --nll_weight"),
     (("--algo", "ppo", "--advantage", "rloo"), "leave out --advantage"), (("--pairs", "policy"), "has no use for --pairs"),
-    (("--algo", "dpo", "--passes", 2), "has no use for --problems"), (("--passes", 4, "--save_every", 6), "a multiple of --passes, 4"),
+    (("--algo", "dpo", "--passes", 2), "has no use for --problems"),
+    (("--passes", 4, "--save_every", 6), "a multiple of --passes, 4"),
     (("--reward", "mine.py:no"), "my_file.py:function, not"), (("--data", "nowhere.jsonl"), "no data at nowhere.jsonl"),
     (("--resume",), "nothing to resume in out/grpo"), (("--pairs", "own"), "--pairs is policy, or left out"),
 ])  # fmt: skip
@@ -291,7 +293,8 @@ def test_every_default_that_depends_on_the_algorithm_is_known_for_all_families()
 
 
 def test_a_config_file_may_set_what_has_no_default_of_its_own():
-    read = cli.from_mapping(SCRIPT.Config(), {"lr": "1e-4", "max_steps": 7, "out": "x", "data": "a.jsonl", "beta": None}, "run.yaml")
+    given = {"lr": "1e-4", "max_steps": 7, "out": "x", "data": "a.jsonl", "beta": None}
+    read = cli.from_mapping(SCRIPT.Config(), given, "run.yaml")
     assert (read.lr, read.max_steps, read.out, read.data, read.beta) == (1e-4, 7, Path("x"), ("a.jsonl",), None)
     with pytest.raises(SystemExit, match="run.yaml: lr: 'fast' is not a float"):
         cli.from_mapping(SCRIPT.Config(), {"lr": "fast"}, "run.yaml")
