@@ -36,21 +36,42 @@ def table(numbers: dict[str, float]) -> str:
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 
+def thumbnails(folder: Path, page: Path, number: int, example: Example, scale: int) -> str:
+    """The pictures of a question, written to FOLDER/pictures, as the page shows them."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    shown = []
+    for k, picture in enumerate(example.prompt.pictures):
+        image = picture.load()
+        file = folder / "pictures" / f"{number:02d}-{k}.png"
+        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(file)
+        shown.append(f"![]({file.relative_to(page.parent).as_posix()})")
+    return " ".join(shown)
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a table, whatever signs it holds."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
 def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequence[str], scale: int = 2) -> str:
     """Held-out pictures beside the question, the truth and the model's answer; the pictures go to FOLDER/pictures."""
     lines = ["| picture | question | truth | answer | |", "| --- | --- | --- | --- | --- |"]
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for number, (example, answer) in enumerate(zip(examples, answers, strict=True)):
-        shown = []
-        for k, picture in enumerate(example.prompt.pictures):
-            image = picture.load()
-            file = folder / "pictures" / f"{number:02d}-{k}.png"
-            image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(file)
-            shown.append(f"![]({file.relative_to(page.parent).as_posix()})")
-        cells = [part.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-                 for part in (example.prompt.messages[-1].text, example.answer, answer)]
-        right = "✓" if answer.strip() == example.answer.strip() else "✗"
-        lines.append(f"| {' '.join(shown)} | {' | '.join(cells)} | {right} |")
+        cells = [thumbnails(folder, page, number, example, scale),
+                 *map(cell, (example.prompt.messages[-1].text, example.answer, answer)),
+                 "✓" if answer.strip() == example.answer.strip() else "✗"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def before_and_after(folder: Path, page: Path, examples: Sequence[Example], answers: tuple[Sequence[str], Sequence[str]],
+                     right: Sequence[Sequence[bool]], scale: int = 2) -> str:
+    """The same with what was said before training and after it, and which of these were right."""
+    lines = ["| picture | question | truth | before | after |", "| --- | --- | --- | --- | --- |"]
+    for number, example in enumerate(examples):
+        said = [f"{'✓' if marks[number] else '✗'} {cell(texts[number])}" for texts, marks in zip(answers, right, strict=True)]
+        cells = [thumbnails(folder, page, number, example, scale), cell(example.prompt.messages[-1].text), cell(example.answer)]
+        lines.append(f"| {' | '.join([*cells, *said])} |")
     return "\n".join(lines)
 
 

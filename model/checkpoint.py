@@ -58,9 +58,10 @@ def weights(tensors: dict[str, torch.Tensor], with_encoder: bool) -> dict[str, t
 
 
 def save(folder: Path, model: VLM, tokenizer_file: Path) -> None:
-    """Write the model for anyone to load, LoRA merged; each file replaces the old one in one move."""
+    """Write the model for anyone to load, LoRA merged, without ppo's value head; each file replaces the old one in one move."""
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "model.safetensors", lambda file: save_weights(model, lora.merged(model), file))
+    tensors = {name: tensor for name, tensor in lora.merged(model).items() if not name.startswith("value_head.")}
+    write(folder / "model.safetensors", lambda file: save_weights(model, tensors, file))
     write(folder / "tokenizer.model", lambda file: shutil.copyfile(tokenizer_file, file))
     write(folder / "config.json", lambda file: file.write_text(model.config.to_json(), encoding="utf-8"))
 

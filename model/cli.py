@@ -9,6 +9,7 @@ import difflib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -44,18 +45,27 @@ def from_mapping(default, values: dict, where: str):
     if not isinstance(values, dict):
         raise SystemExit(f"{where}: a mapping of flags is expected, not {type(values).__name__}")
     known = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    kinds = get_type_hints(type(default))
     changes = {}
     for key, value in values.items():
         key = str(key).replace("-", "_")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             raise SystemExit(f"{where}: unknown key {key!r}" + (f"; perhaps you meant {near[0]!r}" if near else ""))
-        changes[key] = coerced(known[key], value, f"{where}: {key}")
+        changes[key] = coerced(known[key], value, f"{where}: {key}", kinds[key])
     return dataclasses.replace(default, **changes)
 
 
-def coerced(old, value, where: str):
-    """A yaml value as the type that the default has: yaml reads 1e-3 as a string, and a list where a tuple is meant."""
+def coerced(old, value, where: str, kind: type):
+    """A yaml value as the type that the default has: yaml reads 1e-3 as a string, and a list where a tuple is meant.
+
+    Where the default is None, `kind` says what else it may be: `float | None`.
+    """
+    if old is None and value is None:
+        return None
+    if old is None:
+        kind = next(option for option in get_args(kind) if option is not type(None))
+        old = (get_origin(kind) or kind)()
     if dataclasses.is_dataclass(old):
         return from_mapping(old, value, where)
     if isinstance(old, bool) or isinstance(value, bool):
@@ -71,4 +81,4 @@ def coerced(old, value, where: str):
             return type(old)(value)
         except (TypeError, ValueError) as error:
             raise SystemExit(f"{where}: {value!r} is not a {type(old).__name__}") from error
-    return Path(value) if isinstance(value, str) and old is None else value
+    return value

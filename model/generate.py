@@ -84,8 +84,19 @@ def sample(
         dropped = (before >= top_p).scatter(1, order, before >= top_p)
         logits = logits.masked_fill(dropped, float("-inf"))
     logps = logits.log_softmax(-1)
-    tokens = torch.multinomial(logps.exp(), 1, generator=generator)
+    tokens = draw(logps.exp(), generator)[:, None]
     return tokens.squeeze(1), logps.gather(1, tokens).squeeze(1)
+
+
+def draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(B, V) -> (B,): a token of each row, by inverting the sum of the probabilities up to it.
+
+    One random number a row; torch.multinomial draws one for each of the V tokens, and took 20 times as long (256 x 6400, CPU).
+    """
+    upto = probabilities.cumsum(-1)
+    place = torch.rand(len(upto), 1, generator=generator, device=upto.device) * upto[:, -1:]
+    place = torch.minimum(place, upto[:, -1:].nextafter(torch.zeros_like(place)))  # below the end, also when it was rounded
+    return torch.searchsorted(upto, place, right=True).squeeze(1)  # right: never a token of probability 0
 
 
 @contextlib.contextmanager

@@ -155,6 +155,10 @@ class Run:
         all_reduce(total)
         return total.item()
 
+    def max(self, value: float) -> float:
+        """The largest of a number over all processes."""
+        return max(self.union({self.rank: value}).values())
+
     def union(self, found: dict) -> dict:
         """What all processes found, in one dict."""
         if self.world == 1:
@@ -166,7 +170,7 @@ class Run:
     # ------------------------------------------------------------ saving
 
     def save(self, model: nn.Module, optimizer: Together, tokenizer_file: Path, step: int, position: int,
-             **more: float) -> None:
+             **more: float | str) -> None:
         """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`."""
         if self.first:
             checkpoint.save(self.out, model, tokenizer_file)

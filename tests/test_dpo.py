@@ -29,6 +29,7 @@ from dataset.preferences import Preference, join
 from dataset.tokenizer import MODEL_FILE, Tokenizer
 from model import checkpoint, lora
 from model.checkpoint import trainable
+from model.chosen import Chosen, quality
 from model.config import preset
 from model.generate import Answer, generate
 from model.losses import IGNORE, PREFERENCE_LOSSES, PreferenceOptions, answer_sums, as_pairs, next_token_targets, rewards
@@ -309,8 +310,8 @@ def pairs_file(tmp_path_factory) -> Path:
 
 
 def arguments(start: Path, pairs: Path, *more) -> tuple:
-    return ("--init", start, "--data", pairs, "--bench", "", "--device", "cpu", "--batch_size", 2, "--max_steps", 5,
-            "--epochs", 1, "--save_every", 2, "--log_every", 1, "--warmup", 2, "--lr", 1e-3, *more)  # fmt: skip
+    return ("--algo", "dpo", "--init", start, "--data", pairs, "--bench", "", "--device", "cpu", "--batch_size", 2,
+            "--max_steps", 5, "--epochs", 1, "--save_every", 2, "--log_every", 1, "--warmup", 2, "--lr", 1e-3, *more)  # fmt: skip
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -438,7 +439,7 @@ def test_a_trained_encoder_sees_pixels_and_its_reference_is_stored(start, pairs_
 
 @pytest.mark.parametrize("switch", ["--dry_run", "--check_data"])
 def test_looking_writes_nothing(switch, start, pairs_file, run_script, tmp_path):
-    given = ("--init", start, "--bench", "", "--epochs", 1, switch)
+    given = ("--algo", "dpo", "--init", start, "--bench", "", "--epochs", 1, switch)
     done = run_script("3-rl_vlm.py", *given, "--data", pairs_file, "--batch_size", 8, cwd=tmp_path)
     assert "24 pairs, 3 steps of 8 on 1 x" in done.out
     shown = "chosen: <s><|user|>1[image]What colour is it?<|assistant|>【It is red.<|end|>】" in done.out
@@ -449,7 +450,7 @@ def test_looking_writes_nothing(switch, start, pairs_file, run_script, tmp_path)
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (("--algo", "ppo"), "--algo is one of dpo, ipo, hinge"), (("--algo", "robust"), "--smoothing 0.1"),
+    (("--algo", "dppo"), "--algo is one of grpo, rloo"), (("--algo", "robust"), "--smoothing 0.1"),
     (("--algo", "sft_chosen", "--nll_weight", 0), "--nll_weight must be above 0"), (("--smoothing", 0.7), "0 to below 0.5"),
     (("--train.llm", "freeze"), "every part is frozen"), (("--init", "nowhere"), "no checkpoint in nowhere"),
     (("--data", "nowhere.jsonl"), "no data at nowhere.jsonl"), (("--resume",), "nothing to resume in out/dpo"),
@@ -469,7 +470,7 @@ def test_what_makes_no_sense_is_refused_with_the_remedy(more, message, start, pa
 ])
 def test_labels_that_no_one_can_give_are_refused_before_any_work(more, message, start, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
-        SCRIPT.main(SCRIPT.Config(init=start, out=tmp_path / "out", device="cpu", pairs_only=True, **more))
+        SCRIPT.main(SCRIPT.Config(algo="dpo", init=start, out=tmp_path / "out", device="cpu", pairs_only=True, **more))
     assert not list(tmp_path.iterdir())
 
 
@@ -477,16 +478,16 @@ def test_labels_that_no_one_can_give_are_refused_before_any_work(more, message, 
 
 
 def test_quality_wants_what_is_there_and_nothing_else():
-    def quality(chair_s: float, cover: float) -> float:
-        return SCRIPT.quality({"hallucination/chair_s": chair_s, "hallucination/cover": cover, "world/exact": 1.0})
+    def of(chair_s: float, cover: float) -> float:
+        return quality({"hallucination/chair_s": chair_s, "hallucination/cover": cover, "world/exact": 1.0})
 
-    assert quality(0.07, 0.94) > quality(0.58, 0.965) > quality(0.046, 0.368)  # anchored, before, silent
-    assert SCRIPT.quality({"world/exact": 0.5}) is None
+    assert of(0.07, 0.94) > of(0.58, 0.965) > of(0.046, 0.368)  # anchored, before, silent
+    assert quality({"world/exact": 0.5}) is None
 
 
 def chosen_in(tmp_path, history: list[dict]):
     run = SimpleNamespace(out=tmp_path, first=True, history=history, say=lambda text: None)
-    return SCRIPT.Chosen(run)
+    return Chosen(run)
 
 
 def scores(step: int, cover: float) -> dict:
@@ -555,8 +556,8 @@ def own_pairs(start, tmp_path, monkeypatch, **more) -> tuple[dict, list[dict], s
     """`--pairs_only`: the summary of the pairs, the claims of the first prompt's answers, and who labelled them."""
     monkeypatch.setitem(SCRIPT.main.__globals__, "generate", random_sentences)
     monkeypatch.chdir(tmp_path)  # where what a judge said is kept
-    config = SCRIPT.Config(init=start, out=tmp_path / "out" / "dpo", scenes=6, answers=6, device="cpu", bench="", pairs_only=True,
-                           feature_cache=tmp_path / "features", **more)
+    config = SCRIPT.Config(algo="dpo", init=start, out=tmp_path / "out" / "dpo", scenes=6, answers=6, device="cpu", bench="",
+                           pairs_only=True, feature_cache=tmp_path / "features", **more)
     SCRIPT.main(config)
     (folder,) = config.out.glob("feedback/*")
     claims = json.loads((folder / "claims.jsonl").read_text(encoding="utf-8").splitlines()[0])["claims"]
@@ -571,8 +572,8 @@ def test_pairs_alone_can_be_made_and_the_same_command_then_learns_from_them(star
     assert f"{summary['pairs']} pairs in {pairs}. Next: the same command without --pairs_only" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out" / "dpo").iterdir()] == ["feedback"]  # nothing was learned
     made = pairs.stat().st_mtime_ns
-    SCRIPT.main(SCRIPT.Config(init=start, out=tmp_path / "out" / "dpo", scenes=6, answers=6, device="cpu", bench="", max_steps=1,
-                              feature_cache=tmp_path / "features"))
+    SCRIPT.main(SCRIPT.Config(algo="dpo", init=start, out=tmp_path / "out" / "dpo", scenes=6, answers=6, device="cpu", bench="",
+                              max_steps=1, feature_cache=tmp_path / "features"))
     assert list(tmp_path.glob("out/dpo/feedback/*/pairs.jsonl")) == [pairs] and pairs.stat().st_mtime_ns == made
     assert (tmp_path / "out" / "dpo" / "model.safetensors").is_file()
 
@@ -646,7 +647,7 @@ def test_an_address_that_answers_nothing_stops_the_run_and_leaves_no_labels_behi
 
 def test_without_data_the_model_makes_its_own_pairs_and_hallucination_chooses(start, tmp_path, monkeypatch):
     monkeypatch.setitem(SCRIPT.main.__globals__, "generate", random_sentences)
-    config = SCRIPT.Config(init=start, out=tmp_path / "out" / "dpo", scenes=12, answers=6, iterations=2, max_steps=2,
+    config = SCRIPT.Config(algo="dpo", init=start, out=tmp_path / "out" / "dpo", scenes=12, answers=6, iterations=2, max_steps=2,
                            batch_size=2, eval_every=1, eval_examples=3, log_every=1, device="cpu",
                            feature_cache=tmp_path / "features")
     SCRIPT.main(config)

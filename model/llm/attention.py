@@ -109,9 +109,19 @@ class Cache:
         self.lengths, self.longest = self.lengths + lengths, self.longest + longest
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows (indices), in this order: finished answers leave, and cost nothing more."""
-        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
+        """Keep only these rows (indices), in this order: finished answers leave, and cost nothing more.
+
+        In place, and only what is filled: rows leave in most steps, and a copy of all the room cost as much as the model.
+        """
+        filled = slice(0, self.longest)
+        for name in ("keys", "values"):
+            stored = getattr(self, name)
+            kept = stored[:, :len(rows)]
+            kept[:, :, :, filled] = stored[:, :, :, filled][:, rows]
+            setattr(self, name, kept)
+        self.lengths = self.lengths[rows]
 
     def repeat(self, times: int) -> None:
         """Each row `times` times, neighbours: one prompt, computed once, for several answers."""
-        self.select(torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(times))
+        self.keys, self.values = (tensor.repeat_interleave(times, dim=1) for tensor in (self.keys, self.values))
+        self.lengths = self.lengths.repeat_interleave(times)

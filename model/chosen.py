@@ -1,0 +1,67 @@
+"""Which checkpoint of a run is kept: the best one on the validation split.
+
+In:  scores of the checks.  Out: OUT/chosen while the run goes, and in the end its three files in OUT.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from model import checkpoint
+from model.runtime import Run
+from model.vlm import VLM
+
+
+def quality(scores: dict[str, float]) -> float | None:
+    """(1 - CHAIR_s) x Cover: nothing that is not there, and all that is. Either alone is won by silence or by chatter."""
+    found = {name.rpartition("/")[2]: value for name, value in scores.items() if name.startswith("hallucination")}
+    return round((1 - found["chair_s"]) * found["cover"], 4) if found else None
+
+
+def mean_accuracy(scores: dict[str, float]) -> float | None:
+    """The mean over tasks of the share of right answers, by whatever name the task has for it."""
+    found = [value for name, value in scores.items() if name.rpartition("/")[2] in ("accuracy", "solved", "exact")]
+    return round(sum(found) / len(found), 4) if found else None
+
+
+MEASURES = {"(1 - CHAIR_s) x Cover": quality, "accuracy": mean_accuracy}
+
+
+class Chosen:
+    """The best checkpoint of a run on the validation split, in OUT/chosen; where the measure finds nothing in scores, the last.
+
+    What a resumed run has seen of it stands in its log.
+    """
+
+    def __init__(self, run: Run, measure: str = "(1 - CHAIR_s) x Cover"):
+        self.run, self.folder, self.measure = run, run.out / "chosen", measure
+        self.quality: Callable[[dict], float | None] = MEASURES[measure]
+        rows = [(self.quality(row), row) for row in run.history if row["step"] > 0 and self.quality(row) is not None]
+        self.best, self.scores = max(rows, key=lambda pair: pair[0], default=(-math.inf, {}))
+        if run.first and not rows:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def offer(self, model: VLM, tokenizer, step: int, scores: dict[str, float]) -> None:
+        value = self.quality(scores)
+        if step > 0 and value is not None and value > self.best:
+            self.best, self.scores = value, {"step": step, **scores}
+            checkpoint.save(self.folder, model, tokenizer.file)
+
+    def keep(self) -> dict[str, float]:
+        """Put the best one into OUT; returns its scores, {} where there was no choice."""
+        if self.folder.is_dir():
+            copy_checkpoint(self.folder, self.run.out)
+            self.run.say(f"step {self.scores['step']} is kept: {self.measure} = {self.best:.3f}")
+        best = self.best if self.folder.is_dir() else 0.0
+        (self.run.out / "chosen.json").write_text(json.dumps({"quality": best}))
+        return {name: value for name, value in self.scores.items() if "/" in name}
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """The three files of a checkpoint, each replaced in one move."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("model.safetensors", "tokenizer.model", "config.json"):
+        checkpoint.write(target / name, partial(shutil.copyfile, source / name))
