@@ -153,7 +153,7 @@ def random_things(rng: random.Random) -> Drawing:
 
 RANDOM = {
     "angles of triangles": lambda rng: triangle(
-        rng.sample([f"{10 * rng.randint(1, 9)}°", f"{10 * rng.randint(1, 9)}°", "?"], 3), rng),
+        rng.sample([f"{5 * rng.randint(2, 18)}°", f"{5 * rng.randint(2, 18)}°", "?"], 3), rng),
     "sides of rectangles": lambda rng: rectangle([rng.randint(1, 9), rng.randint(1, 9)], rng),
     "sides of L shapes": lambda rng: l_shape([rng.randint(1, 9) for _ in range(4)], rng),
     "legs of right triangles": lambda rng: right_triangle([rng.randint(3, 99), rng.randint(3, 99)], rng),

@@ -70,7 +70,8 @@ Source = tuple[Callable[[random.Random], Drawing], Callable[[Drawing], list[Labe
 SOURCES: dict[str, Source] = {
     "digits": (lambda rng: drawings.digits(some(rng, 0, 9), rng), by_cell),
     "dice": (lambda rng: drawings.dice(some(rng, 1, 6), rng), by_cell),
-    "angles of triangles": (figures.RANDOM["angles of triangles"], known),
+    "angles of triangles, tens": (figures.RANDOM["angles of triangles"], partial(digit, place=0)),
+    "angles of triangles, units": (figures.RANDOM["angles of triangles"], partial(digit, place=1)),
     "sides of rectangles": (figures.RANDOM["sides of rectangles"], by_cell),
     "sides of L shapes": (figures.RANDOM["sides of L shapes"], by_cell),
     "legs of right triangles, tens": (figures.RANDOM["legs of right triangles"], partial(digit, place=0)),
