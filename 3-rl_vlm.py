@@ -85,9 +85,9 @@ class Train:
 
 @dataclass
 class Config:
-    # rules: grpo rloo reinforce++ reinforce++_baseline ppo cispo gspo cpgd; preferences: dpo ipo hinge robust simpo apo_zero bco
-    # mpo sft_chosen (the control)
-    algo: str = "grpo"
+    # Rules: grpo rloo reinforce++ reinforce++_baseline ppo cispo gspo cpgd
+    # Preferences: dpo ipo hinge robust simpo apo_zero bco mpo sft_chosen (the control)
+    algo: str = "grpo"  # by rules: grpo, rloo, ppo, ...; by preferences: dpo, ipo, mpo, ...; an unknown one lists all
     data: tuple[str, ...] | None = None  # rules: tasks, files with answers; preferences: files, none: the model's own; by weight
 
     # Rules, and --pairs policy
