@@ -17,7 +17,7 @@ from model.registry import TASKS
 
 # Kinds of inventories: two at first, because five kinds at once are not learned in the same steps; then the rest.
 FIRST = ("place", "exists")
-LATER = ("place", "count", *2 * ("which_picture",), *2 * ("together",), *4 * ("change",))
+LATER = ("count", *2 * ("which_picture",), "together", *4 * ("change",))
 ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # shares: the harder, the more
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
@@ -80,7 +80,7 @@ class World:
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        form = rng.choices(("told", "asked", "pair", "inventory"), (24, 30, 14, 32))[0]
+        form = rng.choices(("told", "asked", "pair", "inventory"), (24, 26, 18, 32))[0]
         if form == "inventory":
             return self.inventory(f"world/sft/{i}", LATER, i, language, rng)
         if form == "pair":
