@@ -253,13 +253,17 @@ class Reward:
 Judge = Callable[[Example, str], Reward]
 
 
-def rule(right: Callable[[Example, str], float]) -> Judge:
-    """accuracy + 0.1 format, where an answer without the form is not even looked at (arXiv 2503.07365 adds them, weight 0.5)."""
+def rule(right: Callable[[Example, str], float], paid: Callable[[Example, str], float] | None = None) -> Judge:
+    """accuracy + 0.1 format, where an answer without the form is not even looked at (arXiv 2503.07365 adds them, weight 0.5).
+
+    paid   what a right or wrong answer is worth, where that is not its accuracy (sokoban:reward=hackable)
+    """
 
     def judge(example: Example, answer: str) -> Reward:
         formed = parts(answer) is not None
         accuracy = right(example, answer) if formed else 0.0
-        return Reward(accuracy, float(formed), accuracy + FORMAT_WEIGHT * formed)
+        worth = accuracy if paid is None or not formed else paid(example, answer)
+        return Reward(accuracy, float(formed), worth + FORMAT_WEIGHT * formed)
 
     return judge
 

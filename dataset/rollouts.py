@@ -53,7 +53,8 @@ class Problem:
 def of_task(task, count: int, judge: Judge | None) -> list[Problem]:
     """`count` pictures' worth of the train split, after the rows that stage 2 learned from (`rows`, where the task has it)."""
     learned = getattr(task, "rows", 0)
-    return [Problem(example, judge or rule(task.score)) for example in task.examples("train", learned + count)[learned:]]
+    judge = judge or rule(task.score, getattr(task, "reward", None))
+    return [Problem(example, judge) for example in task.examples("train", learned + count)[learned:]]
 
 
 def of_rows(source, count: int, judge: Judge | None, bad_rows: BadRows) -> list[Problem]:

@@ -296,3 +296,13 @@ def test_there_is_advice_where_there_is_no_point_in_going_on(facts, message):
     assert found is None if message is None else message in found
     assert advice([row] * 19, 0.005) is None, "for long, not for a moment"
     assert json.dumps(row)
+
+
+def test_a_task_that_pays_for_something_else_than_right_answers_is_paid_so_and_judged_right_all_the_same():
+    """The published reward for Sokoban: twenty moves that touch no box are worth more than half of a solution."""
+    wandering = f"<think>go</think><answer>{', '.join(['up', 'down'] * 10)}</answer>"
+    for spec, worth in (("sokoban:rows=0", 0.0), ("sokoban:rows=0,reward=hackable", 1.0)):
+        (problem,) = rollouts.of_task(TASKS.make(spec), 1, None)
+        reward = problem.judge(problem.example, wandering)
+        assert reward.accuracy == 0 and reward.format == 1
+        assert worth <= reward.total - 0.1 < worth + 0.03  # and a thousandth for each word
