@@ -61,7 +61,7 @@ class Config:
     accumulate: int = 1  # micro-steps a step
     max_length: int = 1024  # tokens of a conversation; longer ones lose their end
     optimizer: str = "muon"  # muon (matrices of blocks and connector; AdamW for the rest) | adamw
-    lr: float = 1.4e-2  # peak learning rate; small and base on real captions: 4e-4
+    lr: float = 8e-3  # peak learning rate; small and base on real captions: 4e-4
     warmup: int = 20  # steps of rising learning rate
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient

@@ -67,7 +67,7 @@ class World:
         """Scene i in one turn of one language: its caption, its description, or an inventory."""
         rng = random.Random(f"captions/{i}")
         scene, language = self.scene("train", i), rng.choice(world.LANGUAGES)
-        form = rng.choices((self.caption, self.description, None), (14, 11, 75))[0]
+        form = rng.choices((self.caption, self.description, None), (20, 15, 65))[0]
         if form is None:
             return self.inventory(f"world/pretrain/{i}", FIRST, i, language, rng)
         return dialogue(f"world/pretrain/{i}", [picture(scene)], [form(scene, language, rng)])
