@@ -92,7 +92,7 @@ class Config:
 
     # Rules, and --pairs policy
     problems: int = 4096  # of each task or file; when all have been asked, they are asked again
-    prompts: int = 64  # groups that an update learns from, each of so many --answers
+    prompts: int = 32  # groups that an update learns from, each of so many --answers
     rounds: int = 3  # how often others are asked in the place of problems whose answers are all alike
     reward: str = "rule"  # rule: a right answer in the right form, + 0.1 for the form | my_file.py:function
     max_new_tokens: int = 96  # of an answer
@@ -127,7 +127,7 @@ class Config:
 
     # Both; of two defaults the first is that of rules, the second that of preferences (DEFAULTS)
     answers: int = 8  # answers to each problem or question, sampled alike
-    temperature: float | None = None  # of this sampling: 1; 0.7
+    temperature: float | None = None  # of this sampling: 0.5, for at 1 most answers of a small model are slips; 0.7
     beta: float | None = None  # rules: weight of the KL to the start, 0; preferences: worth of a nat of log-ratio, 0.1 (simpo 2)
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
@@ -138,8 +138,8 @@ class Config:
     max_steps: int | None = None  # stop after so many steps: 40; 0, after the epochs
     batch_size: int | None = None  # of a process and micro-step: 64 answers; 8 pairs
     max_length: int = 1024  # preferences: tokens of prompt and answer; longer answers lose their end, both at the same token
-    optimizer: str = "adamw"  # adamw | muon
-    lr: float | None = None  # peak learning rate: 5e-5; 2e-5; with LoRA twenty times that; of a pretrained model a hundredth
+    optimizer: str | None = None  # muon | adamw: muon; adamw
+    lr: float | None = None  # peak learning rate: 3e-4; 2e-5; with LoRA twenty times that; of a pretrained model a hundredth
     warmup: int | None = None  # steps of rising learning rate: 5; 10
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient; rules: nor twice what is usual, and no step at ten times that
@@ -162,9 +162,10 @@ class Config:
 
 
 DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by rules
-    "data": (("arithmetic",), (), ("arithmetic",)), "temperature": (1.0, 0.7, 1.0), "beta": (0.0, 0.1, 0.1),
+    "data": (("arithmetic",), (), ("arithmetic",)), "temperature": (0.5, 0.7, 1.0), "beta": (0.0, 0.1, 0.1),
     "out": (Path("out/grpo"), Path("out/dpo"), Path("out/dpo")), "max_steps": (40, 0, 40), "batch_size": (64, 8, 8),
-    "lr": (5e-5, 2e-5, 2e-5), "warmup": (5, 10, 5), "bench": ("arithmetic", "hallucination", "arithmetic"),
+    "lr": (3e-4, 2e-5, 2e-5), "optimizer": ("muon", "adamw", "adamw"), "warmup": (5, 10, 5),
+    "bench": ("arithmetic", "hallucination", "arithmetic"),
     "eval_every": (10, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
 }  # fmt: skip
 ROLLOUT_FLAGS = ("problems", "prompts", "rounds", "reward", "max_new_tokens", "chunk")
@@ -264,6 +265,7 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
     if method.steps == 0:
         return False
 
+    method.wrapped = run.wrap(method.trained, config.compile)
     first_step, position = run.resume(model, optimizer)
     chosen = Chosen(run, method.measure)
     stream = method.stream(position)
@@ -365,6 +367,7 @@ class Method:
     """Where a batch comes from, `stream`, and what is minimised, `minimised`; below them what else may differ.
 
     steps      of the whole run; 0 where it was only looked at
+    trained    what is called in training; `wrapped` is the same with the gradients of all processes averaged (Run.wrap)
     weight     of a batch: what sums over it are divided by
     """
 
@@ -374,6 +377,7 @@ class Method:
 
     def __init__(self, setting: Setting):
         self.__dict__.update({name: getattr(setting, name) for name in setting.__dataclass_fields__})
+        self.trained = self.wrapped = self.model
 
     def stream(self, position: int) -> Iterator[tuple[int, list[Batch], dict]]:
         """(position to go on from, this rank's micro-batches of a step, facts for the log), for ever."""
@@ -480,7 +484,7 @@ class ByRule(Method):
         self.steps = config.max_steps
         self.eyes.prepare(self.rollouts.pictures(-(-self.steps // config.passes)), config.feature_cache_gb, self.run.say)
         self.start = at_start(self.model) if config.beta else None
-        self.wrapped = self.run.wrap(critic.ActorCritic(self.model) if config.algo == "ppo" else self.model, config.compile)
+        self.trained = self.wrapped = critic.ActorCritic(self.model) if config.algo == "ppo" else self.model
         self.run.say("a loss of about 0 is normal: on policy it is minus the mean advantage; only its gradient means something")
 
     def stream(self, position: int) -> Iterator[tuple[int, list[Batch], dict]]:
@@ -637,7 +641,6 @@ class ByPairs(Method):
             return
         self.steps, self.seen = steps, steps * per_step
         self.eyes.prepare(pictures(self.batches, self.seen), config.feature_cache_gb, run.say)
-        self.wrapped = run.wrap(model, config.compile)
 
     def stream(self, position: int) -> Iterator[tuple[int, list[Batch], dict]]:
         """--accumulate micro-batches of pairs, with what the reference thinks of each answer."""
@@ -685,7 +688,6 @@ class ByOwnPairs(ByPairs):
         self.steps = config.max_steps
         self.eyes.prepare(self.rollouts.pictures(self.steps), config.feature_cache_gb, self.run.say)
         self.start = at_start(self.model)
-        self.wrapped = self.run.wrap(self.model, config.compile)
 
     def stream(self, position: int) -> Iterator[tuple[int, list[Batch], dict]]:
         require_same_start(self.run, self.made_by)
