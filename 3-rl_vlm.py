@@ -14,7 +14,7 @@ Out: out/grpo or out/dpo, as in stage 1.
     python 3-rl_vlm.py --data my_rows.jsonl --reward my_file.py:my_function
     python 3-rl_vlm.py --data arithmetic:text=true --out out/fre    LMM-R1: first reasoning, in words alone,
     python 3-rl_vlm.py --init out/fre                               and from there on pictures
-    python 3-rl_vlm.py --algo dpo                                   preferences: a minute and a half on a CPU core
+    python 3-rl_vlm.py --algo dpo                                   preferences: a good minute on a CPU core
     python 3-rl_vlm.py --algo sft_chosen --out out/control          the control: fine-tuning on the better answers alone
     python 3-rl_vlm.py --algo dpo --iterations 3                    generate, learn, choose, and again from there
     python 3-rl_vlm.py --algo dpo --pairs_only --labeler judge --judge http://localhost:8000/v1,model=NAME
