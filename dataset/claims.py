@@ -146,7 +146,7 @@ def by_rule(which: str, places: bool = False, judge=None) -> Divider:
                 found[k] = claims
         return found
 
-    return Divider(f"rule:{which},places={places}" + (f" or {judge.model}" if judge else ""), divide)
+    return Divider(f"rule:{which},places={places},speech" + (f" or {judge.model}" if judge else ""), divide)
 
 
 def whole(which: str) -> Divider:

@@ -242,7 +242,7 @@ def test_sampling_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
     ({"seed": 1}, "answers", "seed 0, now 1"),
     ({"model": "weights 2"}, "answers", "model 'weights 1', now 'weights 2'"),
     ({"chunk": 4}, "answers", "chunk 3, now 4"),
-    ({"divider": whole("nano")}, "claims", "divider 'rule:nano,places=True', now 'whole:nano'"),
+    ({"divider": whole("nano")}, "claims", "divider 'rule:nano,places=True,speech', now 'whole:nano'"),
     ({"labeler": by_model("self", None)}, "labels", "labeler 'truth', now 'self,please=False'"),
     ({"balance": True}, "pairs", "balance False, now True"),
     ({"per_prompt": 3}, "pairs", "per_prompt 2, now 3"),
