@@ -14,21 +14,23 @@ from collections.abc import Sequence
 
 from dataset.chat import Conversation, Given, Message
 from dataset.images import Picture
-from dataset.questions import WORDS, single_things
+from dataset.questions import SIDES, WORDS, related, single_things
 from dataset.world import PLACES, Concept, Scene, concepts, plural, with_article
 
-ONE = ("place", "exists", "count")  # kinds about one scene
+ONE = ("place", "exists", "count", "relation")  # kinds about one scene; "relation" asks of pairs of things
 TWO = ("which_picture", "together", "change")  # kinds about two; "change" asks of places, the others of things
-PLACES_ASKED = 6  # of nine in an inventory of changes
+ASKED = 6  # places of nine in an inventory of changes, pairs of things in one of relations
 ASK = {
     "en": {"place": "Give the place of each.", "exists": "Check for each.", "count": "Count each.",
+           "relation": "Check each pair.",
            "which_picture": "In which picture is each?", "together": "Count each in both pictures together.",
            "change": "Compare each place."},
-    "zh": {"place": "说出每个的位置。", "exists": "检查每个。", "count": "数一数每个。", "which_picture": "每个在哪张图里？",
+    "zh": {"place": "说出每个的位置。", "exists": "检查每个。", "count": "数一数每个。",
+           "relation": "检查每一对。", "which_picture": "每个在哪张图里？",
            "together": "数一数两张图里的每个。", "change": "比较每个位置。"},
 }
 CHANGES = {"en": ("nothing", "same", "added", "removed", "became"), "zh": ("没有东西", "没有变化", "多了", "少了", "变成了")}
-SIDES = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
+IN = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
 ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
                    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")  # two pictures of nine places
 
@@ -40,15 +42,28 @@ def conversation(id: str, pictures: Sequence[Picture], question: str, said: Sequ
 
 
 def lines(kind: str, scenes: Sequence[Scene], language: str, rng: random.Random, which: str) -> list[tuple[str, str]]:
-    """Names in any order, each with its answer: [("a bus", " yes"), (", an ant", " no")]."""
+    """Names in any order, each with its answer: [("a bus", " yes"), (", an ant", " no")]; [] where the scene has no clear pair."""
     comma, space = (", ", " ") if language == "en" else ("，", "")
     if kind == "change":
-        found = [(place(cell, language), change(scenes, cell, language)) for cell in rng.sample(range(9), PLACES_ASKED)]
+        found = [(place(cell, language), change(scenes, cell, language)) for cell in rng.sample(range(9), ASKED)]
+    elif kind == "relation":
+        found = list(dict(line for _ in range(ASKED) if (line := relation(scenes[0], language, rng))).items())
     else:
         asked = names(kind, scenes, rng, which)
         rng.shuffle(asked)
         found = [(name(kind, concept, language), answer(kind, scenes, concept, language)) for concept in asked]
     return [(comma * (i > 0) + given, space + learned) for i, (given, learned) in enumerate(found)]
+
+
+def relation(scene: Scene, language: str, rng: random.Random) -> tuple[str, str] | None:
+    """("the bus left of the key", "yes"), ("公交车在钥匙左边", "是")."""
+    if not (found := related(scene, rng)):
+        return None
+    a, b, side, yes = found
+    words = SIDES[language][side]
+    given = (f"the {a.concept.en} {words} the {b.concept.en}" if language == "en"
+             else f"{a.concept.zh}在{b.concept.zh}{words}")
+    return given, WORDS[language]["yes" if yes else "no"]
 
 
 def place(cell: int, language: str) -> str:
@@ -91,5 +106,5 @@ def answer(kind: str, scenes: Sequence[Scene], concept: Concept, language: str) 
     if kind == "exists":
         return WORDS[language]["yes" if numbers[0] else "no"]
     if kind == "which_picture":
-        return SIDES[language][bool(numbers[0]) + 2 * bool(numbers[1])]
+        return IN[language][bool(numbers[0]) + 2 * bool(numbers[1])]
     return ENGLISH_NUMBERS[sum(numbers)] if language == "en" else str(sum(numbers))

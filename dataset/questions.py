@@ -123,8 +123,12 @@ def compare(scene: Scene, language: str, rng: random.Random, which: str) -> Ques
     return Question("compare", text, answer, thoughts)
 
 
-def relation(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
-    """Whether one thing is left of, right of, above or below another; only pairs that differ clearly are asked."""
+SIDES = {"en": {"left": "left of", "right": "right of", "above": "above", "below": "below"},
+         "zh": {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}}
+
+
+def related(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, str, bool] | None:
+    """Two things, a side of SIDES, and whether the first is on that side of the second; only pairs that differ clearly."""
     pairs = [(a, b) for a in single_things(scene) for b in single_things(scene)
              if a is not b and (a.cell % 3 != b.cell % 3 or a.cell // 3 != b.cell // 3)]
     if not pairs:
@@ -134,13 +138,19 @@ def relation(scene: Scene, language: str, rng: random.Random, which: str) -> Que
     axis = rng.choice([axis for axis, gap in (("x", sideways), ("y", upright)) if gap])
     true = {"x": "left" if sideways > 0 else "right", "y": "above" if upright > 0 else "below"}[axis]
     yes = rng.random() < 0.5
-    asked = true if yes else {"left": "right", "right": "left", "above": "below", "below": "above"}[true]
+    return a, b, true if yes else {"left": "right", "right": "left", "above": "below", "below": "above"}[true], yes
+
+
+def relation(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
+    """Whether one thing is left of, right of, above or below another."""
+    if not (found := related(scene, rng)):
+        return None
+    a, b, side, yes = found
+    words = SIDES[language][side]
     if language == "en":
-        words = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
-        text = f"Is the {a.concept.en} {words[asked]} the {b.concept.en}?"
+        text = f"Is the {a.concept.en} {'to the ' * (side in ('left', 'right'))}{words} the {b.concept.en}?"
     else:
-        words = {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}
-        text = f"{a.concept.zh}在{b.concept.zh}的{words[asked]}吗？"
+        text = f"{a.concept.zh}在{b.concept.zh}的{words}吗？"
     return Question("relation", text, WORDS[language]["yes" if yes else "no"])
 
 

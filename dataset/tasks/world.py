@@ -17,7 +17,7 @@ from model.registry import TASKS
 
 # Kinds of inventories: two at first, because five kinds at once are not learned in the same steps; then the rest.
 FIRST = ("place", "exists")
-LATER = ("count", *2 * ("which_picture",), "together", *4 * ("change",))
+LATER = (*2 * ("count",), *2 * ("relation",), "which_picture", "together", *2 * ("change",))
 ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # shares: the harder, the more
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
@@ -126,6 +126,9 @@ class World:
         if kind in inventories.TWO:  # a scene's second one is the same in every row
             shown.append(world.varied(shown[0], random.Random(f"varied/{i % self.scenes}"), self.concepts))
         lines = inventories.lines(kind, shown, language, rng, self.concepts)
+        if not lines:  # no clear pair to compare
+            kind = "exists"
+            lines = inventories.lines(kind, shown, language, rng, self.concepts)
         return inventories.conversation(id, [picture(one) for one in shown], inventories.ASK[language][kind], lines)
 
     def listing(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """Pixel shuffle: neighbouring patches laid side by side in one token, then one matrix. A quarter of the tokens for side 2.
 
 In:  features (N, P, D) of a square of patches, with or without a class token, and the picture's number in its conversation.
-Out: (N, P / side^2, C). A learned vector for the number is added to all tokens of a picture: which of several pictures a token
-     belongs to stands in the token, where a small model would need many steps to learn to read it off the text before.
+Out: (N, P / side^2, C). Two things that a small model would need many steps to gather from the text stand in the tokens of
+     several pictures: a learned vector for the number, and, by a matrix of its own, what the picture before shows at the same
+     place. Then what changed between two pictures is seen within one token.
 Source: space-to-depth, as in Idefics3 (arXiv 2408.12637) and SmolVLM, the inverse of the shuffle of arXiv 1609.05158.
 """
 
@@ -10,6 +11,7 @@ import math
 
 from torch import Tensor, nn
 
+from model.connector.linear import projection
 from model.registry import CONNECTORS
 
 
@@ -25,7 +27,9 @@ class PixelShuffle(nn.Module):
             raise ValueError(f"pixel_shuffle:side={side} needs a square of patches whose edge it divides, "
                              f"not {encoder.tokens - self.skip} patches")
         self.tokens = (self.edge // side) ** 2
-        self.proj = nn.Linear(encoder.dim * side**2, channels, bias=False)
+        self.proj = projection(encoder, channels, side**2)
+        self.before = nn.Linear(encoder.dim * side**2, channels, bias=False)
+        nn.init.zeros_(self.before.weight)
         self.number = nn.Embedding(pictures, channels)
         nn.init.normal_(self.number.weight, std=0.5)  # about as large as the tokens it is added to
 
@@ -33,4 +37,6 @@ class PixelShuffle(nn.Module):
         """(N, P, D), (N,) -> (N, P / side^2, C)."""
         grid = features[:, self.skip:].unflatten(1, (self.edge // self.side, self.side, self.edge // self.side, self.side))
         squares = grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)  # (N, P / side^2, side * side * D)
-        return self.proj(squares) + self.number(numbers.clamp(max=self.number.num_embeddings - 1))[:, None]
+        tokens = self.proj(squares) + self.number(numbers.clamp(max=self.number.num_embeddings - 1))[:, None]
+        later = numbers.nonzero().squeeze(1)  # all but the first of a conversation, in reading order: one row below the one before
+        return tokens.index_add(0, later, self.before(squares[later - 1]).to(tokens.dtype))

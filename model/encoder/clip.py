@@ -85,12 +85,17 @@ class ViT(nn.Module):
         self.ln_pre = nn.LayerNorm(width)
         blocks = nn.ModuleList(Block(width, heads, mlp, activation) for _ in range(layers))
         self.transformer = nn.ModuleDict({"resblocks": blocks})
-        # Unused by forward; kept so that the weights stay a complete CLIP tower.
+        # Unused by forward: the way into the space shared with text, where connectors begin, and kept for a complete CLIP.
         self.ln_post, self.proj = nn.LayerNorm(width), nn.Parameter(scale * torch.randn(width, output))
 
     @property
     def blocks(self) -> list[nn.Module]:
         return list(self.transformer.resblocks)
+
+    @property
+    def shared_space(self) -> Tensor:
+        """(D, output): CLIP's own map of a token into the space of its text tower, with ln_post's scale in it."""
+        return (self.ln_post.weight[:, None] * self.proj).detach()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, size, size) -> (N, P, D), the CLS token first."""
