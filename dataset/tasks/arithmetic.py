@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dataset import drawings, world
+from dataset import drawings, problems, world
 from dataset.chat import Conversation, Given, Message
 from dataset.images import Picture
 from dataset.tasks import Example, Generated, dialogue, exact, means
@@ -21,8 +21,7 @@ ASK = {"en": ("What is the sum of the digits?", "What is the sum of the dice?"),
 
 def split_of(values: Sequence[int]) -> str:
     """train, val or test, by the multiset of the numbers."""
-    place = world.chance("arithmetic", *sorted(values))
-    return "test" if place < 0.1 else "val" if place < 0.2 else "train"
+    return problems.split_of("arithmetic", *sorted(values))
 
 
 def numbers(split: str, rng: random.Random, dice: bool) -> list[int]:
@@ -76,7 +75,7 @@ class Arithmetic:
         values = numbers(split, rng, dice)
         language = rng.choice(world.LANGUAGES)
         if self.text or i % 3 == 2:
-            return [], " + ".join(map(str, values)) + (" = ?" if language == "en" else " 等于多少？"), values, language
+            return [], "+".join(map(str, values)) + ("=?" if language == "en" else "等于多少？"), values, language
         draw = drawings.dice if dice else drawings.digits
         seed = rng.random()
         shown = Picture(f"arithmetic:{draw.__name__}:{values}:{seed}", lambda: draw(values, random.Random(seed)).image)
