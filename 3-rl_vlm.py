@@ -92,6 +92,7 @@ class Config:
 
     # Rules, and --pairs policy
     problems: int = 4096  # of each task or file; when all have been asked, they are asked again
+    pass_rates: tuple[float, float] = (0.0, 1.0)  # files: leave out rows whose own pass_rate lies outside, as 0.1 0.9 (MM-EUREKA)
     prompts: int = 32  # groups that an update learns from, each of so many --answers
     rounds: int = 3  # how often others are asked in the place of problems whose answers are all alike
     reward: str = "rule"  # rule: a right answer in the right form, + 0.1 for the form | my_file.py:function
@@ -168,7 +169,7 @@ DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by 
     "bench": ("arithmetic", "hallucination", "arithmetic"),
     "eval_every": (10, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
 }  # fmt: skip
-ROLLOUT_FLAGS = ("problems", "prompts", "rounds", "reward", "max_new_tokens", "chunk")
+ROLLOUT_FLAGS = ("problems", "pass_rates", "prompts", "rounds", "reward", "max_new_tokens", "chunk")
 RULE_FLAGS = ("keep_all", "passes", "advantage", "clip_low", "clip_high", "per_sequence", "drift", "lam", "kl", "entropy_floor")
 STORED_FLAGS = ("scenes", "labeler", "judge", "divider", "balance", "pairs_only", "iterations", "reference", "epochs",
                 "accumulate")
@@ -435,7 +436,7 @@ def make_rollouts(setting: Setting, keep_all: bool) -> rollouts.Rollouts:
     config, run = setting.config, setting.run
     asked = rollouts.problems(
         config.data, config.problems, judge_from(config.reward), image_folder=config.image_folder, allow_urls=config.allow_urls,
-        bad_rows=run.out / "bad_rows.jsonl", max_bad=config.max_bad)
+        bad_rows=run.out / "bad_rows.jsonl", max_bad=config.max_bad, pass_rates=config.pass_rates)
 
     def sample(batch: Batch, generator: torch.Generator) -> list:
         return run.generator(generate, setting.model, temperature=config.temperature, answers=config.answers,

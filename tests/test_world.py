@@ -606,6 +606,15 @@ def test_rows_that_are_only_read_follow_the_sums_and_name_what_is_drawn():
             assert sum(values) == spots(row.pictures[0].load())
 
 
+def test_brief_rows_say_a_sum_in_a_picture_at_once_and_one_in_words_step_by_step():
+    rows = [Arithmetic(brief=0.6).train("sft")[i] for i in range(300)]
+    brief = [row for row in rows if "+" not in row.messages[-1].text]
+    assert all(row.pictures for row in brief) and 0.5 < len(brief) / sum(bool(row.pictures) for row in rows) < 0.7
+    for row in brief:
+        seen, said = re.fullmatch(r"<think>([\d, ]+)\.</think><answer>(\d+)</answer>", row.messages[-1].text).groups()
+        assert sum(map(int, seen.split(", "))) == int(said)
+
+
 def test_a_sum_without_its_tags_is_wrong():
     task = Arithmetic()
     example = task.examples("test", 1)[0]

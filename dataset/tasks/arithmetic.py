@@ -68,13 +68,15 @@ class Arithmetic:
     """Sums of 2 to 4 drawn digits or dice, with the same sums in words; answers come with their reasoning.
 
     read      rows more, about pictures of five to nine numbers which are only read: most mistakes are made in reading
+    brief     share of the rows about pictures that say the sum at once, as people do: what is imitated is a habit, good or bad,
+              and RL finds out which one pays
     recheck   share of the rows that look at the picture twice (dataset/tasks/reflection.py measures what comes of it)
     """
 
     size = 500  # pictures' worth of questions that make the test set
 
-    def __init__(self, rows: int = 2_000, text: bool = False, recheck: float = 0.0, read: int = 0):
-        self.rows, self.text, self.recheck, self.read = rows, text, recheck, read
+    def __init__(self, rows: int = 2_000, text: bool = False, recheck: float = 0.0, read: int = 0, brief: float = 0.0):
+        self.rows, self.text, self.recheck, self.read, self.brief = rows, text, recheck, read, brief
 
     def problem(self, split: str, i: int) -> tuple[list[Picture], str, list[int], str]:
         """(pictures, question, numbers, language) number i; every third is in words, all of them with `text`."""
@@ -103,6 +105,8 @@ class Arithmetic:
         pictures, question, values, language = self.problem("train", i)
         asked = dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], "")])
         rest = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
+        if pictures and random.Random(f"brief/{i}").random() < self.brief:
+            rest = f"{seen(values)}</think><answer>{sum(values)}</answer>"
         parts: tuple[str, ...] = (f"<think>{rest}",)
         rng = random.Random(f"recheck/{i}")
         if pictures and rng.random() < self.recheck:
