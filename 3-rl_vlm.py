@@ -92,6 +92,7 @@ class Config:
 
     # Rules, and --pairs policy
     problems: int = 4096  # of each task or file; when all have been asked, they are asked again
+    pass_rates: tuple[float, float] = (0.0, 1.0)  # files: leave out rows whose own pass_rate lies outside, as 0.1 0.9 (MM-EUREKA)
     prompts: int = 32  # groups that an update learns from, each of so many --answers
     rounds: int = 3  # how often others are asked in the place of problems whose answers are all alike
     reward: str = "rule"  # rule: a right answer in the right form, + 0.1 for the form | my_file.py:function
@@ -127,7 +128,7 @@ class Config:
 
     # Both; of two defaults the first is that of rules, the second that of preferences (DEFAULTS)
     answers: int = 8  # answers to each problem or question, sampled alike
-    temperature: float | None = None  # of this sampling: 0.5, for at 1 most answers of a small model are slips; 0.7
+    temperature: float | None = None  # of this sampling: 1; 0.7
     beta: float | None = None  # rules: weight of the KL to the start, 0; preferences: worth of a nat of log-ratio, 0.1 (simpo 2)
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
@@ -135,17 +136,17 @@ class Config:
     out: Path | None = None  # where the checkpoint goes: out/grpo; out/dpo
     template: str = ""  # how conversations are written; default: as the checkpoint does
     train: Train = field(default_factory=Train)
-    max_steps: int | None = None  # stop after so many steps: 40; 0, after the epochs
+    max_steps: int | None = None  # stop after so many steps: 70; 0, after the epochs
     batch_size: int | None = None  # of a process and micro-step: 64 answers; 8 pairs
     max_length: int = 1024  # preferences: tokens of prompt and answer; longer answers lose their end, both at the same token
     optimizer: str | None = None  # muon | adamw: muon; adamw
-    lr: float | None = None  # peak learning rate: 3e-4; 2e-5; with LoRA twenty times that; of a pretrained model a hundredth
+    lr: float | None = None  # peak learning rate: 1e-3; 2e-5; with LoRA twenty times that; of a pretrained model a hundredth
     warmup: int | None = None  # steps of rising learning rate: 5; 10
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient; rules: nor twice what is usual, and no step at ten times that
     seed: int = 0
     bench: str | None = None  # tasks to check on their validation split, which choose the checkpoint: arithmetic; hallucination
-    eval_every: int | None = None  # steps between checks, from step 0 on: 10; 100; 0: at the end alone
+    eval_every: int | None = None  # steps between checks, from step 0 on: 20; 100; 0: at the end alone
     eval_examples: int | None = None  # pictures' worth of questions that a check asks of each task: 300; 1000
     save_every: int | None = None  # steps between saves for --resume: 20; 200; the end is always saved
     log_every: int | None = None  # steps between lines of log.jsonl: 1; 5
@@ -162,13 +163,13 @@ class Config:
 
 
 DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by rules
-    "data": (("arithmetic",), (), ("arithmetic",)), "temperature": (0.5, 0.7, 1.0), "beta": (0.0, 0.1, 0.1),
-    "out": (Path("out/grpo"), Path("out/dpo"), Path("out/dpo")), "max_steps": (40, 0, 40), "batch_size": (64, 8, 8),
-    "lr": (3e-4, 2e-5, 2e-5), "optimizer": ("muon", "adamw", "adamw"), "warmup": (5, 10, 5),
+    "data": (("arithmetic",), (), ("arithmetic",)), "temperature": (1.0, 0.7, 1.0), "beta": (0.0, 0.1, 0.1),
+    "out": (Path("out/grpo"), Path("out/dpo"), Path("out/dpo")), "max_steps": (70, 0, 40), "batch_size": (64, 8, 8),
+    "lr": (1e-3, 2e-5, 2e-5), "optimizer": ("muon", "adamw", "adamw"), "warmup": (5, 10, 5),
     "bench": ("arithmetic", "hallucination", "arithmetic"),
-    "eval_every": (10, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
+    "eval_every": (20, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
 }  # fmt: skip
-ROLLOUT_FLAGS = ("problems", "prompts", "rounds", "reward", "max_new_tokens", "chunk")
+ROLLOUT_FLAGS = ("problems", "pass_rates", "prompts", "rounds", "reward", "max_new_tokens", "chunk")
 RULE_FLAGS = ("keep_all", "passes", "advantage", "clip_low", "clip_high", "per_sequence", "drift", "lam", "kl", "entropy_floor")
 STORED_FLAGS = ("scenes", "labeler", "judge", "divider", "balance", "pairs_only", "iterations", "reference", "epochs",
                 "accumulate")
@@ -435,7 +436,7 @@ def make_rollouts(setting: Setting, keep_all: bool) -> rollouts.Rollouts:
     config, run = setting.config, setting.run
     asked = rollouts.problems(
         config.data, config.problems, judge_from(config.reward), image_folder=config.image_folder, allow_urls=config.allow_urls,
-        bad_rows=run.out / "bad_rows.jsonl", max_bad=config.max_bad)
+        bad_rows=run.out / "bad_rows.jsonl", max_bad=config.max_bad, pass_rates=config.pass_rates)
 
     def sample(batch: Batch, generator: torch.Generator) -> list:
         return run.generator(generate, setting.model, temperature=config.temperature, answers=config.answers,

@@ -26,6 +26,7 @@ import torch
 from dataset.chat import Conversation, Document, Template, render_prompt
 from dataset.collate import Look, collate, pad
 from dataset.conversations import BadRows, load, name_and_weight
+from dataset.difficulty import by_pass_rate
 from dataset.eyes import Eyes
 from dataset.images import BadRow, Picture
 from dataset.preferences import Pair
@@ -81,10 +82,11 @@ def of_rows(source, count: int, judge: Judge | None, bad_rows: BadRows) -> list[
 
 
 def problems(specs: Sequence[str], count: int, judge: Judge | None, *, image_folder: Path | None, allow_urls: bool,
-             bad_rows: Path, max_bad: float) -> list[Problem]:
+             bad_rows: Path, max_bad: float, pass_rates: tuple[float, float] = (0.0, 1.0)) -> list[Problem]:
     """All that `--data` names, tasks and files, `count` of each (times its weight, "arithmetic:0.5"); ValueError if that is none.
 
-    judge: in place of the task's own score and of the comparison with the gold answer.
+    judge       in place of the task's own score and of the comparison with the gold answer
+    pass_rates  of files: only rows whose own pass rate, where they tell one, lies between these two
     """
     found = []
     for spec in specs:
@@ -93,6 +95,8 @@ def problems(specs: Sequence[str], count: int, judge: Judge | None, *, image_fol
             found += of_task(TASKS.make(name), round(weight * count), judge)
         else:
             source = load(name, image_folder, allow_urls, need_answer=False)
+            if pass_rates != (0.0, 1.0):
+                source = by_pass_rate(source, *pass_rates)
             found += of_rows(source, round(weight * count), judge, BadRows(bad_rows, len(source), max_bad))
     if not found:
         raise ValueError(f"no problem in {', '.join(specs)}: give --data a task or a file with answers, and --problems above 0")

@@ -31,22 +31,22 @@ MEASURES = {"(1 - CHAIR_s) x Cover": quality, "accuracy": mean_accuracy}
 
 
 class Chosen:
-    """The best checkpoint of a run on the validation split, in OUT/chosen; where the measure finds nothing in scores, the last.
+    """The best checkpoint of a run on the validation split, the start included, in OUT/chosen; the first of equals.
 
-    What a resumed run has seen of it stands in its log.
+    Where the measure finds nothing in scores, the last. What a resumed run has seen of it stands in its log.
     """
 
     def __init__(self, run: Run, measure: str = "(1 - CHAIR_s) x Cover"):
         self.run, self.folder, self.measure = run, run.out / "chosen", measure
         self.quality: Callable[[dict], float | None] = MEASURES[measure]
-        rows = [(self.quality(row), row) for row in run.history if row["step"] > 0 and self.quality(row) is not None]
+        rows = [(self.quality(row), row) for row in run.history if self.quality(row) is not None]
         self.best, self.scores = max(rows, key=lambda pair: pair[0], default=(-math.inf, {}))
         if run.first and not rows:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def offer(self, model: VLM, tokenizer, step: int, scores: dict[str, float]) -> None:
         value = self.quality(scores)
-        if step > 0 and value is not None and value > self.best:
+        if value is not None and value > self.best:
             self.best, self.scores = value, {"step": step, **scores}
             checkpoint.save(self.folder, model, tokenizer.file)
 

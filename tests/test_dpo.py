@@ -500,18 +500,20 @@ def marked_model(value: float) -> VLM:
     return model
 
 
-def test_the_best_checkpoint_is_kept_and_the_start_is_no_candidate(tmp_path):
+@pytest.mark.parametrize("first, kept", [(0.4, 100), (0.9, 0)])
+def test_the_best_checkpoint_is_kept_and_that_may_be_the_start(tmp_path, first, kept):
     chosen = chosen_in(tmp_path, [])
-    for step, cover in ((0, 0.9), (50, 0.5), (100, 0.7), (150, 0.6)):
+    for step, cover in ((0, first), (50, 0.5), (100, 0.7), (150, 0.6)):
         chosen.offer(marked_model(step), SimpleNamespace(file=MODEL_FILE), step, scores(step, cover))
-    assert chosen.keep() == {"hallucination/chair_s": 0.0, "hallucination/cover": 0.7}
-    assert load_file(tmp_path / "model.safetensors")["connector.proj.weight"].unique().tolist() == [100]
-    assert json.loads((tmp_path / "chosen.json").read_text()) == {"quality": 0.7}
+    best = max(first, 0.7)
+    assert chosen.keep() == {"hallucination/chair_s": 0.0, "hallucination/cover": best}
+    assert load_file(tmp_path / "model.safetensors")["connector.proj.weight"].unique().tolist() == [kept]
+    assert json.loads((tmp_path / "chosen.json").read_text()) == {"quality": best}
 
 
 def test_a_resumed_run_remembers_the_best_from_its_log(tmp_path):
     chosen_in(tmp_path, []).offer(marked_model(50), SimpleNamespace(file=MODEL_FILE), 50, scores(50, 0.8))
-    chosen = chosen_in(tmp_path, [scores(0, 0.9), scores(50, 0.8), {"step": 60, "loss": 1.0}])
+    chosen = chosen_in(tmp_path, [scores(0, 0.5), scores(50, 0.8), {"step": 60, "loss": 1.0}])
     chosen.offer(marked_model(100), SimpleNamespace(file=MODEL_FILE), 100, scores(100, 0.7))
     assert chosen.keep()["hallucination/cover"] == 0.8
     assert load_file(tmp_path / "model.safetensors")["connector.proj.weight"].unique().tolist() == [50]

@@ -108,6 +108,16 @@ def test_a_row_without_a_gold_answer_that_can_be_checked_is_named_when_the_data_
     assert "nothing can match it" in (tmp_path / "bad.jsonl").read_text()
 
 
+def test_rows_of_a_file_that_are_too_easy_or_too_hard_are_no_problems_and_tasks_are_not_asked(tmp_path):
+    rows = [{"conversations": [{"role": "user", "content": f"{k} + 1?"}], "answer": "2", "pass_rate": k / 4} for k in range(5)]
+    rows.append({"conversations": [{"role": "user", "content": "untold"}], "answer": "2"})
+    lines(tmp_path / "rows.jsonl", rows)
+    found = problems((str(tmp_path / "rows.jsonl"), "arithmetic"), 6, None, image_folder=None, allow_urls=False,
+                     bad_rows=tmp_path / "bad", max_bad=0, pass_rates=(0.1, 0.9))
+    assert [item.prompt.messages[-1].text for item in found[:4]] == ["1 + 1?", "2 + 1?", "3 + 1?", "untold"]
+    assert len(found) == 4 + 6
+
+
 def test_without_any_problem_there_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no problem in arithmetic"):
         problems(("arithmetic",), 0, None, image_folder=None, allow_urls=False, bad_rows=tmp_path / "bad", max_bad=0)

@@ -595,6 +595,29 @@ def test_a_sum_that_is_tested_was_never_trained_in_any_form():
     assert all(len(found) > 50 for found in sums.values())
 
 
+def test_rows_that_are_only_read_follow_the_sums_and_name_what_is_drawn():
+    source = Arithmetic(rows=2, read=60).train("sft")
+    sums, read = [source[i] for i in range(2)], [source[i] for i in range(2, len(source))]
+    assert len(read) == 60 and all("<think>" in row.messages[-1].text for row in sums)
+    assert len({row.pictures for row in read}) == 60
+    dice = [row for row in read if "dice" in row.messages[0].text or "骰子" in row.messages[0].text]
+    assert 15 < len(dice) < 45
+    for row in read:
+        values = list(map(int, re.findall(r"\d", row.messages[-1].text)))
+        assert 5 <= len(values) <= 9 and row.messages[-1].text == ", ".join(map(str, values)) + "."
+        if row in dice:
+            assert sum(values) == spots(row.pictures[0].load())
+
+
+def test_brief_rows_say_a_sum_in_a_picture_at_once_and_one_in_words_step_by_step():
+    rows = [Arithmetic(brief=0.6).train("sft")[i] for i in range(300)]
+    brief = [row for row in rows if "+" not in row.messages[-1].text]
+    assert all(row.pictures for row in brief) and 0.5 < len(brief) / sum(bool(row.pictures) for row in rows) < 0.7
+    for row in brief:
+        seen, said = re.fullmatch(r"<think>([\d, ]+)\.</think><answer>(\d+)</answer>", row.messages[-1].text).groups()
+        assert sum(map(int, seen.split(", "))) == int(said)
+
+
 def test_a_sum_without_its_tags_is_wrong():
     task = Arithmetic()
     example = task.examples("test", 1)[0]

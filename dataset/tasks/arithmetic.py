@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dataset import drawings, world
+from dataset import drawings, problems, world
 from dataset.chat import Conversation, Given, Message
 from dataset.images import Picture
 from dataset.tasks import Example, Generated, dialogue, exact, means
@@ -21,8 +21,7 @@ ASK = {"en": ("What is the sum of the digits?", "What is the sum of the dice?"),
 
 def split_of(values: Sequence[int]) -> str:
     """train, val or test, by the multiset of the numbers."""
-    place = world.chance("arithmetic", *sorted(values))
-    return "test" if place < 0.1 else "val" if place < 0.2 else "train"
+    return problems.split_of("arithmetic", *sorted(values))
 
 
 def numbers(split: str, rng: random.Random, dice: bool) -> list[int]:
@@ -54,6 +53,13 @@ def misread(values: Sequence[int], rng: random.Random, dice: bool) -> list[int]:
     return wrong
 
 
+def drawn(dice: bool, values: list[int], seed: float) -> Picture:
+    """The numbers in a picture that is drawn when it is needed."""
+    draw = drawings.dice if dice else drawings.digits
+    return problems.drawn(f"arithmetic:{draw.__name__}:{values}", lambda rng: draw(values, rng), seed)
+
+
+READ = {"en": ("Which digits are there?", "What do the dice show?"), "zh": ("有哪些数字？", "骰子各是几点？")}
 LOOK_AGAIN = {"en": " Wait, look again: ", "zh": "等等，再看："}
 
 
@@ -61,13 +67,16 @@ LOOK_AGAIN = {"en": " Wait, look again: ", "zh": "等等，再看："}
 class Arithmetic:
     """Sums of 2 to 4 drawn digits or dice, with the same sums in words; answers come with their reasoning.
 
+    read      rows more, about pictures of five to nine numbers which are only read: most mistakes are made in reading
+    brief     share of the rows about pictures that say the sum at once, as people do: what is imitated is a habit, good or bad,
+              and RL finds out which one pays
     recheck   share of the rows that look at the picture twice (dataset/tasks/reflection.py measures what comes of it)
     """
 
     size = 500  # pictures' worth of questions that make the test set
 
-    def __init__(self, rows: int = 2_000, text: bool = False, recheck: float = 0.0):
-        self.rows, self.text, self.recheck = rows, text, recheck
+    def __init__(self, rows: int = 2_000, text: bool = False, recheck: float = 0.0, read: int = 0, brief: float = 0.0):
+        self.rows, self.text, self.recheck, self.read, self.brief = rows, text, recheck, read, brief
 
     def problem(self, split: str, i: int) -> tuple[list[Picture], str, list[int], str]:
         """(pictures, question, numbers, language) number i; every third is in words, all of them with `text`."""
@@ -76,19 +85,28 @@ class Arithmetic:
         values = numbers(split, rng, dice)
         language = rng.choice(world.LANGUAGES)
         if self.text or i % 3 == 2:
-            return [], " + ".join(map(str, values)) + (" = ?" if language == "en" else " 等于多少？"), values, language
-        draw = drawings.dice if dice else drawings.digits
-        seed = rng.random()
-        shown = Picture(f"arithmetic:{draw.__name__}:{values}:{seed}", lambda: draw(values, random.Random(seed)).image)
-        return [shown], ASK[language][dice], values, language
+            return [], "+".join(map(str, values)) + ("=?" if language == "en" else "等于多少？"), values, language
+        return [drawn(dice, values, rng.random())], ASK[language][dice], values, language
 
     def train(self, stage: str) -> Generated | None:
-        return Generated(self.rows, self.row) if stage == "sft" else None
+        return Generated(self.rows + self.read, self.row) if stage == "sft" else None
+
+    def reading(self, i: int) -> Conversation:
+        """Five to nine digits or dice that are only read: three times as many as a sum has, for as many words."""
+        rng = random.Random(f"arithmetic/reading/{i}")
+        dice, language = rng.random() < 0.5, rng.choice(world.LANGUAGES)
+        values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(5, 9))]
+        return dialogue(f"arithmetic/reading/{i}", [drawn(dice, values, rng.random())], [(READ[language][dice], seen(values))])
 
     def row(self, i: int) -> Conversation:
+        """Sum i with its reasoning; behind the sums come the rows that are only read."""
+        if i >= self.rows:
+            return self.reading(i - self.rows)
         pictures, question, values, language = self.problem("train", i)
         asked = dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], "")])
         rest = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
+        if pictures and random.Random(f"brief/{i}").random() < self.brief:
+            rest = f"{seen(values)}</think><answer>{sum(values)}</answer>"
         parts: tuple[str, ...] = (f"<think>{rest}",)
         rng = random.Random(f"recheck/{i}")
         if pictures and rng.random() < self.recheck:
