@@ -43,7 +43,7 @@ class Train:
 @dataclass
 class Config:
     preset: str = "nano"  # nano: minutes on a CPU | small: 26M, GPT 512 x 8 | base: 104M, GPT 768 x 16
-    data: tuple[str, ...] = ("world",)  # tasks or files, mixed: world, captions.jsonl, more.parquet:0.5
+    data: tuple[str, ...] = ("world", "easy_vqa:0.5")  # tasks or files, mixed: world, captions.jsonl, more.parquet:0.5
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
     init: Path | None = None  # a checkpoint to start from; default: random weights
@@ -55,7 +55,7 @@ class Config:
     template: str = "pupil"  # how conversations are written; pretrain: picture and caption, no roles
     fit: str = "square"  # how pictures are fitted: square (crop) | pad | naive (squeeze); stored in the checkpoint
     train: Train = field(default_factory=Train)
-    epochs: float = 0.6  # passes over the data; of the world's 30,000 rows that many are enough
+    epochs: float = 0.5  # passes over the data; half of the world's 30,000 rows are enough
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
     batch_size: int = 40  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step

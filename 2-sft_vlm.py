@@ -41,7 +41,7 @@ class Train:
 
 @dataclass
 class Config:
-    data: tuple[str, ...] = ("world", "easy_vqa:1.25", "arithmetic:rows=1500,read=1000,brief=0.6",
+    data: tuple[str, ...] = ("world:0.9", "easy_vqa:1.25", "arithmetic:rows=1500,read=1000,brief=0.6",
                              "arithmetic:text=true,rows=2000", "text:1.25")  # tasks or files, by weight
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network

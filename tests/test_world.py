@@ -11,7 +11,7 @@ import pytest
 
 from dataset import drawings, inventories, questions, world
 from dataset.tasks.arithmetic import Arithmetic
-from dataset.tasks.easy_vqa import EasyVQA, known_shapes, shape_drawing
+from dataset.tasks.easy_vqa import COLOURS, SHAPES, EasyVQA, known_shapes, shape_drawing
 from dataset.tasks.text import Text
 from dataset.tasks.world import World, picture
 from dataset.tokenizer import Tokenizer
@@ -662,6 +662,15 @@ def test_an_easy_vqa_row_asks_all_questions_about_its_picture():
     official = {(question, answer) for question, answer, n in zip(*easy_vqa.get_train_questions()) if n == number}
     assert {(q.text, a.text) for q, a in zip(row.messages[::2], row.messages[1::2])} == official
     assert row.pictures[0].load().size == (64, 64)
+
+
+def test_easy_vqa_captions_say_what_the_questions_of_a_training_picture_tell():
+    rows, tested = EasyVQA().train("pretrain"), {p.key for e in EasyVQA().examples("val", 10**6) for p in e.prompt.pictures}
+    for i in range(200):
+        (shown,) = rows[i].pictures
+        assert shown.key not in tested
+        known, said = known_shapes()[int(shown.key.split(":")[-1])], rows[i].messages[-1].text
+        assert re.fullmatch(rf"an? {' '.join(known)}", said) or said == f"一个{COLOURS[known[0]][0]}{SHAPES[known[1]]}"
 
 
 def test_the_region_of_an_easy_vqa_shape_holds_its_colour():

@@ -17,8 +17,9 @@ from dataset import inventories
 from dataset.chat import Conversation
 from dataset.drawings import COLOURS, SHAPES, Drawing, Region
 from dataset.images import Picture, open_rgb
+from dataset.questions import ASK_CAPTION
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
-from dataset.world import with_article
+from dataset.world import LANGUAGES, with_article
 from model.registry import TASKS
 
 
@@ -77,7 +78,10 @@ def picture(split: str, number: int) -> Picture:
 
 @TASKS.register("easy_vqa")
 class EasyVQA:
-    """One shape a picture: what shape, what colour, is there; the official split of the package easy-vqa."""
+    """One shape a picture: what shape, what colour, is there; the official split of the package easy-vqa.
+
+    Its captions ("a blue circle", from the answers) teach the words in stage 1.
+    """
 
     size = 1000  # pictures' worth of questions that make the test set
 
@@ -85,8 +89,17 @@ class EasyVQA:
         self.times = times
 
     def train(self, stage: str) -> Generated | None:
-        numbers = [number for number in sorted(rows("train")) if not held_out(number)]
-        return Generated(self.times * len(numbers), lambda i: self.row(numbers[i % len(numbers)], i)) if stage == "sft" else None
+        make = {"pretrain": self.caption, "sft": self.row}[stage]
+        chosen = known_shapes() if stage == "pretrain" else rows("train")
+        numbers = [number for number in sorted(chosen) if not held_out(number)]
+        return Generated(self.times * len(numbers), lambda i: make(numbers[i % len(numbers)], i))
+
+    def caption(self, number: int, i: int) -> Conversation:
+        """What a picture shows, where its questions tell: "a blue circle"."""
+        rng, (colour, shape) = random.Random(f"easy_vqa/caption/{i}"), known_shapes()[number]
+        language = rng.choice(LANGUAGES)
+        told = with_article(f"{colour} {shape}") if language == "en" else f"一个{COLOURS[colour][0]}{SHAPES[shape]}"
+        return dialogue(f"easy_vqa/pretrain/{number}", [picture("train", number)], [(rng.choice(ASK_CAPTION[language]), told)])
 
     def row(self, number: int, i: int) -> Conversation:
         """All questions about a picture in one conversation, shuffled, but those last that tell what it is: after "What colour

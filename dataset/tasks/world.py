@@ -46,7 +46,7 @@ class World:
 
     size = 300  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 30_000, scenes: int = 5_000, most: int = 4,
+    def __init__(self, concepts: str = "nano", rows: int = 30_000, scenes: int = 4_000, most: int = 4,
                  description_noise: float = 0.85):
         self.concepts, self.rows, self.scenes, self.most, self.noise = concepts, rows, scenes, most, description_noise
 
@@ -80,7 +80,7 @@ class World:
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        form = rng.choices(("told", "asked", "pair", "inventory"), (24, 26, 18, 32))[0]
+        form = rng.choices(("told", "asked", "pair", "inventory"), (22, 22, 24, 32))[0]
         if form == "inventory":
             return self.inventory(f"world/sft/{i}", LATER, i, language, rng)
         if form == "pair":
