@@ -76,7 +76,7 @@ def timm(weights: str, size: int = 0) -> Tower:
     try:
         overlay = {"file": file} if file else None
         trunk = library.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, KeyError) as error:  # KeyError: weights of another model
         raise RuntimeError(
             f"could not get {weights} from timm. Fetch it once with a network (it stays in the Hugging Face cache), or name "
             f"a local file: timm:{name}/path/to/model.safetensors. It said: {error}"
