@@ -125,6 +125,20 @@ def test_timm_with_a_local_file_gives_that_models_features_and_one_fingerprint(t
     assert smaller(random_pixels(1, 80)).shape == (1, 26, 64) and smaller.fingerprint() != ours.fingerprint()
 
 
+@torch.no_grad()
+def test_timm_reads_a_folder_as_the_hub_gives_it(test_vit, tmp_path):
+    import timm
+    from safetensors.torch import load_file
+    from timm.models import save_for_hf
+
+    whole = timm.create_model("test_vit", pretrained=False)
+    whole.load_state_dict(load_file(test_vit))
+    save_for_hf(whole, tmp_path)
+    ours, pixels = ENCODERS.make(f"timm:{tmp_path}"), random_pixels(1, 160)
+    torch.testing.assert_close(ours(pixels), ENCODERS.make(f"timm:test_vit/{test_vit}")(pixels))
+    assert ours.fingerprint() == ENCODERS.make(f"timm:test_vit/{test_vit}").fingerprint()
+
+
 def test_timm_names_what_is_wrong(test_vit, monkeypatch):
     import timm
 
