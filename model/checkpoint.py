@@ -49,7 +49,7 @@ def require(folder: Path) -> Path:
 def stores_encoder(model: VLM) -> bool:
     """Whether the checkpoint must hold the encoder: it was trained here, now or in an earlier stage: no name brings it back."""
     trained = any(p.requires_grad for p in model.encoder.parameters())
-    return trained or model.config.encoder.startswith("clip_random") or getattr(model, "encoder_was_stored", False)
+    return trained or "clip_random" in model.config.encoder or getattr(model, "encoder_was_stored", False)
 
 
 def weights(tensors: dict[str, torch.Tensor], with_encoder: bool) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Parts by name: `CONNECTORS.make("resampler:queries=16", **context)`.
 
-In:  a spec, NAME or NAME:key=value,key=value; the first option may drop its key (`open_clip:ViT-B-32/laion2b_s34b_b79k`).
+In:  a spec, NAME or NAME:key=value,key=value; the first option may drop its key (`open_clip:ViT-B-32/laion2b_s34b_b79k`). A
+     value that is a spec with commas of its own stands in parentheses: `select:(clip_random:size=96,patch=16),layer=-2`.
 Out: whatever the part's factory returns. A new part is one new file in the folder, with `@CONNECTORS.register("name")`.
 Run: python -m model.registry        lists every part
 """
@@ -14,7 +15,9 @@ from collections.abc import Callable
 
 
 def parse_value(text: str) -> int | float | bool | str:
-    """`4` -> int, `0.5` -> float, `true` -> bool, anything else stays text."""
+    """`4` -> int, `0.5` -> float, `true` -> bool, anything else stays text, less parentheses around it."""
+    if text.startswith("(") and text.endswith(")"):
+        return text[1:-1]
     if text in ("true", "false"):
         return text == "true"
     for number in (int, float):
@@ -23,6 +26,31 @@ def parse_value(text: str) -> int | float | bool | str:
         except ValueError:
             continue
     return text
+
+
+def typed(text: str, annotation: type | str, where: str) -> int | float | bool | str:
+    """The value of an option; ValueError where its type is plain and the value is of another."""
+    value, name = parse_value(text), getattr(annotation, "__name__", str(annotation))
+    wanted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}.get(name, (type(value),))
+    if name == "str":
+        return value if isinstance(value, str) else text  # a folder may be named 2024
+    if type(value) not in wanted:
+        raise ValueError(f"{where} is not of type {name}")
+    return value
+
+
+def options_of(text: str) -> list[str]:
+    """`a=1,b=(c:d=2,e=3)` -> ["a=1", "b=(c:d=2,e=3)"]; ValueError for a parenthesis without its other half."""
+    options, depth = [""] if text else [], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            options.append("")
+        else:
+            options[-1] += letter
+    if depth:
+        raise ValueError(f"{text!r}: a parenthesis is missing; a spec inside a spec is written (NAME:key=value,key=value)")
+    return options
 
 
 class Registry:
@@ -72,17 +100,18 @@ class Registry:
         factory = self.factory(name)
         allowed = [key for key in inspect.signature(factory).parameters if key not in context]
         options = {}
-        for position, option in enumerate(text.split(",") if text else []):
-            key, equals, value = option.partition("=")
-            if not equals and position == 0 and allowed:
-                key, value = allowed[0], option
-            if key not in allowed or (not equals and position > 0):
+        for position, option in enumerate(options_of(text)):
+            key, value = re.fullmatch(r"(?:(\w+)=)?(.*)", option).groups()
+            if key is None and position == 0 and allowed:
+                key = allowed[0]
+            if key not in allowed:
                 raise ValueError(
                     f"{self.kind} {name!r} has no option {option!r}. Options: {', '.join(allowed) or 'none'}"
                 )
             if key in options:
                 raise ValueError(f"{self.kind} {name!r}: option {key!r} is given twice in {spec!r}")
-            options[key] = parse_value(value)
+            annotation = inspect.signature(factory).parameters[key].annotation
+            options[key] = typed(value, annotation, f"{self.kind} {name!r}: {option!r}")
         missing = [
             key
             for key, parameter in inspect.signature(factory).parameters.items()
@@ -105,17 +134,34 @@ TEMPLATES = Registry("template", "dataset.chat")
 TASKS = Registry("task", "dataset.tasks")
 
 
+def parameters(registry: Registry, name: str) -> str:
+    """How many parameters a part has among the other parts of `nano`; `-` where it needs options or does not fit them."""
+    from model.config import PRESETS  # here, because the parts import this file
+
+    nano = PRESETS["nano"]
+    contexts = {"llm": lambda: {"config": nano.llm}, "encoder": dict,
+                "connector": lambda: {"encoder": ENCODERS.make(nano.encoder), "channels": nano.llm.hidden_size}}
+    if registry.kind not in contexts:
+        return ""
+    try:
+        part = registry.make(name, **contexts[registry.kind]())
+    except (ValueError, FileNotFoundError):
+        return "-"
+    return f"{sum(weight.numel() for weight in part.parameters()):,}"
+
+
 def listing(registries: list[Registry]) -> str:
-    """One line per part: kind, name, and the first line of its docstring."""
+    """One line per part: kind, name, parameters, and the first line of its docstring."""
     lines = []
     for registry in registries:
         for name in registry.names():
             description = (inspect.getdoc(registry.factories[name]) or "").partition("\n")[0]
-            lines.append(f"{registry.kind:10} {name:14} {description}")
+            lines.append(f"{registry.kind:10} {name:14} {parameters(registry, name):>10}  {description}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     # Parts register themselves in the imported module; this running copy, called __main__, stays empty.
     registries = importlib.import_module("model.registry")
-    print(listing([getattr(registries, name) for name in ("LLMS", "ENCODERS", "CONNECTORS", "TEMPLATES", "TASKS")]))
+    print("kind       name           parameters of it in `nano`; - where it needs options or fits no other part of nano")
+    print(registries.listing([getattr(registries, name) for name in ("LLMS", "ENCODERS", "CONNECTORS", "TEMPLATES", "TASKS")]))

@@ -74,7 +74,7 @@ def test_a_convolutional_tower_is_refused():
 def test_open_clip_without_network_tells_both_ways_out(monkeypatch):
     import open_clip
 
-    def offline(name, pretrained):
+    def offline(name, **options):
         raise RuntimeError("Failed to download")
 
     monkeypatch.setattr(open_clip, "create_model", offline)

@@ -59,6 +59,28 @@ def test_an_unknown_option_lists_the_known_ones(spec):
         shelf().make(spec, basket="mine")
 
 
+def test_a_spec_inside_a_spec_stands_in_parentheses():
+    assert shelf().make("apple:color=(pear:a=1,b=(plum:c=2,d=3)),weight=2") == ("pear:a=1,b=(plum:c=2,d=3)", 2, False, None)
+    assert shelf().make("apple:(pear:a=1,b=2),ripe=true") == ("pear:a=1,b=2", 1.0, True, None)
+    assert shelf().make("apple:pear:a=1") == ("pear:a=1", 1.0, False, None)  # without a comma none are needed
+
+
+@pytest.mark.parametrize("spec", ["apple:(pear:a=1,weight=2", "apple:pear),weight=2"])
+def test_half_a_parenthesis_is_refused(spec):
+    with pytest.raises(ValueError, match="a parenthesis is missing"):
+        shelf().make(spec)
+
+
+@pytest.mark.parametrize(("option", "kind"), [("weight=heavy", "float"), ("weight=true", "float"), ("ripe=1", "bool")])
+def test_an_option_of_another_type_is_refused(option, kind):
+    with pytest.raises(ValueError, match=f"{option}' is not of type {kind}"):
+        shelf().make(f"apple:red,{option}")
+
+
+def test_a_text_option_that_looks_like_a_number_stays_text():
+    assert shelf().make("apple:2024") == ("2024", 1.0, False, None)
+
+
 def test_an_option_given_twice_or_missing_is_named():
     with pytest.raises(ValueError, match="'color' is given twice"):
         shelf().make("apple:red,color=green")

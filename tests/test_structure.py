@@ -14,7 +14,7 @@ SCRIPTS = sorted([*ROOT.glob("[0-9]-*.py"), ROOT / "web_demo.py"])
 MODEL, DATASET = sorted((ROOT / "model").rglob("*.py")), sorted((ROOT / "dataset").rglob("*.py"))
 PRODUCT = [*SCRIPTS, *MODEL, *DATASET]
 TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in PRODUCT}
-HEAVY = {"open_clip", "torchvision", "transformers", "wandb", "gradio"}
+HEAVY = {"open_clip", "timm", "torchvision", "transformers", "wandb", "gradio"}
 
 
 def short(file: Path) -> str:

@@ -6,11 +6,10 @@ Out: (N, P, D): the CLS token and all patches after the last block, before ln_po
 
 tiny_clip      the encoder trained in this repository; tiny_clip.safetensors and tiny_clip.json lie beside this file
 clip_random    the same architecture from scratch
-open_clip      any plain CLIP ViT that open_clip knows, fetched once: open_clip:ViT-B-32/laion2b_s34b_b79k
+copy_tower     any plain CLIP ViT of open_clip; open_clip.py fetches it
 Legend: N images, P tokens per image, D channels of the encoder, H heads, K channels per head.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model.encoder import fingerprint
 from model.registry import ENCODERS
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
@@ -89,8 +89,8 @@ class ViT(nn.Module):
         self.ln_post, self.proj = nn.LayerNorm(width), nn.Parameter(scale * torch.randn(width, output))
 
     @property
-    def blocks(self) -> list[nn.Module]:
-        return list(self.transformer.resblocks)
+    def blocks(self) -> nn.ModuleList:
+        return self.transformer.resblocks
 
     @property
     def shared_space(self) -> Tensor:
@@ -112,10 +112,7 @@ class ViT(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of facts and weights: equal fingerprints, equal features."""
-        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
-        for name, weight in sorted(self.state_dict().items()):
-            digest.update(name.encode() + weight.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.facts, self)
 
 
 @ENCODERS.register("tiny_clip")
@@ -141,31 +138,15 @@ def clip_random(size: int, patch: int, width: int, layers: int, heads: int, acti
     return ViT(size, patch, width, layers, heads, 4 * width, width, activation, MEAN, STD)
 
 
-@ENCODERS.register("open_clip")
-def open_clip(weights: str) -> ViT:
-    """A pretrained CLIP ViT through open_clip: NAME/TAG, or NAME/ followed by the path of a local weights file."""
-    import open_clip as library  # takes seconds, and only this function needs it
-
-    name, _, tag = weights.partition("/")
-    if not tag:
-        raise ValueError(
-            f"open_clip:{weights} names no weights. Tags: {', '.join(library.list_pretrained_tags_by_model(name))}"
-        )
-    try:
-        clip = library.create_model(name, pretrained=tag)
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"could not get {name}/{tag} from open_clip. Fetch it once with a network (it stays in the Hugging Face "
-            f"cache), or name a local file: open_clip:{name}/path/to/open_clip_model.safetensors. It said: {error}"
-        ) from error
-    return copy_tower(clip.visual, clip.visual.preprocess_cfg["mean"], clip.visual.preprocess_cfg["std"])
+class NotPlain(ValueError):
+    """A tower that the ViT of this file cannot be."""
 
 
 def copy_tower(visual: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> ViT:
-    """Our ViT with the weights of an open_clip visual tower; ValueError when that tower is not a plain CLIP ViT."""
+    """Our ViT with the weights of an open_clip visual tower; NotPlain when that tower is not a plain CLIP ViT."""
     refusal = f"{type(visual).__name__} is not a plain CLIP ViT, the only tower that model/encoder/clip.py writes out"
     if type(visual).__name__ != "VisionTransformer":
-        raise ValueError(refusal)
+        raise NotPlain(refusal)
     first = visual.transformer.resblocks[0]
     encoder = ViT(
         size=visual.image_size[0],
@@ -183,11 +164,11 @@ def copy_tower(visual: nn.Module, mean: tuple[float, ...], std: tuple[float, ...
     try:
         encoder.load_state_dict(visual.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"{refusal}: {error}") from error
+        raise NotPlain(f"{refusal}: {error}") from error
     # Equal names do not promise equal mathematics (pooling, layer scale): compare one embedding.
     with torch.no_grad():
         pixels = torch.randn(1, 3, encoder.size, encoder.size)
         difference = (encoder.embed(pixels) - F.normalize(visual.eval()(pixels), dim=-1)).abs().max().item()
     if difference > 1e-4:
-        raise ValueError(f"{refusal}: its embedding differs from ours by {difference:.1e} (allowed 1e-4)")
+        raise NotPlain(f"{refusal}: its embedding differs from ours by {difference:.1e} (allowed 1e-4)")
     return encoder

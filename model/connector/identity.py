@@ -1,0 +1,24 @@
+"""No connector: the encoder's tokens enter the language model as they are, for an encoder trained together with it.
+
+In:  features (N, P, D).    Out: the same, (N, P, C) with C = D.
+"""
+
+from torch import Tensor, nn
+
+from model.registry import CONNECTORS
+
+
+@CONNECTORS.register("identity")
+class Identity(nn.Module):
+    """Every encoder token as it is; the encoder must have the language model's channels."""
+
+    def __init__(self, encoder, channels: int):
+        super().__init__()
+        if encoder.dim != channels:
+            raise ValueError(f"identity needs an encoder of the language model's {channels} channels, this one has "
+                             f"{encoder.dim}: use --connector linear, or another encoder")
+        self.tokens = encoder.tokens
+
+    def forward(self, features: Tensor, numbers: Tensor) -> Tensor:
+        """(N, P, D) -> (N, P, D), whatever the picture's number."""
+        return features

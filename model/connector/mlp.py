@@ -1,0 +1,27 @@
+"""A small network for every encoder token, each on its own.
+
+In:  features (N, P, D).    Out: (N, P, C).    Source: LLaVA-1.5 (arXiv 2310.03744), section 3.3, with depth 2.
+"""
+
+from torch import Tensor, nn
+
+from model.registry import CONNECTORS
+
+
+@CONNECTORS.register("mlp")
+class MLP(nn.Module):
+    """`depth` linear maps with a GELU between any two of them (LLaVA-1.5)."""
+
+    def __init__(self, encoder, channels: int, depth: int = 2):
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"mlp:depth={depth}: at least one linear map is needed, as in mlp:depth=2")
+        self.tokens = encoder.tokens
+        layers: list[nn.Module] = [nn.Linear(encoder.dim, channels)]
+        for _ in range(depth - 1):
+            layers += [nn.GELU(), nn.Linear(channels, channels)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor, numbers: Tensor) -> Tensor:
+        """(N, P, D) -> (N, P, C), whatever the picture's number."""
+        return self.layers(features)

@@ -1,0 +1,48 @@
+"""Learned queries that read the picture: as many tokens as there are queries, however many patches it has.
+
+In:  features (N, P, D).    Out: (N, queries, C).
+Source: Flamingo's Perceiver resampler (arXiv 2204.14198, section 2.1 and figure 5), after the Perceiver (arXiv 2103.03206).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.connector.attention import Attention, feed_forward, query_table
+from model.registry import CONNECTORS
+
+
+class Block(nn.Module):
+    """The queries read picture and queries alike, then each goes through the network; both are added to the stream."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.attention, self.network = Attention(channels, heads, source=channels), feed_forward(channels)
+
+    def forward(self, x: Tensor, picture: Tensor) -> Tensor:
+        """(N, Q, C), normed (N, P, C) -> (N, Q, C)."""
+        queries = self.norm(x)
+        x = x + self.attention(queries, torch.cat([picture, queries], dim=1))
+        return x + self.network(x)
+
+
+@CONNECTORS.register("resampler")
+class Resampler(nn.Module):
+    """Learned queries gather the picture in `depth` blocks of cross-attention (Flamingo)."""
+
+    def __init__(self, encoder, channels: int, queries: int = 16, depth: int = 2, heads: int = 8):
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"resampler:depth={depth}: without a block nothing reads the picture")
+        self.tokens, self.queries = queries, query_table(queries, channels)
+        self.proj = nn.Sequential(nn.Linear(encoder.dim, channels, bias=False), nn.LayerNorm(channels))
+        self.blocks = nn.ModuleList(Block(channels, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, features: Tensor, numbers: Tensor) -> Tensor:
+        """(N, P, D) -> (N, queries, C), whatever the picture's number."""
+        picture = self.proj(features)  # (N, P, C)
+        x = self.queries.weight.expand(len(features), -1, -1)  # (N, queries, C)
+        for block in self.blocks:
+            x = block(x, picture)
+        return self.norm(x)

@@ -1,0 +1,74 @@
+"""Two encoders look at the same picture, and their patches are laid side by side.
+
+In:  pixels (N, 3, size, size) of the larger of both sizes, normalised as the first wants them; the second's are made of them.
+Out: (N, P, D1 + D2): the first's patches, each with the second's at the same place. No class token: it has no place.
+Source: Prismatic VLMs (arXiv 2402.07865, section 4.2) with DINOv2 and SigLIP; MoF (arXiv 2401.06209) mixes them likewise.
+
+    fused:first=timm:vit_large_patch14_dinov2.lvd142m,second=open_clip:ViT-L-16-SigLIP-256/webli
+"""
+
+import hashlib
+import math
+from itertools import zip_longest
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.registry import ENCODERS
+
+
+class Fused(nn.Module):
+    """Two towers, joined on channels; where the second has another grid, it is interpolated to the first's."""
+
+    has_cls = False
+
+    def __init__(self, first: nn.Module, second: nn.Module):
+        super().__init__()
+        self.towers = nn.ModuleList([first, second])
+        for tower in self.towers:
+            if math.isqrt(tower.tokens - tower.has_cls) ** 2 != tower.tokens - tower.has_cls:
+                raise ValueError(f"fused needs patches that form a square, not {tower.tokens - tower.has_cls}")
+        self.tokens, self.dim = first.tokens - first.has_cls, first.dim + second.dim
+        self.size, self.mean, self.std = max(first.size, second.size), first.mean, first.std
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Those of both, ordered from the last backwards, so that partial:2 moves the last of each."""
+        pairs = zip_longest(*(reversed(list(tower.blocks)) for tower in self.towers))
+        return [block for pair in pairs for block in pair if block is not None][::-1]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, size, size) -> (N, P, D1 + D2)."""
+        image = pixels * channels(self.std, pixels) + channels(self.mean, pixels)  # 0..1
+        return torch.cat([patches(tower, image, math.isqrt(self.tokens)) for tower in self.towers], dim=2)
+
+    def fingerprint(self) -> str:
+        """A hash of both fingerprints."""
+        return hashlib.sha256(" ".join(["fused", *(tower.fingerprint() for tower in self.towers)]).encode()).hexdigest()[:16]
+
+
+def channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """A number for each colour -> (3, 1, 1)."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def patches(tower: nn.Module, image: Tensor, edge: int) -> Tensor:
+    """What a tower sees in (N, 3, S, S) of 0..1, on a grid of edge x edge patches: (N, edge * edge, D)."""
+    image = resized(image, tower.size, "bicubic").clamp(0, 1)
+    features = tower((image - channels(tower.mean, image)) / channels(tower.std, image))[:, int(tower.has_cls):]
+    own = math.isqrt(features.shape[1])
+    return resized(features.mT.unflatten(2, (own, own)), edge, "bilinear").flatten(2).mT
+
+
+def resized(grid: Tensor, edge: int, mode: str) -> Tensor:
+    """(N, ., S, S) -> (N, ., edge, edge), as PIL resizes."""
+    if grid.shape[-1] == edge:
+        return grid
+    return F.interpolate(grid, size=(edge, edge), mode=mode, antialias=True, align_corners=False)
+
+
+@ENCODERS.register("fused")
+def fused(first: str, second: str) -> Fused:
+    """Two encoders joined on channels: fused:first=NAME,second=NAME (DINOv2 and SigLIP, for example)."""
+    return Fused(ENCODERS.make(first), ENCODERS.make(second))

@@ -1,0 +1,68 @@
+"""Any image tower of open_clip: a plain CLIP ViT becomes our own (clip.py), any other one runs through the library.
+
+In:  pixels (N, 3, size, size), normalised by the tower's mean and std.
+Out: (N, P, D): the class token, where there is one, and all patches after the last block, before the last norm.
+
+open_clip:NAME/TAG    weights that open_clip fetches once: open_clip:ViT-B-32/laion2b_s34b_b79k, open_clip:ViT-B-16-SigLIP2/webli
+open_clip:NAME/FILE   the same architecture with the weights of a local file
+open_clip:FOLDER      a folder fetched from the Hugging Face Hub, with open_clip_config.json and weights; also hf-hub:OWNER/NAME
+size=384              other pictures than it was trained on, its positions interpolated
+Sources: CLIP arXiv 2103.00020, SigLIP 2303.15343, SigLIP2 2502.14786, EVA 2303.15389, MobileCLIP 2311.17049.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.encoder.clip import NotPlain, copy_tower
+from model.encoder.timm import SOURCES, Tower
+from model.registry import ENCODERS
+
+
+class Transformer(Tower):
+    """A ViT that open_clip writes itself and that is no plain CLIP: layer scale, no first norm, other pooling (CoCa, CLIPA)."""
+
+    @property
+    def blocks(self) -> nn.ModuleList | None:
+        return getattr(getattr(self.trunk, "transformer", None), "resblocks", None)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, size, size) -> (N, P, D), the class token first."""
+        out = self.trunk.forward_intermediates(
+            pixels, indices=1, output_fmt="NLC", output_extra_tokens=True, intermediates_only=True)  # fmt: skip
+        return torch.cat([out["image_intermediates_prefix"][-1], out["image_intermediates"][-1]], dim=1)
+
+
+@ENCODERS.register("open_clip")
+def open_clip(weights: str, size: int = 0) -> nn.Module:
+    """A pretrained tower through open_clip (CLIP, SigLIP, EVA, MobileCLIP): NAME/TAG, NAME/FILE, or the FOLDER of one."""
+    import open_clip as library  # takes seconds, and only this function needs it
+
+    if Path(weights).is_dir():
+        weights = f"local-dir:{weights}"
+    name, _, tag = (weights, "", "") if weights.startswith(SOURCES) else weights.partition("/")
+    if not tag and not name.startswith(SOURCES):
+        raise ValueError(
+            f"open_clip:{weights} names no weights. Tags: {', '.join(library.list_pretrained_tags_by_model(name))}"
+        )
+    try:
+        # Without require_pretrained a folder that lacks its weights would give a random tower and a warning.
+        model = library.create_model(name, pretrained=tag or None, force_image_size=size or None, require_pretrained=True)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"could not get {weights} from open_clip. Fetch it once with a network (it stays in the Hugging Face "
+            f"cache), or name a local file: open_clip:{name}/path/to/open_clip_model.safetensors. It said: {error}"
+        ) from error
+    return tower(model.visual, name.rpartition("/")[2])
+
+
+def tower(visual: nn.Module, name: str) -> nn.Module:
+    """Our own ViT where it can hold these weights, else the library's; ValueError where there are no patch tokens."""
+    size, facts = visual.image_size[0], visual.preprocess_cfg
+    if hasattr(visual, "trunk"):  # timm's: SigLIP, EVA, MobileCLIP, ConvNeXt
+        return Tower(visual.trunk, name, size, facts["mean"], facts["std"])
+    try:
+        return copy_tower(visual, facts["mean"], facts["std"])
+    except NotPlain:
+        return Transformer(visual, name, size, facts["mean"], facts["std"])

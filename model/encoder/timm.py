@@ -1,0 +1,87 @@
+"""Any tower of timm that keeps its patches, through the library: DINOv2, SigLIP, EVA, ConvNeXt, FastViT and others.
+
+In:  pixels (N, 3, size, size), normalised by the tower's mean and std.
+Out: (N, P, D): the class token, where there is one, and all patches in reading order after the last block, before the last norm,
+     as in clip.py. Register tokens (arXiv 2309.16588) are scratch paper of the tower and left out.
+
+timm:NAME           weights that timm fetches once: timm:vit_small_patch14_dinov2.lvd142m (arXiv 2304.07193)
+timm:NAME/FILE      the same architecture with the weights of a local file
+timm:FOLDER         a folder that was fetched from the Hugging Face Hub, with config.json and weights; also hf-hub:OWNER/NAME
+size=224            other pictures than it was trained on, its positions interpolated: fewer or more patches
+"""
+
+import difflib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.encoder import fingerprint
+from model.registry import ENCODERS
+
+SOURCES = ("hf-hub:", "local-dir:")  # what timm and open_clip write before a repository and a folder
+
+
+class Tower(nn.Module):
+    """A timm model up to its last block. Its facts are measured, so that no name has to tell them."""
+
+    def __init__(self, trunk: nn.Module, name: str, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.trunk, self.name, self.size, self.mean, self.std = trunk, name, size, tuple(mean), tuple(std)
+        self.has_cls = getattr(trunk, "cls_token", getattr(trunk, "class_embedding", None)) is not None
+        if not hasattr(trunk, "prune_intermediate_layers") or not self.blocks:
+            raise ValueError(f"{name} ({type(trunk).__name__}) gives no patch tokens: choose a ViT, EVA, ConvNeXt or FastViT")
+        trunk.prune_intermediate_layers(1, prune_norm=True, prune_head=True)  # no parameter stays that no feature needs
+        self.eval()
+        with torch.no_grad():
+            self.tokens, self.dim = self(torch.zeros(1, 3, size, size)).shape[1:]
+
+    @property
+    def blocks(self) -> nn.Module:
+        """Its blocks; of a tower in stages, the stages."""
+        return next((part for name in ("blocks", "stages", "layers") if (part := getattr(self.trunk, name, None))), None)
+
+    def train(self, mode: bool = True) -> "Tower":
+        """Always as in evaluation: batch norms keep the statistics of their pretraining, and a picture's features depend on no
+        other picture of the batch, so that they can be cached."""
+        return super().train(False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, size, size) -> (N, P, D), the class token first if there is one."""
+        if not self.has_cls:
+            (grid,) = self.trunk.forward_intermediates(pixels, indices=1, intermediates_only=True)  # (N, D, edge, edge)
+            return grid.flatten(2).mT
+        ((grid, prefix),) = self.trunk.forward_intermediates(
+            pixels, indices=1, intermediates_only=True, return_prefix_tokens=True)  # fmt: skip
+        return torch.cat([prefix[:, :1], grid.flatten(2).mT], dim=1)
+
+    def fingerprint(self) -> str:
+        """A hash of name, size and weights: equal fingerprints, equal features."""
+        return fingerprint({"name": self.name, "size": self.size}, self)
+
+
+@ENCODERS.register("timm")
+def timm(weights: str, size: int = 0) -> Tower:
+    """A pretrained tower through timm (DINOv2 and others): NAME, NAME/FILE, or the FOLDER of one."""
+    import timm as library  # takes seconds, and only this function needs it
+
+    if Path(weights).is_dir():
+        weights = f"local-dir:{weights}"
+    name, _, file = (weights, "", "") if weights.startswith(SOURCES) else weights.partition("/")
+    if not name.startswith(SOURCES) and not library.is_model(name.partition(".")[0]):
+        near = difflib.get_close_matches(name, library.list_models(pretrained=True), n=3)
+        raise ValueError(f"timm knows no model {name!r}. Near it: {', '.join(near) or 'none'}")
+    if file and not Path(file).is_file():
+        raise FileNotFoundError(f"timm:{weights}: no file {file}; after the name comes the path of weights, timm:{name}/FILE")
+    try:
+        overlay = {"file": file} if file else None
+        trunk = library.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+    except (RuntimeError, OSError, KeyError) as error:  # KeyError: weights of another model
+        raise RuntimeError(
+            f"could not get {weights} from timm. Fetch it once with a network (it stays in the Hugging Face cache), or name "
+            f"a local file: timm:{name}/path/to/model.safetensors. It said: {error}"
+        ) from error
+    facts = trunk.pretrained_cfg
+    if size and hasattr(trunk, "set_input_size"):  # a convolution takes any size
+        trunk.set_input_size(size)
+    return Tower(trunk, facts["architecture"], size or facts["input_size"][-1], facts["mean"], facts["std"])
