@@ -67,7 +67,7 @@ def test_frozen_parts_are_no_business_of_the_optimizer():
     (group,) = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.1).param_groups
     assert group["params"] == list(model.connector.parameters())
     model.connector.requires_grad_(False)
-    with pytest.raises(ValueError, match="every part is frozen.*--train.llm full"):
+    with pytest.raises(ValueError, match="empty parameter list"):
         make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.1)
 
 
