@@ -70,7 +70,9 @@ class Registry:
         """
         name, _, text = spec.partition(":")
         factory = self.factory(name)
-        allowed = [key for key in inspect.signature(factory).parameters if key not in context]
+        known = {key: parameter for key, parameter in inspect.signature(factory).parameters.items()
+                 if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)}  # of a class without __init__
+        allowed = [key for key in known if key not in context]
         options = {}
         for position, option in enumerate(text.split(",") if text else []):
             key, equals, value = option.partition("=")
@@ -85,7 +87,7 @@ class Registry:
             options[key] = parse_value(value)
         missing = [
             key
-            for key, parameter in inspect.signature(factory).parameters.items()
+            for key, parameter in known.items()
             if key in allowed and key not in options and parameter.default is parameter.empty
         ]
         if missing:
