@@ -23,7 +23,7 @@ from dataset.eyes import Eyes
 from dataset.mixture import mixture, pictures
 from dataset.report import marked, section, sheet, table
 from dataset.tokenizer import MODEL_FILE, Tokenizer
-from model import checkpoint, cli
+from model import checkpoint, cli, recipe
 from model.config import preset
 from model.generate import generate
 from model.losses import IGNORE, cross_entropy_sum, next_token_targets
@@ -35,9 +35,9 @@ from model.vlm import VLM, count_parameters
 
 @dataclass
 class Train:
-    connector: str = "full"  # freeze | full
-    llm: str = "full"  # freeze | full | partial:K (the last K blocks)
-    encoder: str = "freeze"  # freeze | full | partial:K; trained, it sees pixels at every step instead of cached features
+    connector: str = "full"  # freeze | full | partial:K (the last K linear maps) | lora:R
+    llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters of rank R)
+    encoder: str = "freeze"  # the same; trained, it sees pixels at every step instead of cached features
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Config:
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
     init: Path | None = None  # a checkpoint to start from; default: random weights
+    adapter: Path | None = None  # adapter.safetensors of an earlier LoRA run from --init, to go on from
     tokenizer: Path = MODEL_FILE  # a sentencepiece model; its vocabulary sizes the language model
     out: Path = Path("out/pretrain")  # where the checkpoint goes
     encoder: str = ""  # an encoder by name, in place of the preset's; `python -m model.registry` lists them
@@ -62,6 +63,9 @@ class Config:
     max_length: int = 1024  # tokens of a conversation; longer ones lose their end
     optimizer: str = "muon"  # muon (matrices of blocks and connector; AdamW for the rest) | adamw
     lr: float = 8e-3  # peak learning rate; small and base on real captions: 4e-4
+    lr_encoder: float = 0.0  # peak learning rate of the encoder alone; 0: --lr
+    lr_connector: float = 0.0  # of the connector alone
+    lr_llm: float = 0.0  # of the language model alone
     warmup: int = 20  # steps of rising learning rate
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
@@ -75,6 +79,8 @@ class Config:
     feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
     feature_cache_gb: float = 8.0  # above this the encoder runs at every step instead
     resume: bool = False  # go on exactly where the run in --out stopped
+    shard: str = "ddp"  # with torchrun: ddp: the whole model on each process | zero2 | zero3: divided among them
+    checkpointing: bool = False  # less memory and a third more time: activations are computed again, not kept
     compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
     dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
     device: str = "auto"  # auto | cpu | cuda | mps
@@ -94,8 +100,11 @@ def main(config: Config) -> None:
                            template=config.template, fit=config.fit, vocab_size=tokenizer.vocab_size,
                            image_token_id=tokenizer.image))
     model.to(run.device)
-    moving = {name: checkpoint.trainable(part, getattr(config.train, name)) for name, part in model.parts.items()}
-    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    modes = {name: getattr(config.train, name) for name in model.parts}
+    moving = recipe.apply(model, modes, config.checkpointing, config.adapter)
+    wrapped = run.wrap(model, config.compile, config.shard)
+    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay,
+                               own_lr={"encoder": config.lr_encoder, "connector": config.lr_connector, "llm": config.lr_llm})
 
     # The data: conversations -> documents -> batches; of a frozen encoder, features instead of pixels.
     template = TEMPLATES.make(model.config.template)
@@ -122,7 +131,6 @@ def main(config: Config) -> None:
         generate, model, max_new_tokens=64, stop_ids={tokenizer.id(template.stop)}, temperature=0.0,
         banned=(tokenizer.image, tokenizer.pad, tokenizer.bos)))
 
-    wrapped = run.wrap(model, config.compile)
     first_step, position = run.resume(model, optimizer)
     stream = batches.start(position)
     run.progress(first_step, steps)
@@ -134,6 +142,7 @@ def main(config: Config) -> None:
             run.save(model, optimizer, tokenizer.file, step, position)
         if last or (step > 0 and config.eval_every and step % config.eval_every == 0):
             scores = {}
+            run.gather(model)  # --shard: it is whole until the next step, for one process asks it alone
             if run.first:
                 for name, task in tasks.items():  # of a task's questions, captions: all it has been shown
                     scores.update(evaluate(name, task, "val", ask, config.eval_examples, kinds=("caption",))[0])
@@ -159,9 +168,7 @@ def main(config: Config) -> None:
             (loss * run.world / learned_tokens).backward()  # DDP takes the mean over ranks: undo it
             loss_sum += loss.detach()
 
-        lr = learning_rate(step, peak=config.lr, warmup=config.warmup, total=steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        rates = optimizer.set_lr(partial(learning_rate, step, warmup=config.warmup, total=steps))
         norm = clip_gradients(model, config.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -169,7 +176,7 @@ def main(config: Config) -> None:
         run.bar.update()
         run.count(sum(batch["input_ids"].numel() for batch, _ in micro_batches))
         if step % config.log_every == 0:
-            run.log(step, loss=run.sum(float(loss_sum)) / learned_tokens, lr=lr, gradient_norm=norm,
+            run.log(step, loss=run.sum(float(loss_sum)) / learned_tokens, **rates, gradient_norm=norm,
                     tokens_per_second=run.tokens_per_second())
 
     if run.first:

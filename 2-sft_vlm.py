@@ -23,7 +23,7 @@ from dataset.eyes import Eyes
 from dataset.mixture import mixture, pictures
 from dataset.report import marked, section, sheet, table
 from dataset.tokenizer import Tokenizer
-from model import checkpoint, cli
+from model import checkpoint, cli, recipe
 from model.generate import generate
 from model.losses import IGNORE, cross_entropy_sum, next_token_targets
 from model.optimizer import make_optimizer
@@ -34,7 +34,7 @@ from model.vlm import count_parameters
 
 @dataclass
 class Train:
-    connector: str = "full"  # freeze | full
+    connector: str = "full"  # freeze | full | partial:K (the last K linear maps) | lora:R
     llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters of rank R)
     encoder: str = "freeze"  # freeze | full | partial:K | lora:R; trained, it sees pixels, not cached features
 
@@ -46,6 +46,7 @@ class Config:
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
     init: Path = Path("out/pretrain")  # the checkpoint to start from
+    adapter: Path | None = None  # adapter.safetensors of an earlier LoRA run from --init, to go on from
     out: Path = Path("out/sft")  # where the checkpoint goes
     template: str = ""  # how conversations are written; default: as the checkpoint does
     train: Train = field(default_factory=Train)
@@ -56,6 +57,9 @@ class Config:
     max_length: int = 1024  # tokens of a conversation; longer ones lose their end
     optimizer: str = "muon"  # muon (matrices of blocks and connector; AdamW for the rest) | adamw
     lr: float = 8e-3  # peak learning rate; after pretraining on real captions: 4e-4
+    lr_encoder: float = 0.0  # peak learning rate of the encoder alone; 0: --lr
+    lr_connector: float = 0.0  # of the connector alone
+    lr_llm: float = 0.0  # of the language model alone
     warmup: int = 20  # steps of rising learning rate
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
@@ -69,6 +73,8 @@ class Config:
     feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
     feature_cache_gb: float = 8.0  # above this the encoder runs at every step instead
     resume: bool = False  # go on exactly where the run in --out stopped
+    shard: str = "ddp"  # with torchrun: ddp: the whole model on each process | zero2 | zero3: divided among them
+    checkpointing: bool = False  # less memory and a third more time: activations are computed again, not kept
     compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
     dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
     device: str = "auto"  # auto | cpu | cuda | mps
@@ -84,8 +90,11 @@ def main(config: Config) -> None:
     if config.template:
         model.config = dataclasses.replace(model.config, template=config.template)
     tokenizer, template = Tokenizer(config.init / "tokenizer.model"), TEMPLATES.make(model.config.template)
-    moving = {name: checkpoint.trainable(part, getattr(config.train, name)) for name, part in model.parts.items()}
-    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    modes = {name: getattr(config.train, name) for name in model.parts}
+    moving = recipe.apply(model, modes, config.checkpointing, config.adapter)
+    wrapped = run.wrap(model, config.compile, config.shard)
+    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay,
+                               own_lr={"encoder": config.lr_encoder, "connector": config.lr_connector, "llm": config.lr_llm})
 
     source = mixture(config.data, "sft", config.image_folder, config.allow_urls)
     see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
@@ -110,7 +119,6 @@ def main(config: Config) -> None:
         generate, model, max_new_tokens=96, stop_ids={tokenizer.id(template.stop)}, temperature=0.0,
         banned=(tokenizer.image, tokenizer.pad, tokenizer.bos)))
 
-    wrapped = run.wrap(model, config.compile)
     first_step, position = run.resume(model, optimizer)
     stream = batches.start(position)
     run.progress(first_step, steps)
@@ -121,6 +129,7 @@ def main(config: Config) -> None:
             run.save(model, optimizer, tokenizer.file, step, position)
         if last or (step > 0 and config.eval_every and step % config.eval_every == 0):
             scores = {}
+            run.gather(model)  # --shard: it is whole until the next step, for one process asks it alone
             if run.first:
                 for name, task in tasks.items():
                     scores.update(evaluate(name, task, "val", ask, config.eval_examples)[0])
@@ -145,9 +154,7 @@ def main(config: Config) -> None:
             (loss * run.world / learned_tokens).backward()
             loss_sum += loss.detach()
 
-        lr = learning_rate(step, peak=config.lr, warmup=config.warmup, total=steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        rates = optimizer.set_lr(partial(learning_rate, step, warmup=config.warmup, total=steps))
         norm = clip_gradients(model, config.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -155,7 +162,7 @@ def main(config: Config) -> None:
         run.bar.update()
         run.count(sum(batch["input_ids"].numel() for batch, _ in micro_batches))
         if step % config.log_every == 0:
-            run.log(step, loss=run.sum(float(loss_sum)) / learned_tokens, lr=lr, gradient_norm=norm,
+            run.log(step, loss=run.sum(float(loss_sum)) / learned_tokens, **rates, gradient_norm=norm,
                     tokens_per_second=run.tokens_per_second())
 
     if run.first:

@@ -49,7 +49,7 @@ from dataset.mixture import pictures
 from dataset.report import before_and_after, marked, section, sheet, table
 from dataset.rewards import judge_from
 from dataset.tokenizer import Tokenizer
-from model import checkpoint, cli, critic, lora, policy
+from model import checkpoint, cli, critic, lora, policy, recipe
 from model.chosen import Chosen, copy_checkpoint
 from model.clipping import Clipped, DynamicClipping
 from model.generate import evaluating, generate, prefill
@@ -78,7 +78,7 @@ Batch = dict  # dataset/preferences.py: `join`; dataset/rollouts.py: `micro_batc
 
 @dataclass
 class Train:
-    connector: str = "freeze"  # freeze | full
+    connector: str = "freeze"  # freeze | full | partial:K (the last K linear maps) | lora:R
     llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters; their absence is the reference)
     encoder: str = "freeze"  # freeze | full | partial:K | lora:R; trained, it sees pixels at every step
 
@@ -141,6 +141,9 @@ class Config:
     max_length: int = 1024  # preferences: tokens of prompt and answer; longer answers lose their end, both at the same token
     optimizer: str | None = None  # muon | adamw: muon; adamw
     lr: float | None = None  # peak learning rate: 1e-3; 2e-5; with LoRA twenty times that; of a pretrained model a hundredth
+    lr_encoder: float = 0.0  # peak learning rate of the encoder alone; 0: --lr
+    lr_connector: float = 0.0  # of the connector alone
+    lr_llm: float = 0.0  # of the language model alone
     warmup: int | None = None  # steps of rising learning rate: 5; 10
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient; rules: nor twice what is usual, and no step at ten times that
@@ -154,6 +157,7 @@ class Config:
     feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
     feature_cache_gb: float = 8.0  # above this the encoder runs at every step instead
     resume: bool = False  # go on exactly where the run in --out stopped
+    checkpointing: bool = False  # less memory and a third more time: activations are computed again, not kept
     compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
     dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
     device: str = "auto"  # auto | cpu | cuda | mps
@@ -249,10 +253,11 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
         model.config = dataclasses.replace(model.config, template=config.template)
     tokenizer, template = Tokenizer(config.init / "tokenizer.model"), TEMPLATES.make(model.config.template)
     made_by = fingerprint(model, tokenizer, run)
-    moving = {name: checkpoint.trainable(part, getattr(config.train, name)) for name, part in model.parts.items()}
+    moving = recipe.apply(model, {name: getattr(config.train, name) for name in model.parts}, config.checkpointing)
     if config.algo == "ppo":
         critic.apply(model)
-    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay,
+                               own_lr={"encoder": config.lr_encoder, "connector": config.lr_connector, "llm": config.lr_llm})
     run.say(", ".join(f"{name} {count_parameters(part):,} ({moving[name]:,} trained)" for name, part in model.parts.items()))
 
     see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
@@ -301,9 +306,7 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
             sums.update(measured)
             peaks = {name: max(value, peaks.get(name, value)) for name, value in largest.items()}
 
-        lr = learning_rate(step, peak=config.lr, warmup=config.warmup, total=method.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        rates = optimizer.set_lr(partial(learning_rate, step, warmup=config.warmup, total=method.steps))
         clipped = method.clip(model)
         if not clipped.skip:
             optimizer.step()
@@ -314,7 +317,7 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
         run.bar.update()
         run.count(sum(batch["input_ids"].numel() for batch in micro_batches))
         if step % config.log_every == 0:
-            run.log(step, **facts, **metrics, **{name: run.max(value) for name, value in peaks.items()}, lr=lr,
+            run.log(step, **facts, **metrics, **{name: run.max(value) for name, value in peaks.items()}, **rates,
                     **method.told(clipped), tokens_per_second=run.tokens_per_second())
 
     if advice:

@@ -3,6 +3,7 @@
 In:  a model and where it goes.  Out: the same model, or an error that names every tensor that does not fit.
 
     out/sft/config.json  model.safetensors  tokenizer.model      the model, for anyone
+    out/sft/adapter.safetensors                                  after LoRA: what was trained alone
     out/sft/resume/000200/                                       step 200: weights, optimizer, random states, data position
 
 A frozen pretrained encoder is not stored: the config names it, and its fingerprint is compared when the model is loaded.
@@ -17,7 +18,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from model import lora
 from model.config import VLMConfig
@@ -58,12 +58,19 @@ def weights(tensors: dict[str, torch.Tensor], with_encoder: bool) -> dict[str, t
 
 
 def save(folder: Path, model: VLM, tokenizer_file: Path) -> None:
-    """Write the model for anyone to load, LoRA merged, without ppo's value head; each file replaces the old one in one move."""
+    """Write the model for anyone to load, LoRA merged, without ppo's value head; each file replaces the old one in one move.
+
+    Where there are adapters, they stand beside it alone, too: adapter.safetensors.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor for name, tensor in lora.merged(model).items() if not name.startswith("value_head.")}
     write(folder / "model.safetensors", lambda file: save_weights(model, tensors, file))
     write(folder / "tokenizer.model", lambda file: shutil.copyfile(tokenizer_file, file))
     write(folder / "config.json", lambda file: file.write_text(model.config.to_json(), encoding="utf-8"))
+    if lora.adapters(model):
+        write(folder / "adapter.safetensors", lambda file: lora.save(model, file))
+    else:
+        (folder / "adapter.safetensors").unlink(missing_ok=True)  # an earlier run's are not this one's
 
 
 def save_weights(model: VLM, tensors: dict[str, torch.Tensor], file: Path) -> None:
@@ -128,12 +135,12 @@ def save_resume(folder: Path, model: VLM, optimizer: Together, state: dict, rank
     `state` is small and plain: step, data position, whatever the script counts. The random states are each rank's own.
     """
     step, parent = f"{state['step']:06d}", folder / "resume"
-    temporary = parent / f"{step}.tmp"
+    temporary, memory = parent / f"{step}.tmp", optimizer.state_dict()
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_weights(model, model.state_dict(), temporary / "model.safetensors")  # LoRA as it is, apart
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        torch.save(memory, temporary / "optimizer.pt")
         (temporary / "state.json").write_text(json.dumps({**state, "world": world}))
     barrier(world)
     random_states = {"cpu": torch.get_rng_state()}
@@ -173,26 +180,3 @@ def barrier(world: int) -> None:
     """Wait for the other processes, if there are any."""
     if world > 1:
         torch.distributed.barrier()
-
-
-def trainable(part: nn.Module, mode: str) -> int:
-    """Set which tensors of a part move and return how many parameters do.
-
-    freeze      none
-    full        all
-    partial:K   the last K blocks
-    lora:R      adapters of rank R beside every linear map of the blocks, with alpha = 2 R
-    """
-    name, _, count = mode.partition(":")
-    if mode not in ("freeze", "full") and not (name in ("partial", "lora") and count.isdecimal()):
-        raise ValueError(f"a part is trained freeze, full, partial:K or lora:R, not {mode!r}")
-    part.requires_grad_(name == "full")
-    if name == "lora":
-        lora.apply(part, rank=int(count), alpha=2 * int(count))
-    if name == "partial":
-        blocks = getattr(part, "blocks", [])
-        if not 0 < int(count) <= len(blocks):
-            raise ValueError(f"partial:{count}: the part has {len(blocks)} blocks")
-        for block in blocks[-int(count):]:
-            block.requires_grad_(True)
-    return sum(p.numel() for p in part.parameters() if p.requires_grad)

@@ -1,6 +1,6 @@
 """Which checkpoint of a run is kept: the best one on the validation split.
 
-In:  scores of the checks.  Out: OUT/chosen while the run goes, and in the end its three files in OUT.
+In:  scores of the checks.  Out: OUT/chosen while the run goes, and in the end its files in OUT.
 """
 
 import json
@@ -61,7 +61,9 @@ class Chosen:
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """The three files of a checkpoint, each replaced in one move."""
+    """The files of a checkpoint, each replaced in one move; of adapters too, where it has them."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "tokenizer.model", "config.json"):
-        checkpoint.write(target / name, partial(shutil.copyfile, source / name))
+    (target / "adapter.safetensors").unlink(missing_ok=True)
+    for name in ("model.safetensors", "tokenizer.model", "config.json", "adapter.safetensors"):
+        if name != "adapter.safetensors" or (source / name).is_file():
+            checkpoint.write(target / name, partial(shutil.copyfile, source / name))

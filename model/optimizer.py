@@ -9,10 +9,13 @@ one of four pairs of bare tokens, learned in 200 steps, with AdamW (one learning
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from model import sharding
 from model.vlm import VLM
 
 
@@ -44,10 +47,11 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     alike[p.shape].append(p)
             for shape, matrices in alike.items():
-                update = orthogonal(torch.stack([self.momentum(p, group["momentum"]) for p in matrices]))
+                update = orthogonal(torch.stack([sharding.full(self.momentum(p, group["momentum"])) for p in matrices]))
                 scale = 0.1 * max(shape) ** 0.5  # half the root mean square of AdamW's updates: embeddings want twice the rate
                 for p, direction in zip(matrices, update):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"] * scale)
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(sharding.divided(direction, p), alpha=-group["lr"] * scale)
 
     def momentum(self, p: nn.Parameter, beta: float) -> Tensor:
         """Nesterov's: the running mean of the gradients, looked at one step ahead."""
@@ -60,14 +64,22 @@ class Muon(torch.optim.Optimizer):
 
 
 class Together:
-    """Several optimizers as one."""
+    """Several optimizers as one. `peaks` are the learning rates that their groups were made with, which a schedule scales."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
         self.optimizers = optimizers
+        self.peaks = [group["lr"] for group in self.param_groups]
 
     @property
     def param_groups(self) -> list[dict]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def set_lr(self, schedule: Callable[..., float]) -> dict[str, float]:
+        """Give every group `schedule(peak=its own)`; returns the rates for the log: `lr`, or where they differ `lr_PART`."""
+        for group, peak in zip(self.param_groups, self.peaks):
+            group["lr"] = schedule(peak=peak)
+        rates = {f"lr_{part}": group["lr"] for group in self.param_groups for part in group["parts"]}
+        return rates if len(set(self.peaks)) > 1 else {"lr": next(iter(rates.values()))}
 
     def step(self) -> None:
         for optimizer in self.optimizers:
@@ -78,32 +90,51 @@ class Together:
             optimizer.zero_grad()
 
     def state_dict(self) -> dict:
-        return {type(optimizer).__name__: optimizer.state_dict() for optimizer in self.optimizers}
+        """The state of each by its name; every process calls this, for a divided state is gathered."""
+        return {type(optimizer).__name__: tree_map(sharding.full, optimizer.state_dict()) for optimizer in self.optimizers}
 
     def load_state_dict(self, states: dict) -> None:
-        if states.keys() != self.state_dict().keys():
-            raise ValueError(f"the run was started with {', '.join(states)}: resume with the same --optimizer and --train flags")
-        for optimizer in self.optimizers:
-            optimizer.load_state_dict(states[type(optimizer).__name__])
+        """The inverse; ValueError unless the same tensors are trained by the same optimizers, in the same groups."""
+        mine = {type(optimizer).__name__: optimizer for optimizer in self.optimizers}
+        names = [[[group["names"] for group in groups] for groups in (of[name]["param_groups"] for name in sorted(of))]
+                 for of in (states, {name: optimizer.state_dict() for name, optimizer in mine.items()})]
+        if states.keys() != mine.keys() or names[0] != names[1]:
+            raise ValueError(f"the run was started with {', '.join(states)} on other groups of tensors: resume with the same "
+                             f"--optimizer, --shard, --train and --lr_... flags")
+        for name, optimizer in mine.items():
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {index: {key: sharding.divided(value, parameters[index]) for key, value in kept.items()}
+                     for index, kept in states[name]["state"].items()}
+            optimizer.load_state_dict({**states[name], "state": state})
 
 
-def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float) -> Together:
+def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float, own_lr: dict[str, float] | None = None) -> Together:
     """`muon` or `adamw` (arXiv 1711.05101) over what is trained; only matrices decay, not norms and biases.
 
-    Raises ValueError when everything is frozen, or for an unknown name.
+    own_lr: peak learning rates of parts that have one; 0, or no entry: lr. ValueError for an unknown name.
     """
     if name not in ("muon", "adamw"):
         raise ValueError(f"--optimizer is muon or adamw, not {name!r}")
     trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError("every part is frozen: nothing to train; set --train.llm full, for example")
     blocks = [block for part in (model.llm, model.encoder) for block in part.blocks]
     inside = {p for module in (*blocks, model.connector) for p in module.parameters() if p.ndim == 2}
     inside -= {m.weight for m in model.connector.modules() if isinstance(m, nn.Embedding)}  # a table of vectors, no matrix
+    names = {p: name for name, p in model.named_parameters()}
+
+    def groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict]:
+        """A group for every learning rate, and for tensors that --shard divides: one call of AdamW takes either kind."""
+        apart = defaultdict(list)
+        for p in parameters:
+            part = names[p].partition(".")[0]
+            apart[(own_lr or {}).get(part) or lr, sharding.is_divided(p)].append(p)
+        return [{"params": chosen, "lr": rate, "weight_decay": weight_decay, "names": [names[p] for p in chosen],
+                 "parts": sorted({names[p].partition(".")[0] for p in chosen})} for (rate, _), chosen in apart.items()]
+
     hidden = [p for p in trained if name == "muon" and p in inside]
-    groups = [{"params": [p for p in trained if p.ndim >= 2 and p not in set(hidden)], "weight_decay": weight_decay},
-              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-    optimizers = [Muon(hidden, lr=lr, weight_decay=weight_decay)] if hidden else []
-    if groups := [group for group in groups if group["params"]]:
-        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True))
+    others = [p for p in trained if p not in set(hidden)]
+    optimizers = [Muon(groups(hidden, weight_decay), lr=lr, weight_decay=weight_decay)] if hidden else []
+    if others or not hidden:
+        optimizers.append(torch.optim.AdamW(
+            groups([p for p in others if p.ndim >= 2], weight_decay) + groups([p for p in others if p.ndim < 2], 0.0),
+            lr=lr, betas=(0.9, 0.95), fused=True))
     return Together(*optimizers)

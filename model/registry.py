@@ -98,7 +98,9 @@ class Registry:
         """
         name, _, text = spec.partition(":")
         factory = self.factory(name)
-        allowed = [key for key in inspect.signature(factory).parameters if key not in context]
+        known = {key: parameter for key, parameter in inspect.signature(factory).parameters.items()
+                 if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)}  # of a class without __init__
+        allowed = [key for key in known if key not in context]
         options = {}
         for position, option in enumerate(options_of(text)):
             key, value = re.fullmatch(r"(?:(\w+)=)?(.*)", option).groups()
@@ -110,11 +112,10 @@ class Registry:
                 )
             if key in options:
                 raise ValueError(f"{self.kind} {name!r}: option {key!r} is given twice in {spec!r}")
-            annotation = inspect.signature(factory).parameters[key].annotation
-            options[key] = typed(value, annotation, f"{self.kind} {name!r}: {option!r}")
+            options[key] = typed(value, known[key].annotation, f"{self.kind} {name!r}: {option!r}")
         missing = [
             key
-            for key, parameter in inspect.signature(factory).parameters.items()
+            for key, parameter in known.items()
             if key in allowed and key not in options and parameter.default is parameter.empty
         ]
         if missing:

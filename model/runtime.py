@@ -26,7 +26,7 @@ from torch.distributed import all_gather_object, all_reduce, destroy_process_gro
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from model import checkpoint
+from model import checkpoint, sharding
 from model.optimizer import Together
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -42,7 +42,7 @@ def learning_rate(step: int, *, peak: float, warmup: int, total: int, floor: flo
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:
     """Scale the gradients down to a norm of `max_norm` at most; returns the norm before. An infinite one is an error."""
-    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], max_norm).item()
+    norm = sharding.clip_grad_norm([p for p in model.parameters() if p.grad is not None], max_norm).item()
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient norm is {norm}: lower --lr, or look at the data with --check_data")
     return norm
@@ -117,14 +117,25 @@ class Run:
 
     # ------------------------------------------------------------ computing
 
-    def wrap(self, model: nn.Module, compile: bool) -> nn.Module:
-        """The module to call in training. Always this one: a call of the bare model would not average gradients."""
+    def wrap(self, model: nn.Module, compile: bool, shard: str = "ddp") -> nn.Module:
+        """The module to call in training. Always this one: a call of the bare model would not average gradients.
+
+        shard: ddp, the whole model on every process | zero2 | zero3 (model/sharding.py). The optimizer is made after this.
+        """
         torch.manual_seed(self.config.seed + self.rank)  # ... and other random numbers on each rank
+        if shard != "ddp" and compile:
+            raise ValueError(f"--compile and --shard {shard} do not go together: leave one of them out")
+        if shard != "ddp":
+            return sharding.apply(model, shard, self.device)
         wrapped = torch.compile(model, dynamic=True) if compile else model
         if self.world == 1:
             return wrapped
         # A rank whose rows hold no image uses no connector: find_unused_parameters lets the others go on without it.
         return DistributedDataParallel(wrapped, find_unused_parameters=True)
+
+    def gather(self, model: nn.Module) -> None:
+        """Make a model that is divided among the processes whole on each until the next step; all of them call this."""
+        sharding.gather(model)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 where it is used; training, references and evaluation all run inside it."""
@@ -172,10 +183,11 @@ class Run:
     def save(self, model: nn.Module, optimizer: Together, tokenizer_file: Path, step: int, position: int,
              **more: float | str) -> None:
         """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`."""
-        if self.first:
-            checkpoint.save(self.out, model, tokenizer_file)
         state = {"step": step, "position": position, "seconds": self.seconds, **more}
-        checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world)
+        with sharding.whole(model):
+            if self.first:
+                checkpoint.save(self.out, model, tokenizer_file)
+            checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world)
 
     def resume(self, model: nn.Module, optimizer: Together) -> tuple[int, int]:
         """(step, data position) to go on from; (0, 0) without --resume. The log loses what came after that step."""
@@ -187,7 +199,8 @@ class Run:
                     old.unlink(missing_ok=True)
                 shutil.rmtree(self.out / "resume", ignore_errors=True)
             return 0, 0
-        self.state = state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world)
+        with sharding.whole(model, write=True):
+            self.state = state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world)
         lines = log.read_text().splitlines() if log.is_file() else []
         self.history = [row for row in map(json.loads, lines) if row["step"] < state["step"]]
         checkpoint.barrier(self.world)

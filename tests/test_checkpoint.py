@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from dataset.tokenizer import MODEL_FILE
 from model import checkpoint
-from model.checkpoint import load, load_resume, save, save_resume, trainable
+from model.checkpoint import load, load_resume, save, save_resume
 from model.encoder.clip import clip_random
 from model.optimizer import make_optimizer
+from model.recipe import trainable
 from model.registry import ENCODERS
 from tests import tiny
 from tests.conftest import mixed_arguments
@@ -295,41 +296,3 @@ def test_the_log_of_a_resumed_run_has_each_step_once(killed_and_resumed, one_pro
         assert [row.get(field) for row in logs[1]] == [row.get(field) for row in logs[2]]
     seconds = [row["seconds"] for row in logs[1]]
     assert seconds == sorted(seconds)  # the clock goes on
-
-
-# ---------------------------------------------------------------- what is trained
-
-
-def moving(part: torch.nn.Module) -> set[str]:
-    return {name for name, p in part.named_parameters() if p.requires_grad}
-
-
-def test_freeze_full_and_partial_set_exactly_their_tensors():
-    model = tiny.vlm()
-    for part in model.parts.values():
-        everything = {name for name, _ in part.named_parameters()}
-        assert trainable(part, "full") == sum(p.numel() for p in part.parameters())
-        assert moving(part) == everything
-        assert trainable(part, "freeze") == 0
-        assert moving(part) == set()
-    trainable(model.llm, "partial:2")
-    assert moving(model.llm) == {
-        name for name, _ in model.llm.named_parameters() if name.startswith(("model.layers.1.", "model.layers.2."))
-    }
-    assert trainable(model.encoder, "partial:1") == sum(p.numel() for p in model.encoder.blocks[1].parameters())
-    assert moving(model.encoder) == {
-        name for name, _ in model.encoder.named_parameters() if name.startswith("transformer.resblocks.1.")
-    }
-
-
-@pytest.mark.parametrize("mode", ["", "none", "Full", "full:2", "full:x", "freeze:", "partial", "partial:", "partial:-1"])
-def test_another_way_to_train_is_refused(mode):
-    with pytest.raises(ValueError, match="freeze, full, partial:K or lora:R"):
-        trainable(tiny.vlm().llm, mode)
-
-
-def test_more_blocks_than_there_are_are_refused():
-    model = tiny.vlm()
-    for part, count in ((model.llm, 4), (model.llm, 0), (model.connector, 1)):
-        with pytest.raises(ValueError, match=f"partial:{count}: the part has"):
-            trainable(part, f"partial:{count}")

@@ -28,12 +28,12 @@ from dataset.images import from_image
 from dataset.preferences import Preference, join
 from dataset.tokenizer import MODEL_FILE, Tokenizer
 from model import checkpoint, lora
-from model.checkpoint import trainable
 from model.chosen import Chosen, quality
 from model.config import preset
 from model.generate import Answer, generate
 from model.losses import IGNORE, PREFERENCE_LOSSES, PreferenceOptions, answer_sums, as_pairs, next_token_targets, rewards
 from model.optimizer import make_optimizer
+from model.recipe import trainable
 from model.registry import TEMPLATES
 from model.runtime import Run
 from model.vlm import VLM

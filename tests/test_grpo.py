@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from dataset.rewards import Reward
 from dataset.tokenizer import Tokenizer
 from model import checkpoint, cli
-from model.checkpoint import trainable
 from model.policy import ALGORITHMS
+from model.recipe import trainable
 from model.registry import TEMPLATES
 from tests.conftest import ROOT, torchrun
 from tests.miniatures import lines

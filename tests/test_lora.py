@@ -1,14 +1,19 @@
 """LoRA: nothing changes at the start, only adapters move, merged equals unmerged, and a checkpoint knows nothing of it."""
 
+import copy
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from dataset.tokenizer import MODEL_FILE
 from model import checkpoint, lora
-from model.checkpoint import load, load_resume, save, save_resume, trainable
+from model.checkpoint import load, load_resume, save, save_resume
 from model.optimizer import make_optimizer
+from model.recipe import trainable
 from tests import tiny
 
 
@@ -21,11 +26,11 @@ def logits(model) -> torch.Tensor:
         return model(batch(), tiny.everywhere(batch()))
 
 
-def adapted(mode: str = "lora:3", moved: bool = True):
+def adapted(mode: str = "lora:3", moved: bool = True, others: str = "freeze"):
     """A tiny model with adapters on the language model, after some imagined training."""
     model = tiny.vlm(attention_bias=True)
     for name, part in model.parts.items():
-        trainable(part, mode if name == "llm" else "freeze")
+        trainable(part, mode if name == "llm" else others)
     if moved:
         torch.manual_seed(5)
         for part in lora.adapters(model):
@@ -83,8 +88,9 @@ def test_an_adapted_map_adds_alpha_over_rank_times_b_a():
     torch.testing.assert_close(part(x).double(), expected, atol=1e-5, rtol=0)
 
 
-def test_merged_equals_unmerged():
-    model = adapted()
+@pytest.mark.parametrize("others", ["freeze", "lora:2"])
+def test_merged_equals_unmerged(others):
+    model = adapted(others=others)
     unmerged = logits(model)
     assert (unmerged - logits(tiny.vlm(attention_bias=True))).abs().max() > 0.1  # the adapters say something
     expected = lora.merged(model)
@@ -113,8 +119,8 @@ def test_without_adapters_nothing_is_switched_off_or_merged_in_silence():
 
 
 @pytest.mark.parametrize(("part", "mode", "message"), [
-    ("connector", "lora:2", "has no blocks"), ("llm", "lora:0", "the rank is 1 to 16"), ("llm", "lora:17", "the rank is 1 to 16"),
-    ("llm", "lora:", "or lora:R, not 'lora:'"), ("llm", "lora:x", "or lora:R"),
+    ("connector", "lora:17", "the rank is 1 to 16"), ("llm", "lora:0", "the rank is 1 to 16"),
+    ("llm", "lora:17", "the rank is 1 to 16"), ("llm", "lora:", "or lora:R, not 'lora:'"), ("llm", "lora:x", "or lora:R"),
 ])  # fmt: skip
 def test_adapters_that_make_no_sense_are_refused(part, mode, message):
     with pytest.raises(ValueError, match=message):
@@ -173,3 +179,77 @@ def test_an_adapted_encoder_is_stored_merged(tmp_path):
     save(tmp_path, model, MODEL_FILE)
     assert checkpoint.holds_encoder(tmp_path / "model.safetensors", model)
     assert (logits(load(tmp_path)) - logits(model)).abs().max() < 1e-5
+
+
+# ---------------------------------------------------------------- adapters alone
+
+
+def train(model, optimizer, steps: int) -> None:
+    for _ in range(steps):
+        model(batch(), tiny.everywhere(batch())).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("connector", ["freeze", "full", "lora:2"])
+@pytest.mark.parametrize("encoder", ["freeze", "lora:2"])
+def test_adapters_put_on_the_base_and_trained_further_are_the_uninterrupted_run(tmp_path, connector, encoder):
+    modes = {"encoder": encoder, "connector": connector, "llm": "lora:3"}
+
+    def begun():
+        model = tiny.vlm(attention_bias=True)
+        for name, part in model.parts.items():
+            trainable(part, modes[name])
+        return model, make_optimizer(model, "muon", lr=1e-2, weight_decay=0.1)
+
+    model, optimizer = begun()
+    train(model, optimizer, 2)
+    lora.save(model, tmp_path / "adapter.safetensors")
+    memory = copy.deepcopy(optimizer.state_dict())
+    train(model, optimizer, 2)
+    other, again = begun()
+    lora.load(other, tmp_path / "adapter.safetensors")
+    again.load_state_dict(memory)
+    train(other, again, 2)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_bare_base_gets_the_adapters_of_the_file(tmp_path):
+    model = adapted(others="lora:2")
+    lora.save(model, tmp_path / "adapter.safetensors")
+    with safe_open(tmp_path / "adapter.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()["adapters"]) == {
+            "encoder": {"rank": 2, "alpha": 4}, "connector": {"rank": 2, "alpha": 4}, "llm": {"rank": 3, "alpha": 6}}
+        assert all("lora_" in name for name in opened.keys())
+    base = tiny.vlm(attention_bias=True)
+    lora.load(base, tmp_path / "adapter.safetensors")
+    assert torch.equal(logits(base), logits(model))
+    lora.merge(base)
+    assert (logits(base) - logits(model)).abs().max() < 1e-5
+    assert base.state_dict().keys() == tiny.vlm(attention_bias=True).state_dict().keys()
+
+
+def test_a_checkpoint_of_a_lora_run_has_its_adapters_beside_it_until_one_without_takes_its_place(tmp_path):
+    save(tmp_path, adapted(), MODEL_FILE)
+    base = tiny.vlm(attention_bias=True)
+    lora.load(base, tmp_path / "adapter.safetensors")
+    assert (logits(base) - logits(load(tmp_path))).abs().max() < 1e-5
+    save(tmp_path, tiny.vlm(), MODEL_FILE)
+    assert not (tmp_path / "adapter.safetensors").exists()
+
+
+def test_adapters_on_another_base_or_of_another_shape_are_refused(tmp_path):
+    file = tmp_path / "adapter.safetensors"
+    lora.save(adapted(), file)
+    other = tiny.vlm(attention_bias=True)
+    with torch.no_grad():
+        other.llm.model.norm.weight[0] += 1e-3
+    with pytest.raises(ValueError, match="another base.*--init the checkpoint"):
+        lora.load(other, file)
+    with pytest.raises(ValueError, match="saved with .*'rank': 3.*give the same --train flags"):
+        lora.load(adapted("lora:2"), file)
+    with pytest.raises(ValueError, match="does not fit the model.*up_proj"):
+        lora.load(tiny.vlm(attention_bias=True, intermediate_size=56), file)
+    save(tmp_path / "plain", tiny.vlm(), MODEL_FILE)
+    with pytest.raises(ValueError, match="holds no adapters"):
+        lora.load(tiny.vlm(), tmp_path / "plain" / "model.safetensors")

@@ -88,6 +88,18 @@ def test_an_option_given_twice_or_missing_is_named():
         shelf().make("apple")
 
 
+def test_a_class_without_a_constructor_of_its_own_has_no_options():
+    registry = shelf()
+
+    @registry.register("seed")
+    class Seed(torch.nn.Module):
+        """A module that says nothing of how it is made."""
+
+    assert isinstance(registry.make("seed"), Seed)
+    with pytest.raises(ValueError, match="has no option 'big'. Options: none"):
+        registry.make("seed:big")
+
+
 def test_every_part_of_a_folder_is_found_and_described_in_one_line():
     lines = listing([LLMS, ENCODERS, CONNECTORS, shelf()]).splitlines()
     names = [line.split()[1] for line in lines]
