@@ -42,7 +42,7 @@ def conversation(id: str, pictures: Sequence[Picture], question: str, said: Sequ
 
 
 def lines(kind: str, scenes: Sequence[Scene], language: str, rng: random.Random, which: str) -> list[tuple[str, str]]:
-    """Names in any order, each with its answer: [("a bus", " yes"), (", an ant", " no")]; [] where the scene has no clear pair."""
+    """Names in any order, each with its answer: [("a bus", " yes"), (", an ant", " no")]; [] where no pair is clear."""
     comma, space = (", ", " ") if language == "en" else ("，", "")
     if kind == "change":
         found = [(place(cell, language), change(scenes, cell, language)) for cell in rng.sample(range(9), ASKED)]

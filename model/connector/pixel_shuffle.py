@@ -38,5 +38,5 @@ class PixelShuffle(nn.Module):
         grid = features[:, self.skip:].unflatten(1, (self.edge // self.side, self.side, self.edge // self.side, self.side))
         squares = grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)  # (N, P / side^2, side * side * D)
         tokens = self.proj(squares) + self.number(numbers.clamp(max=self.number.num_embeddings - 1))[:, None]
-        later = numbers.nonzero().squeeze(1)  # all but the first of a conversation, in reading order: one row below the one before
+        later = numbers.nonzero().squeeze(1)  # each but the first of a conversation; the one before it is the row above
         return tokens.index_add(0, later, self.before(squares[later - 1]).to(tokens.dtype))
