@@ -18,7 +18,7 @@ from model.registry import TASKS
 # Kinds of inventories: two at first, because five kinds at once are not learned in the same steps; then the rest.
 FIRST = ("place", "exists")
 LATER = (*2 * ("count",), *2 * ("relation",), "which_picture", "together", *2 * ("change",))
-ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 4, "relation": 4}  # shares: the harder, the more
+ASKED = {"what": 2, "where": 1, "count": 3, "total": 1, "exists": 1, "compare": 5, "relation": 3}  # shares: the harder, the more
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
 
@@ -86,7 +86,7 @@ class World:
         if form == "pair":
             return self.pair_conversation(i, language, rng)
         if form == "told":
-            tell = rng.choice((self.caption, self.listing, self.noisy_description, self.noisy_description))
+            tell = rng.choice((self.caption, self.listing, self.noisy_description))
             if tell != self.noisy_description and rng.random() < 0.5:
                 scene = self.crowded(i)
             turns = [tell(scene, language, rng)]
