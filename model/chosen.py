@@ -63,5 +63,6 @@ class Chosen:
 def copy_checkpoint(source: Path, target: Path) -> None:
     """The three files of a checkpoint, each replaced in one move."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "tokenizer.model", "config.json"):
+    checkpoint.copy_tokenizer(checkpoint.tokenizer_file(source), target)
+    for name in ("model.safetensors", "config.json"):
         checkpoint.write(target / name, partial(shutil.copyfile, source / name))
