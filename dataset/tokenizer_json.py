@@ -67,13 +67,18 @@ class JsonTokenizer:
 def plain(description: dict) -> dict:
     """A tokenizer.json whose texts begin with nothing: a conversation is encoded piece by piece, and the space that Llama's
     first tokenizers put before a text, and take from it again, belongs before none of them. Nor does it cut or pad."""
-    description = {**description, "truncation": None, "padding": None}
-    for part, unwanted in (("normalizer", "Prepend"), ("decoder", "Strip")):
-        if (description.get(part) or {}).get("type") == "Sequence":
-            key = next(key for key in description[part] if key != "type")
-            steps = [step for step in description[part][key] if step["type"] != unwanted]
-            description[part] = {**description[part], key: steps}
-    for part in ("pre_tokenizer", "decoder"):
-        if (description.get(part) or {}).get("type") == "Metaspace":
-            description[part] = {**description[part], "prepend_scheme": "never"}
-    return description
+    unwanted = {"normalizer": "Prepend", "pre_tokenizer": None, "decoder": "Strip"}
+    steps = {part: without(description.get(part), name) for part, name in unwanted.items()}
+    return {**description, **steps, "truncation": None, "padding": None}
+
+
+def without(step: dict | None, unwanted: str | None) -> dict | None:
+    """A step of a tokenizer.json, or a sequence of them, without those of a type and without Metaspace's first space."""
+    if step is None or step["type"] == unwanted:
+        return None
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never"}
+    if step["type"] == "Sequence":
+        (key,) = step.keys() - {"type"}
+        return {**step, key: [kept for inner in step[key] if (kept := without(inner, unwanted))]}
+    return step

@@ -64,7 +64,7 @@ class HuggingFace(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """The one list of as many modules as there are layers."""
-        layers = self.lm.config.get_text_config().num_hidden_layers
+        layers = self.lm.config.num_hidden_layers
         return list(next(m for m in self.lm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers))
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -83,18 +83,16 @@ class HuggingFace(nn.Module):
             logits = self.lm(inputs_embeds=x[:, None], position_ids=position_ids[:, None], attention_mask=cache.mask,
                              past_key_values=cache.past).logits[:, 0]  # fmt: skip
             return logits if keep is None else logits[keep]
-        grid, rows = documents.grid, {}
-        if cache is not None:
-            shift = documents.longest - documents.lengths  # padding goes to the left
-            slots = grid.slots + shift[documents.index]
-            mask = slots.new_zeros(grid.rows * grid.longest).index_fill(0, slots, 1).view(grid.rows, grid.longest)
-            cache.advance(mask)
-            rows = {"attention_mask": mask, "past_key_values": cache.past}
-        else:
-            slots = grid.slots  # on the right, where causal attention never looks: no mask is needed
+        shape, slots, rows = (documents.count, documents.longest), documents.grid.slots, {}
+        if cache is not None:  # padding goes to the left; else to the right, where causal attention never looks: no mask
+            slots = slots + (documents.longest - documents.lengths)[documents.index]
+            cache.advance(torch.zeros(shape, dtype=torch.long, device=x.device).flatten().index_fill(0, slots, 1).view(shape))
+            rows = {"attention_mask": cache.mask, "past_key_values": cache.past}
+
         def fold(values: Tensor) -> Tensor:
-            return values.new_zeros(grid.rows * grid.longest, *values.shape[1:]).index_copy(0, slots, values).unflatten(
-                0, (grid.rows, grid.longest))
+            """(S, ...) -> (documents, longest, ...)."""
+            grid = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
+            return grid.index_copy(0, slots, values).unflatten(0, shape)
 
         logits = self.lm(inputs_embeds=fold(x), position_ids=fold(position_ids), use_cache=cache is not None, **rows).logits
         return logits.flatten(0, 1)[slots if keep is None else slots[keep]]
@@ -118,7 +116,9 @@ def huggingface(source: str) -> Pretrained:
     folder = located(str(source))
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     values = json.loads(lm.config.to_json_string(use_diff=False))
-    config = lm.config.get_text_config()
+    config = lm.config
+    if config.get_text_config() is not config:
+        raise ValueError(f"{folder} holds more than a language model ({config.model_type}): name the language model inside it")
     table = lm.get_input_embeddings().weight
     shape = LLMConfig(
         vocab_size=len(table), hidden_size=table.shape[1], num_hidden_layers=config.num_hidden_layers,
