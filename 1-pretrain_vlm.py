@@ -1,13 +1,14 @@
 """Stage 1, pretraining: a language model learns to put into words what an encoder sees.
 
 A frozen CLIP turns a picture into P tokens, one linear projection turns them into the language model's channels, and the
-language model writes the caption. With a pretrained language model this stage would train the projection alone; here
-nothing pretrained exists, so it trains both. On data without pictures it pretrains the language model alone.
+language model writes the caption. With a pretrained language model this stage trains the projection alone (--train.llm freeze);
+by default nothing pretrained exists, so it trains both. On data without pictures it pretrains the language model alone.
 
 In:  captions (default: the embedded world).  Out: out/pretrain, a checkpoint; log.jsonl, curves.png, out/report.md.
 
     python 1-pretrain_vlm.py                                        two minutes on two CPU cores
     python 1-pretrain_vlm.py --preset small --data llava_cc3m_595k.json --image_folder images
+    python 1-pretrain_vlm.py --llm gpt:HuggingFaceTB/SmolLM2-135M-Instruct --train.llm freeze --optimizer adamw --lr 3e-3
     torchrun --nproc_per_node 2 1-pretrain_vlm.py
 """
 

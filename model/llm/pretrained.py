@@ -76,6 +76,7 @@ class Pretrained(Start):
             if missing > 0:  # the mean of all rows: neither likely nor unlikely
                 tensors[name] = torch.cat([table, table.float().mean(0, keepdim=True).to(table.dtype).expand(missing, -1)])
         matched = checkpoint.load_weights(llm, tensors, str(self.folder), with_encoder=True)
+        self.tensors.clear()  # the module holds them now
         return f"{self.folder}: {matched} tensors matched, 0 missing, 0 unexpected"
 
 
