@@ -209,10 +209,15 @@ def test_a_frozen_language_model_is_stored_as_it_came_with_its_tokenizer_and_tem
     config = json.loads((one / "config.json").read_text())
     assert config["template"] == "chatml" and config["image_token_id"] == 260 and config["llm"]["vocab_size"] == 300
     assert (one / "tokenizer.json").read_bytes() == (stages / "elsewhere" / "tokenizer.json").read_bytes()
-    before, after = load_file(stages / "elsewhere" / "model.safetensors"), load_file(one / "model.safetensors")
-    prefix = "llm." if config["llm_name"] == "gpt" else "llm.lm."
-    kept = {name for name in before if f"{prefix}{name}" in after and before[name].equal(after[f"{prefix}{name}"])}
-    assert len(kept) == len(before) == len([name for name in after if name.startswith("llm.")])
+    before = transformers.AutoModelForCausalLM.from_pretrained(stages / "elsewhere").state_dict()
+    after = load_file(one / "model.safetensors")
+    prefix = "llm."
+    if config["llm_name"] == "gpt":
+        del before["lm_head.weight"]  # tied
+    else:
+        prefix = "llm.lm."
+    assert {f"{prefix}{name}" for name in before} == {name for name in after if name.startswith("llm.")}
+    assert all(tensor.equal(after[f"{prefix}{name}"]) for name, tensor in before.items())
 
 
 def test_later_stages_go_on_from_its_checkpoint_alone(stages, run_script, samples):
@@ -220,6 +225,8 @@ def test_later_stages_go_on_from_its_checkpoint_alone(stages, run_script, sample
     done = run_script("4-eval_chat.py", "--image", samples / "red.png", "--prompt", "What?", "--max_new_tokens", 3, "--device",
                       "cpu", cwd=stages)  # fmt: skip
     assert done.out
+    if stages.name.startswith("huggingface"):  # each run imports transformers anew
+        return
     run_script("3-rl_vlm.py", "--algo", "grpo", "--data", "arithmetic:rows=8", "--bench", "", "--max_steps", 1, "--device", "cpu",
                "--max_new_tokens", 3, cwd=stages)  # fmt: skip
     again = run_script("1-pretrain_vlm.py", "--init", stages / "out" / "sft", "--out", stages / "out" / "again", "--data",
