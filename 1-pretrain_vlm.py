@@ -1,13 +1,14 @@
 """Stage 1, pretraining: a language model learns to put into words what an encoder sees.
 
 A frozen CLIP turns a picture into P tokens, one linear projection turns them into the language model's channels, and the
-language model writes the caption. With a pretrained language model this stage would train the projection alone; here
-nothing pretrained exists, so it trains both. On data without pictures it pretrains the language model alone.
+language model writes the caption. With a pretrained language model this stage trains the projection alone (--train.llm freeze);
+by default nothing pretrained exists, so it trains both. On data without pictures it pretrains the language model alone.
 
 In:  captions (default: the embedded world).  Out: out/pretrain, a checkpoint; log.jsonl, curves.png, out/report.md.
 
     python 1-pretrain_vlm.py                                        two minutes on two CPU cores
     python 1-pretrain_vlm.py --preset small --data llava_cc3m_595k.json --image_folder images
+    python 1-pretrain_vlm.py --llm gpt:HuggingFaceTB/SmolLM2-135M-Instruct --train.llm freeze --optimizer adamw --lr 3e-3
     torchrun --nproc_per_node 2 1-pretrain_vlm.py
 """
 
@@ -21,11 +22,13 @@ from dataset.conversations import BadRows
 from dataset.evaluation import Ask, add_scores, evaluate
 from dataset.eyes import Eyes
 from dataset.mixture import mixture, pictures
+from dataset.native import language
 from dataset.report import marked, section, sheet, table
-from dataset.tokenizer import MODEL_FILE, Tokenizer
+from dataset.tokenizer import load_tokenizer
 from model import checkpoint, cli, recipe
 from model.config import preset
 from model.generate import generate
+from model.llm import pretrained
 from model.losses import IGNORE, cross_entropy_sum, next_token_targets
 from model.optimizer import make_optimizer
 from model.registry import TASKS, TEMPLATES, specs
@@ -48,12 +51,12 @@ class Config:
     allow_urls: bool = False  # let rows fetch pictures from the network
     init: Path | None = None  # a checkpoint to start from; default: random weights
     adapter: Path | None = None  # adapter.safetensors of an earlier LoRA run from --init, to go on from
-    tokenizer: Path = MODEL_FILE  # a sentencepiece model; its vocabulary sizes the language model
+    tokenizer: Path | None = None  # a sentencepiece model, whose vocabulary sizes the language model; default: dataset/'s
     out: Path = Path("out/pretrain")  # where the checkpoint goes
     encoder: str = ""  # an encoder by name, in place of the preset's; `python -m model.registry` lists them
     connector: str = ""  # a connector by name
-    llm: str = ""  # a language model by name
-    template: str = "pupil"  # how conversations are written; pretrain: picture and caption, no roles
+    llm: str = ""  # gpt, random; or pretrained, gpt:FOLDER or :OWNER/NAME (Llama, Qwen, MiniMind), huggingface:... (any other)
+    template: str = ""  # how conversations are written; default: pupil, or the pretrained model's; pretrain: caption, no roles
     fit: str = "square"  # how pictures are fitted: square (crop) | pad | naive (squeeze); stored in the checkpoint
     train: Train = field(default_factory=Train)
     epochs: float = 0.5  # passes over the data; half of the world's 30,000 rows are enough
@@ -92,13 +95,15 @@ class Config:
 def main(config: Config) -> None:
     tasks = {name: TASKS.make(name) for name in specs(config.bench)}  # a wrong name fails here, not after training
     run = Run(config, "pretrain")
-    tokenizer = Tokenizer(config.tokenizer)
     if config.init:
-        model = checkpoint.load(config.init).train()
+        model, tokenizer = checkpoint.load(config.init).train(), load_tokenizer(checkpoint.tokenizer_file(config.init))
     else:
-        model = VLM(preset(config.preset, encoder=config.encoder, connector=config.connector, llm_name=config.llm,
-                           template=config.template, fit=config.fit, vocab_size=tokenizer.vocab_size,
-                           image_token_id=tokenizer.image))
+        start = pretrained.start(config.llm)  # random weights, or those of a pretrained language model
+        tokenizer, template = language(start.folder, config.tokenizer, config.template)
+        model = VLM(start.config(preset(
+            config.preset, encoder=config.encoder, connector=config.connector, template=template, fit=config.fit,
+            vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image)))
+        run.say(start.fill(model.llm))
     model.to(run.device)
     modes = {name: getattr(config.train, name) for name in model.parts}
     moving = recipe.apply(model, modes, config.checkpointing, config.adapter)

@@ -22,7 +22,7 @@ from dataset.evaluation import Ask, add_scores, evaluate
 from dataset.eyes import Eyes
 from dataset.mixture import mixture, pictures
 from dataset.report import marked, section, sheet, table
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import load_tokenizer
 from model import checkpoint, cli, recipe
 from model.generate import generate
 from model.losses import IGNORE, cross_entropy_sum, next_token_targets
@@ -89,7 +89,7 @@ def main(config: Config) -> None:
     model = checkpoint.load(config.init).train().to(run.device)
     if config.template:
         model.config = dataclasses.replace(model.config, template=config.template)
-    tokenizer, template = Tokenizer(config.init / "tokenizer.model"), TEMPLATES.make(model.config.template)
+    tokenizer, template = load_tokenizer(checkpoint.tokenizer_file(config.init)), TEMPLATES.make(model.config.template)
     modes = {name: getattr(config.train, name) for name in model.parts}
     moving = recipe.apply(model, modes, config.checkpointing, config.adapter)
     wrapped = run.wrap(model, config.compile, config.shard)

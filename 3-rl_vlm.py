@@ -48,7 +48,7 @@ from dataset.labels import Labeler, YesNo, by_model
 from dataset.mixture import pictures
 from dataset.report import before_and_after, marked, section, sheet, table
 from dataset.rewards import judge_from
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import checkpoint, cli, critic, lora, policy, recipe
 from model.chosen import Chosen, copy_checkpoint
 from model.clipping import Clipped, DynamicClipping
@@ -251,7 +251,7 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
     model = checkpoint.load(config.init).train().to(run.device)
     if config.template:
         model.config = dataclasses.replace(model.config, template=config.template)
-    tokenizer, template = Tokenizer(config.init / "tokenizer.model"), TEMPLATES.make(model.config.template)
+    tokenizer, template = load_tokenizer(checkpoint.tokenizer_file(config.init)), TEMPLATES.make(model.config.template)
     made_by = fingerprint(model, tokenizer, run)
     moving = recipe.apply(model, {name: getattr(config.train, name) for name in model.parts}, config.checkpointing)
     if config.algo == "ppo":
@@ -732,7 +732,7 @@ def model_labeler(config: Config, run: Run, model: VLM, ask: Ask) -> Labeler:
     if config.labeler != "self":
         folder = Path(config.labeler)
         model = checkpoint.load(folder, run.device)
-        ask = Ask(TEMPLATES.make(model.config.template), Tokenizer(folder / "tokenizer.model"), model.image_tokens,
+        ask = Ask(TEMPLATES.make(model.config.template), load_tokenizer(checkpoint.tokenizer_file(folder)), model.image_tokens,
                   Eyes(model.encoder, model.config.fit, run.device, config.feature_cache), ask.generate)
     first_logits = run.generator(lambda model, batch: prefill(model, batch, room=0)[0], model)
     yes_no = YesNo(ask.template, ask.tokenizer, ask.image_tokens, ask.eyes, first_logits)

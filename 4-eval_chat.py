@@ -28,7 +28,7 @@ from dataset.evaluation import Ask, add_scores, evaluate
 from dataset.eyes import Eyes
 from dataset.images import BadRow, Picture, from_file
 from dataset.report import poster, section, sheet, table
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import checkpoint, cli
 from model.generate import generate, stream
 from model.losses import IGNORE, next_token_targets, token_logps
@@ -65,7 +65,7 @@ def main(config: Config) -> None:
     require_reference(config, folder)
     run = Run.inference(folder, config.device, config.dtype, config.seed)
     model = checkpoint.load(folder, run.device)
-    tokenizer = Tokenizer(folder / "tokenizer.model")
+    tokenizer = load_tokenizer(checkpoint.tokenizer_file(folder))
     template = TEMPLATES.make(model.config.template)
     sampling = dict(max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.id(template.stop)}, temperature=config.temperature,
                     top_p=config.top_p, banned=(tokenizer.image, tokenizer.pad, tokenizer.bos))
@@ -159,7 +159,7 @@ def require_reference(config: Config, folder: Path) -> None:
     checkpoint.require(config.reference)
     if config.reference.resolve() == folder.resolve():
         raise SystemExit(f"--reference {config.reference} is the model itself, which raised nothing: name another --model")
-    writes = {"tokenizer": lambda path: (path / "tokenizer.model").read_bytes(),
+    writes = {"tokenizer": lambda path: checkpoint.tokenizer_file(path).read_bytes(),
               "template": lambda path: json.loads((path / "config.json").read_text(encoding="utf-8"))["template"]}
     for name, of in writes.items():
         if of(config.reference) != of(folder):

@@ -27,7 +27,7 @@ from dataset.chat import Message
 from dataset.dialogue import Dialogue
 from dataset.eyes import Eyes
 from dataset.images import BadRow, Picture, from_file
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import checkpoint
 from model.cli import parse
 from model.generate import stream
@@ -223,7 +223,7 @@ def main(config: Config) -> None:
         about += ". It was trained on captions alone: it describes pictures and does not read questions"
     with tempfile.TemporaryDirectory() as temporary:  # uploads go when the server goes
         os.environ["GRADIO_TEMP_DIR"] = temporary
-        new_dialogue = dialogues(model, Tokenizer(folder / "tokenizer.model"), device, config)
+        new_dialogue = dialogues(model, load_tokenizer(checkpoint.tokenizer_file(folder)), device, config)
         demo = build_demo(new_dialogue, world_examples(Path(temporary)), about)
         demo.launch(
             server_name=config.host, server_port=config.port, share=False, ssr_mode=False, max_file_size="20mb", css=CSS

@@ -116,7 +116,7 @@ def pretrain() -> Template:
 
 @TEMPLATES.register("chatml")
 def chatml() -> Template:
-    """<|im_start|>ROLE ... <|im_end|>: Qwen, SmolLM2, MiniMind."""
+    """<|im_start|>ROLE ... <|im_end|>: Qwen, SmolLM2, MiniMind 2."""
     return Template(
         control=("<|im_start|>", "<|im_end|>"),
         system=("<|im_start|>system\n", "<|im_end|>\n"),
@@ -136,6 +136,30 @@ def llama() -> Template:
         user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
         assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", ""),
         stop="<|eot_id|>",
+    )
+
+
+@TEMPLATES.register("zephyr")
+def zephyr() -> Template:
+    """<|user|> ... </s>: TinyLlama. Only </s> is a control token: who types <|user|> writes what the model reads as a turn."""
+    return Template(
+        control=("</s>",),
+        system=("<|system|>\n", "</s>\n"),
+        user=("<|user|>\n", "</s>\n"),
+        assistant=("<|assistant|>\n", "\n"),
+        stop="</s>",
+    )
+
+
+@TEMPLATES.register("minimind")
+def minimind() -> Template:
+    """<s>ROLE ... </s>: MiniMind v1 and MiniMind-V v1."""
+    return Template(
+        control=("<s>", "</s>"),
+        system=("<s>system\n", "</s>\n"),
+        user=("<s>user\n", "</s>\n"),
+        assistant=("<s>assistant\n", "\n"),
+        stop="</s>",
     )
 
 

@@ -20,6 +20,15 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SPACE_SIGN = "\u2581"  # sentencepiece writes a space as this sign, so the sign itself must travel as bytes
 
 
+def load_tokenizer(file: Path):
+    """The tokenizer of a file: our own (.model), or a pretrained language model's (tokenizer.json), with the same interface."""
+    if file.suffix == ".json":
+        from dataset.tokenizer_json import JsonTokenizer
+
+        return JsonTokenizer(file)
+    return Tokenizer(file)
+
+
 class Tokenizer:
     """A sentencepiece model with names for its control tokens.
 

@@ -2,7 +2,7 @@
 
 In:  a model and where it goes.  Out: the same model, or an error that names every tensor that does not fit.
 
-    out/sft/config.json  model.safetensors  tokenizer.model      the model, for anyone
+    out/sft/config.json  model.safetensors  tokenizer.model      the model, for anyone (tokenizer.json, if that is its kind)
     out/sft/adapter.safetensors                                  after LoRA: what was trained alone
     out/sft/resume/000200/                                       step 200: weights, optimizer, random states, data position
 
@@ -29,6 +29,8 @@ STAGES = {  # folder under out/, newest stage first: the command that makes it
     "pretrain": "python 1-pretrain_vlm.py",
 }  # fmt: skip
 
+TOKENIZERS = (".model", ".json")  # our own, and that of a pretrained language model
+
 
 def latest(root: Path = Path("out")) -> Path:
     """The folder of the newest stage that was run; FileNotFoundError names the command to run first."""
@@ -44,6 +46,23 @@ def require(folder: Path) -> Path:
         command = STAGES.get(folder.name, STAGES["pretrain"])
         raise FileNotFoundError(f"no checkpoint in {folder}: run `{command}` first, or name a folder that has one")
     return folder
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """The tokenizer of a checkpoint: tokenizer.model, or tokenizer.json of a pretrained language model."""
+    found = [folder / f"tokenizer{suffix}" for suffix in TOKENIZERS if (folder / f"tokenizer{suffix}").is_file()]
+    if len(found) != 1:
+        raise FileNotFoundError(f"{folder} should hold one of tokenizer{' and tokenizer'.join(TOKENIZERS)}, not {len(found)}")
+    return found[0]
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Put a tokenizer into a checkpoint, in the place of the one that an earlier run left there."""
+    kept = folder / f"tokenizer{source.suffix}"
+    write(kept, lambda file: shutil.copyfile(source, file))
+    for suffix in TOKENIZERS:
+        if suffix != source.suffix:
+            (folder / f"tokenizer{suffix}").unlink(missing_ok=True)
 
 
 def stores_encoder(model: VLM) -> bool:
@@ -65,7 +84,7 @@ def save(folder: Path, model: VLM, tokenizer_file: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor for name, tensor in lora.merged(model).items() if not name.startswith("value_head.")}
     write(folder / "model.safetensors", lambda file: save_weights(model, tensors, file))
-    write(folder / "tokenizer.model", lambda file: shutil.copyfile(tokenizer_file, file))
+    copy_tokenizer(tokenizer_file, folder)
     write(folder / "config.json", lambda file: file.write_text(model.config.to_json(), encoding="utf-8"))
     if lora.adapters(model):
         write(folder / "adapter.safetensors", lambda file: lora.save(model, file))

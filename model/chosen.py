@@ -63,7 +63,8 @@ class Chosen:
 def copy_checkpoint(source: Path, target: Path) -> None:
     """The files of a checkpoint, each replaced in one move; of adapters too, where it has them."""
     target.mkdir(parents=True, exist_ok=True)
+    checkpoint.copy_tokenizer(checkpoint.tokenizer_file(source), target)
     (target / "adapter.safetensors").unlink(missing_ok=True)
-    for name in ("model.safetensors", "tokenizer.model", "config.json", "adapter.safetensors"):
-        if name != "adapter.safetensors" or (source / name).is_file():
+    for name in ("model.safetensors", "config.json", "adapter.safetensors"):
+        if (source / name).is_file() or name != "adapter.safetensors":
             checkpoint.write(target / name, partial(shutil.copyfile, source / name))

@@ -30,10 +30,12 @@ class LLMConfig:
     head_dim: int | None = None  # K; None: hidden_size / num_attention_heads
     max_position_embeddings: int = 2048
     rope_theta: float = 10_000.0
+    rope_scaling: dict | None = None  # how RoPE is stretched to longer texts (model/llm/rope.py)
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
     attention_bias: bool = False  # on q, k and v only, as in Qwen2
     qk_norm: bool = False  # RMSNorm of every query and key head before RoPE, as in Qwen3
+    transformers: dict | None = None  # the whole config of a model that transformers runs (model/llm/huggingface.py)
 
     def __post_init__(self):
         if self.num_attention_heads % self.num_key_value_heads:

@@ -129,6 +129,7 @@ def specs(text: str) -> list[str]:
 
 
 LLMS = Registry("llm", "model.llm")
+PRETRAINED = Registry("pretrained llm", "model.llm")
 ENCODERS = Registry("encoder", "model.encoder")
 CONNECTORS = Registry("connector", "model.connector")
 TEMPLATES = Registry("template", "dataset.chat")

@@ -23,7 +23,7 @@ def warm_up() -> None:
     import torch
     from pyarrow import parquet  # noqa: F401
 
-    from dataset import dialogue, evaluation, mixture, report, tokenizer, world  # noqa: F401
+    from dataset import dialogue, evaluation, mixture, native, report, tokenizer_json, world  # noqa: F401
     from model import checkpoint, cli, generate, runtime  # noqa: F401
     from model.registry import CONNECTORS, ENCODERS, LLMS, TASKS, TEMPLATES
 

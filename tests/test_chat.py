@@ -93,7 +93,7 @@ def test_prompt_tokens_are_not_learned():
     assert not any(prompt.learn)
 
 
-@pytest.mark.parametrize("name", ["pupil", "pretrain", "chatml", "llama"])
+@pytest.mark.parametrize("name", ["pupil", "pretrain", "chatml", "llama", "zephyr", "minimind"])
 def test_prompt_and_answer_make_the_document_in_every_template(name):
     template = TEMPLATES.make(name)
     tokenizer = Bytes(template.control)

@@ -26,7 +26,7 @@ def pair(family: str, tied: bool) -> tuple[GPT, torch.nn.Module]:
     changes = {"head_dim": 6, "rms_norm_eps": 1e-3, "rope_theta": 500.0, "tie_word_embeddings": tied, **ours}
     config = tiny.llm_config(**changes)
     shared = dataclasses.asdict(config)
-    for name in ("qk_norm", "attention_bias"):
+    for name in ("qk_norm", "attention_bias", "rope_scaling", "transformers"):
         del shared[name]
     shared["rope_parameters"] = {"rope_type": "default", "rope_theta": shared.pop("rope_theta")}
     torch.manual_seed(1)

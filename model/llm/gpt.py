@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.config import LLMConfig
 from model.llm.attention import Cache, Documents, attend
+from model.llm.rope import frequencies
 from model.registry import LLMS
 
 
@@ -28,10 +29,9 @@ class RMSNorm(nn.Module):
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
-def rope_angles(position_ids: Tensor, channels: int, theta: float) -> tuple[Tensor, Tensor]:
-    """(S,) -> cos, sin (S, 1, K): pair i turns by position / theta^(2i/K) (arXiv 2104.09864, eq. 15)."""
-    powers = torch.arange(0, channels, 2, device=position_ids.device).float() / channels
-    angles = position_ids[:, None].float() * (1.0 / theta**powers)  # (S, K / 2)
+def rope_angles(position_ids: Tensor, config: LLMConfig) -> tuple[Tensor, Tensor]:
+    """(S,) -> cos, sin (S, 1, K): pair i turns by position x its frequency (arXiv 2104.09864, eq. 15)."""
+    angles = position_ids[:, None].float() * frequencies(config, position_ids.device)  # (S, K / 2)
     angles = torch.cat([angles, angles], dim=-1)[:, None]  # (S, 1, K), the same for every head
     return angles.cos(), angles.sin()
 
@@ -152,7 +152,7 @@ class GPT(nn.Module):
 
         documents None: one new token for every row of the cache. With documents, row i of the cache is document i.
         """
-        rope = rope_angles(position_ids, self.config.head_channels, self.config.rope_theta)
+        rope = rope_angles(position_ids, self.config)
         everything = slice(None)
         kept = everything if keep is None else keep.nonzero().squeeze(1)
         *early, last = self.model.layers

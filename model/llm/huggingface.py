@@ -1,0 +1,135 @@
+"""Any other causal language model, run by transformers instead of model/llm/gpt.py: GPT-NeoX, Phi, Gemma, StableLM, ...
+
+In:  huggingface:SOURCE, a folder as `save_pretrained` writes it, or a name on the Hugging Face hub.
+Out: a module that keeps the contract of model/llm/__init__.py. The checkpoint holds its weights and its whole config.
+
+    python 1-pretrain_vlm.py --llm huggingface:microsoft/phi-1_5 --template chatml --train.llm freeze
+Simple, not fast: logits are computed at every position. No code that comes with a model is run. RL by ppo needs gpt.
+"""
+
+import json
+
+import torch
+from torch import Tensor, nn
+
+from model.config import LLMConfig
+from model.llm.attention import Documents
+from model.llm.pretrained import Pretrained, located
+from model.registry import LLMS, PRETRAINED
+
+
+class Cache:
+    """Keys and values of B sequences, padded on the left so that in every row the newest token comes last."""
+
+    def __init__(self, rows: int, config, device: torch.device):
+        from transformers import DynamicCache
+
+        self.past = DynamicCache(config=config)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # tokens held by each row
+        self.mask = torch.zeros(rows, 0, dtype=torch.long, device=device)  # (B, filled), 0 on padding
+
+    def advance(self, mask: Tensor) -> None:
+        """Count tokens that are about to be stored: mask (B, T), 0 where a row has none."""
+        self.mask, self.lengths = torch.cat([self.mask, mask], dim=1), self.lengths + mask.sum(1)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows (indices), in this order."""
+        self.past.batch_select_indices(rows)
+        self.lengths, self.mask = self.lengths[rows], self.mask[rows]
+
+    def repeat(self, times: int) -> None:
+        """Each row `times` times, neighbours."""
+        self.past.batch_repeat_interleave(times)
+        self.lengths = self.lengths.repeat_interleave(times)
+        self.mask = self.mask.repeat_interleave(times, dim=0)
+
+
+@LLMS.register("huggingface")
+class HuggingFace(nn.Module):
+    """Any causal language model of transformers."""
+
+    template = "chatml"
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        if config.transformers is None:
+            raise ValueError("huggingface has no shape of its own: write --llm huggingface:FOLDER or huggingface:OWNER/NAME")
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        theirs = AutoConfig.for_model(**{**config.transformers, "vocab_size": config.vocab_size})
+        self.lm = AutoModelForCausalLM.from_config(theirs, dtype=torch.float32)
+        self.dim = self.lm.get_input_embeddings().embedding_dim
+        self.register_state_dict_post_hook(drop_shared)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The one list of as many modules as there are layers."""
+        layers = self.lm.config.num_hidden_layers
+        return list(next(m for m in self.lm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers))
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(S,) -> (S, C)."""
+        return self.lm.get_input_embeddings()(input_ids)
+
+    def cache(self, rows: int, room: int) -> Cache:
+        """An empty cache; it grows as it needs to."""
+        return Cache(rows, self.lm.config, self.lm.device)
+
+    def forward(self, x: Tensor, position_ids: Tensor, documents: Documents | None, keep: Tensor | None = None,
+                cache: Cache | None = None) -> Tensor:
+        """x (S, C), position_ids (S,), keep (S,) bool -> logits (kept, V), all of them when keep is None."""
+        if documents is None:  # one new token for every row of the cache
+            cache.advance(torch.ones_like(cache.lengths)[:, None])
+            logits = self.lm(inputs_embeds=x[:, None], position_ids=position_ids[:, None], attention_mask=cache.mask,
+                             past_key_values=cache.past).logits[:, 0]  # fmt: skip
+            return logits if keep is None else logits[keep]
+        shape, slots, rows = (documents.count, documents.longest), documents.grid.slots, {}
+        if cache is not None:  # padding goes to the left; else to the right, where causal attention never looks: no mask
+            slots = slots + (documents.longest - documents.lengths)[documents.index]
+            cache.advance(torch.zeros(shape, dtype=torch.long, device=x.device).flatten().index_fill(0, slots, 1).view(shape))
+            rows = {"attention_mask": cache.mask, "past_key_values": cache.past}
+
+        def fold(values: Tensor) -> Tensor:
+            """(S, ...) -> (documents, longest, ...)."""
+            grid = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
+            return grid.index_copy(0, slots, values).unflatten(0, shape)
+
+        logits = self.lm(inputs_embeds=fold(x), position_ids=fold(position_ids), use_cache=cache is not None, **rows).logits
+        return logits.flatten(0, 1)[slots if keep is None else slots[keep]]
+
+
+def drop_shared(module: nn.Module, tensors: dict, prefix: str, metadata: dict) -> None:
+    """A tensor with two names (an embedding that is also the head) is stored under the first."""
+    seen = set()
+    for name in [name for name in tensors if name.startswith(prefix)]:
+        place = tensors[name].data_ptr(), tensors[name].shape
+        if place in seen and tensors[name].numel() and tensors[name].device.type != "meta":
+            del tensors[name]
+        seen.add(place)
+
+
+@PRETRAINED.register("huggingface")
+def huggingface(source: str) -> Pretrained:
+    """Whatever causal language model transformers can read."""
+    from transformers import AutoModelForCausalLM
+
+    folder = located(str(source))
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    values = json.loads(lm.config.to_json_string(use_diff=False))
+    config = lm.config
+    if config.get_text_config() is not config:
+        raise ValueError(f"{folder} holds more than a language model ({config.model_type}): name the language model inside it")
+    table = lm.get_input_embeddings().weight
+    shape = LLMConfig(
+        vocab_size=len(table), hidden_size=table.shape[1], num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads, num_key_value_heads=config.num_attention_heads,
+        intermediate_size=getattr(config, "intermediate_size", 4 * table.shape[1]),
+        head_dim=getattr(config, "head_dim", None), max_position_embeddings=config.max_position_embeddings,
+        tie_word_embeddings=config.tie_word_embeddings, transformers=values,
+    )  # fmt: skip
+    tensors = {f"lm.{name}": tensor for name, tensor in lm.state_dict().items()}
+    head = lm.get_output_embeddings()
+    tables = tuple(name for name, tensor in tensors.items() if any(
+        tensor.data_ptr() == known.data_ptr() for known in (table, head.weight, head.bias) if known is not None))
+    drop_shared(lm, tensors, "", {})
+    return Pretrained("huggingface", folder, shape, tensors, tables)

@@ -1,0 +1,106 @@
+"""Any language model of transformers keeps the contract of ours: documents, cache, and the same answers as by itself."""
+
+import pytest
+import torch
+import transformers
+
+from model import checkpoint
+from model.config import VLMConfig, preset
+from model.generate import generate
+from model.llm import pretrained
+from model.llm.attention import Documents
+from model.registry import LLMS
+from model.vlm import VLM
+from tests import tiny
+
+SHAPE = dict(vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+             max_position_embeddings=128)  # fmt: skip
+ENCODER = "clip_random:size=8,patch=4,width=16,layers=1,heads=2"
+FAMILIES = {  # parallel blocks with biases; a scaled embedding that is also the head; learned positions
+    "GPTNeoX": {}, "Gemma": {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True}, "OPT": {"ffn_dim": 40},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request, tmp_path_factory):
+    """(our module, transformers' own model, the start they came from)."""
+    torch.manual_seed(1)
+    shape = {**SHAPE, **FAMILIES[request.param]}
+    if request.param == "OPT":
+        shape.update(word_embed_proj_dim=24, dropout=0.0)
+    theirs = getattr(transformers, f"{request.param}ForCausalLM")(getattr(transformers, f"{request.param}Config")(**shape)).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs.save_pretrained(folder)
+    start = pretrained.start(f"huggingface:{folder}")
+    config = start.config(preset("nano", vocab_size=51, image_token_id=tiny.IMAGE))
+    llm = LLMS.make("huggingface", config=config.llm).eval()
+    assert "0 missing, 0 unexpected" in start.fill(llm)
+    return llm, theirs, config
+
+
+def ids(length: int, seed: int) -> torch.Tensor:
+    return torch.randint(5, 50, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_documents_on_the_flat_stream_get_the_logits_they_get_alone(both):
+    llm, theirs, _ = both
+    parts = [ids(7, 0), ids(12, 1), ids(1, 2)]
+    stream = torch.cat(parts)
+    documents = Documents(torch.repeat_interleave(torch.arange(3), torch.tensor([7, 12, 1]))[None])
+    positions = torch.cat([torch.arange(len(part)) for part in parts])
+    expected = torch.cat([theirs(part[None]).logits[0] for part in parts])
+    assert expected.std() > 0.1
+    logits = llm(llm.embed(stream), positions, documents)
+    torch.testing.assert_close(logits[:, :50], expected, atol=2e-5, rtol=1e-5)
+    keep = torch.arange(20) % 3 == 0
+    torch.testing.assert_close(llm(llm.embed(stream), positions, documents, keep=keep), logits[keep])
+
+
+def test_no_gradient_crosses_from_a_document_into_another(both):
+    llm, _, _ = both
+    x = torch.randn(9, 24, requires_grad=True)
+    documents = Documents(torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]]))
+    llm(x, torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4]), documents)[4:].sum().backward()
+    reached = x.grad.abs().amax(-1)
+    assert reached[:4].max() == 0 and reached[4:].min() > 0
+
+
+@torch.no_grad()
+def test_answers_to_prompts_of_different_lengths_are_those_of_transformers(both):
+    """Through generate: the cache is filled, repeated, and loses rows that have ended."""
+    llm, theirs, config = both
+    model = VLM(VLMConfig(config.llm, ENCODER, "linear", tiny.IMAGE, "huggingface"))
+    model.llm = llm
+    prompts = [ids(4, 3), ids(9, 4), ids(6, 5)]
+    expected = [theirs.generate(prompt[None], attention_mask=torch.ones(1, len(prompt)), max_new_tokens=8, do_sample=False,
+                                eos_token_id=None, pad_token_id=0)[0, len(prompt):].tolist() for prompt in prompts]
+    stop = expected[0][4]  # the first answer ends early, perhaps others too
+    ended = [tokens[:tokens.index(stop)] if stop in tokens else tokens for tokens in expected]
+    answers = generate(model, tiny.padded([prompt.tolist() for prompt in prompts]), max_new_tokens=8, stop_ids={stop},
+                       temperature=0.0, banned=[50], answers=2)  # fmt: skip
+    assert [answer.tokens for answer in answers] == [tokens for tokens in ended for _ in range(2)]
+
+
+def test_a_checkpoint_is_whole_and_parts_of_it_can_be_trained(both, tmp_path):
+    llm, _, config = both
+    made = VLM(VLMConfig(config.llm, ENCODER, "linear", tiny.IMAGE, "huggingface"))
+    made.llm = llm
+    file = tmp_path / "tokenizer.json"
+    file.write_text("{}")
+    checkpoint.save(tmp_path / "out", made, file)
+    back = checkpoint.load(tmp_path / "out")
+    assert back.config == made.config
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    assert len(back.llm.blocks) == 3
+    assert 0 < checkpoint.trainable(back.llm, "partial:1") < sum(p.numel() for p in back.llm.parameters()) / 2
+    assert checkpoint.trainable(back.llm, "lora:2") > 0
+
+
+def test_a_shape_without_a_source_is_an_error():
+    with pytest.raises(ValueError, match="huggingface:FOLDER"):
+        LLMS.make("huggingface", config=tiny.llm_config())
