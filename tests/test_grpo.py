@@ -91,7 +91,7 @@ def test_a_positive_advantage_raises_that_answer_and_a_negative_one_lowers_it(al
     made = method(tmp_path, algo, lam=1.0)
     (batch,) = made.learned(an_update(made))
     before = sums(made, batch)
-    optimizer = torch.optim.SGD([p for p in made.model.llm.parameters() if p.requires_grad], lr=0.5)
+    optimizer = torch.optim.SGD([p for p in made.model.llm.parameters() if p.requires_grad], lr=0.05)
     loss, measured, peaks = made.minimised(batch)
     (loss / made.weight(batch)).backward()
     optimizer.step()
