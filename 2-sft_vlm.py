@@ -31,6 +31,8 @@ from model.registry import TASKS, TEMPLATES, specs
 from model.runtime import Run, clip_gradients, learning_rate
 from model.vlm import count_parameters
 
+MIXTURE = ("world", "easy_vqa:1.25", "arithmetic:rows=1500,read=1000,brief=0.6", "arithmetic:text=true,rows=2000", "text:1.25")
+
 
 @dataclass
 class Train:
@@ -41,8 +43,7 @@ class Train:
 
 @dataclass
 class Config:
-    data: tuple[str, ...] = ("world:0.9", "easy_vqa:1.25", "arithmetic:rows=1500,read=1000,brief=0.6",
-                             "arithmetic:text=true,rows=2000", "text:1.25")  # tasks or files, by weight
+    data: tuple[str, ...] = MIXTURE  # tasks or files, by weight: world my_rows.jsonl:2
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
     allow_urls: bool = False  # let rows fetch pictures from the network
     init: Path = Path("out/pretrain")  # the checkpoint to start from
