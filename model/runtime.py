@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,13 +262,14 @@ class Run:
 
 
 def draw_curves(history: list[dict], file: Path) -> None:
-    """A PNG with one small plot for every logged metric."""
+    """A PNG with one small plot for every metric that was logged more than once; for all, if none was."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [name for name in dict.fromkeys(key for row in history for key in row) if name not in ("step", "seconds")]
+    logged = Counter(key for row in history for key in row if key not in ("step", "seconds"))
+    names = [name for name, times in logged.items() if times > 1] or list(logged)
     if not names:
         return
     columns = min(3, len(names))

@@ -11,7 +11,7 @@ import pytest
 
 from dataset import drawings, inventories, questions, world
 from dataset.tasks.arithmetic import Arithmetic
-from dataset.tasks.easy_vqa import COLOURS, SHAPES, EasyVQA, known_shapes, shape_drawing
+from dataset.tasks.easy_vqa import COLOURS, SHAPES, YES_NO, EasyVQA, known_shapes, shape_drawing
 from dataset.tasks.text import Text
 from dataset.tasks.world import World, picture
 from dataset.tokenizer import Tokenizer
@@ -653,14 +653,16 @@ def test_easy_vqa_trains_on_no_picture_that_is_tested_or_validated():
     assert len(validated) == 400 and not validated & set(trained)
 
 
-def test_an_easy_vqa_row_asks_all_questions_about_its_picture():
+def test_an_easy_vqa_row_asks_all_that_tells_what_its_picture_is_after_some_yes_or_no():
     import easy_vqa
 
     rows = EasyVQA().train("sft")
     row = next(rows[i] for i in range(20) if len(rows[i].messages) > 2)  # the others are inventories
     number = int(row.pictures[0].key.split(":")[-1])
     official = {(question, answer) for question, answer, n in zip(*easy_vqa.get_train_questions()) if n == number}
-    assert {(q.text, a.text) for q, a in zip(row.messages[::2], row.messages[1::2])} == official
+    asked = [(q.text, a.text) for q, a in zip(row.messages[::2], row.messages[1::2])]
+    telling = {pair for pair in official if pair[1] not in ("yes", "no")}
+    assert set(asked) <= official and set(asked[YES_NO:]) == telling and len(set(asked)) == len(asked) == YES_NO + len(telling)
     assert row.pictures[0].load().size == (64, 64)
 
 

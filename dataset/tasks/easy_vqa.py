@@ -76,6 +76,9 @@ def picture(split: str, number: int) -> Picture:
     return Picture(f"easy_vqa:{split}:{number}", lambda: open_rgb(Path(path)))
 
 
+YES_NO = 4  # questions of a row that are answered yes or no, of seven or so: inventories teach the same
+
+
 @TASKS.register("easy_vqa")
 class EasyVQA:
     """One shape a picture: what shape, what colour, is there; the official split of the package easy-vqa.
@@ -102,8 +105,8 @@ class EasyVQA:
         return dialogue(f"easy_vqa/pretrain/{number}", [picture("train", number)], [(rng.choice(ASK_CAPTION[language]), told)])
 
     def row(self, number: int, i: int) -> Conversation:
-        """All questions about a picture in one conversation, shuffled, but those last that tell what it is: after "What colour
-        is it?" the others can be answered without looking. Or, of half of the pictures that are known, an inventory."""
+        """Questions about a picture in one conversation: some that are answered yes or no, then all that tell what it is: after
+        "What colour is it?" the others can be answered without looking. Or, of half of the pictures that are known, an inventory."""
         rng, id, shown = random.Random(f"easy_vqa/{i}"), f"easy_vqa/train/{number}", [picture("train", number)]
         if (true := known_shapes().get(number)) and rng.random() < 0.5:
             words = rng.sample([*COLOURS, *SHAPES], len(COLOURS) + len(SHAPES))
@@ -111,8 +114,8 @@ class EasyVQA:
             return inventories.conversation(id, shown, inventories.ASK["en"]["exists"], lines)
         turns = list(rows("train")[number])
         rng.shuffle(turns)
-        turns.sort(key=lambda turn: turn[1] not in ("yes", "no"))
-        return dialogue(id, shown, turns)
+        closed, told = ([turn for turn in turns if (turn[1] in ("yes", "no")) == wanted] for wanted in (True, False))
+        return dialogue(id, shown, closed[:YES_NO] + told)
 
     def examples(self, split: str, n: int) -> list[Example]:
         """The questions about n pictures of the official test split; `val`: of the training pictures that are held out."""

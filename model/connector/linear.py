@@ -13,8 +13,8 @@ def projection(encoder, channels: int, patches: int = 1) -> nn.Linear:
     """A bias-free matrix (patches * D -> C) for `patches` tokens side by side.
 
     Of a CLIP it begins where CLIP ended: with the map into the space that pictures share with text, where a token lies near the
-    name of its thing, turned at random into the language model's channels. The mean of the tokens, for several. From plain
-    random weights, in which names are one direction of the features among many, names are found twice as late.
+    name of its thing, turned at random into the language model's channels. The mean of the tokens, for several. To plain random
+    weights a name is one direction of the features among many, and in most runs of the embedded world it was found later.
     """
     proj = nn.Linear(patches * encoder.dim, channels, bias=False)
     if (shared := getattr(encoder, "shared_space", None)) is not None:
