@@ -59,10 +59,11 @@ def write_all(folder: Path) -> Path:
 
 
 def write_mixed(folder: Path, pictures: int, texts: int) -> Path:
-    """One jsonl: captions of pictures, each learned from a different number of tokens, and shorter texts without any."""
+    """One jsonl: captions of a picture or two, each learned from a different number of tokens, and shorter texts without any."""
     rng = random.Random(0)
-    rows = [{"id": str(i), "image": picture(folder / f"{i}.png", (7 * i % 256, 40 * i % 256, 90)).name,
-             "conversations": talk("<image>\nWhat?", " ".join(rng.choices(COLOURS, k=rng.randint(1, 20))))}
-            for i in range(pictures)]  # fmt: skip
+    files = [picture(folder / f"{i}.png", (7 * i % 256, 40 * i % 256, 90)).name for i in range(pictures)]
+    rows = [{"id": str(i), "image": files[i:i + 1 + i % 2],
+             "conversations": talk("<image>\n" * (1 + i % 2) + "What?", " ".join(rng.choices(COLOURS, k=rng.randint(1, 20))))}
+            for i in range(pictures - 1)]  # fmt: skip
     rows += [{"text": " ".join(rng.choices(COLOURS, k=rng.randint(1, 20)))} for _ in range(texts)]
     return lines(folder / "mixed.jsonl", rows)

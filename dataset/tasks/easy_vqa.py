@@ -105,8 +105,8 @@ class EasyVQA:
         return dialogue(f"easy_vqa/pretrain/{number}", [picture("train", number)], [(rng.choice(ASK_CAPTION[language]), told)])
 
     def row(self, number: int, i: int) -> Conversation:
-        """Questions about a picture in one conversation: some that are answered yes or no, then all that tell what it is: after
-        "What colour is it?" the others can be answered without looking. Or, of half of the pictures that are known, an inventory."""
+        """Questions about a picture in one conversation: some that are answered yes or no, then all that tell what it is. After
+        "What colour is it?" the others can be answered without looking. Of half of the known pictures an inventory instead."""
         rng, id, shown = random.Random(f"easy_vqa/{i}"), f"easy_vqa/train/{number}", [picture("train", number)]
         if (true := known_shapes().get(number)) and rng.random() < 0.5:
             words = rng.sample([*COLOURS, *SHAPES], len(COLOURS) + len(SHAPES))
