@@ -80,13 +80,13 @@ class World:
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        form = rng.choices(("told", "asked", "pair", "inventory"), (22, 22, 24, 32))[0]
+        form = rng.choices(("told", "asked", "pair", "inventory"), (25, 22, 21, 32))[0]
         if form == "inventory":
             return self.inventory(f"world/sft/{i}", LATER, i, language, rng)
         if form == "pair":
             return self.pair_conversation(i, language, rng)
         if form == "told":
-            tell = rng.choice((self.caption, self.listing, self.noisy_description))
+            tell = rng.choice((self.caption, self.listing, self.noisy_description, self.noisy_description))
             if tell != self.noisy_description and rng.random() < 0.5:
                 scene = self.crowded(i)
             turns = [tell(scene, language, rng)]
