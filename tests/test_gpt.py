@@ -150,7 +150,8 @@ def test_kept_logits_equal_those_of_the_whole_stream_in_outputs_and_gradients():
     expected = torch.autograd.grad(everything.square().sum(), list(gpt.parameters()))
     kept = gpt(x, *one_document(30), keep=keep)
     torch.testing.assert_close(kept, everything)
-    torch.testing.assert_close(torch.autograd.grad(kept.square().sum(), list(gpt.parameters())), expected)
+    found = torch.autograd.grad(kept.square().sum(), list(gpt.parameters()))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # fp32, summed in another order
 
 
 def test_the_last_mlp_runs_only_where_logits_are_asked_for():

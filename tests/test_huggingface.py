@@ -9,6 +9,7 @@ from model.config import VLMConfig, preset
 from model.generate import generate
 from model.llm import pretrained
 from model.llm.attention import Documents
+from model.recipe import trainable
 from model.registry import LLMS
 from model.vlm import VLM
 from tests import tiny
@@ -97,8 +98,8 @@ def test_a_checkpoint_is_whole_and_parts_of_it_can_be_trained(both, tmp_path):
     for name, tensor in made.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
     assert len(back.llm.blocks) == 3
-    assert 0 < checkpoint.trainable(back.llm, "partial:1") < sum(p.numel() for p in back.llm.parameters()) / 2
-    assert checkpoint.trainable(back.llm, "lora:2") > 0
+    assert 0 < trainable(back.llm, "partial:1") < sum(p.numel() for p in back.llm.parameters()) / 2
+    assert trainable(back.llm, "lora:2") > 0
 
 
 def test_a_shape_without_a_source_is_an_error():
