@@ -83,7 +83,7 @@ class Config:
     feature_cache_gb: float = 8.0  # above this the encoder runs at every step instead
     resume: bool = False  # go on exactly where the run in --out stopped
     shard: str = "ddp"  # with torchrun: ddp: the whole model on each process | zero2 | zero3: divided among them
-    checkpointing: bool = False  # less memory and a third more time: activations are computed again, not kept
+    checkpointing: bool = False  # less memory for one more forward pass: activations are computed again, not kept
     compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
     dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
     device: str = "auto"  # auto | cpu | cuda | mps

@@ -157,7 +157,7 @@ class Config:
     feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
     feature_cache_gb: float = 8.0  # above this the encoder runs at every step instead
     resume: bool = False  # go on exactly where the run in --out stopped
-    checkpointing: bool = False  # less memory and a third more time: activations are computed again, not kept
+    checkpointing: bool = False  # less memory for one more forward pass: activations are computed again, not kept
     compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
     dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
     device: str = "auto"  # auto | cpu | cuda | mps

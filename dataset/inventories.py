@@ -30,7 +30,7 @@ ASK = {
            "together": "数一数两张图里的每个。", "change": "比较每个位置。"},
 }
 CHANGES = {"en": ("nothing", "same", "added", "removed", "became"), "zh": ("没有东西", "没有变化", "多了", "少了", "变成了")}
-IN = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
+IN_WHICH = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
 ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
                    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")  # two pictures of nine places
 
@@ -106,5 +106,5 @@ def answer(kind: str, scenes: Sequence[Scene], concept: Concept, language: str) 
     if kind == "exists":
         return WORDS[language]["yes" if numbers[0] else "no"]
     if kind == "which_picture":
-        return IN[language][bool(numbers[0]) + 2 * bool(numbers[1])]
+        return IN_WHICH[language][bool(numbers[0]) + 2 * bool(numbers[1])]
     return ENGLISH_NUMBERS[sum(numbers)] if language == "en" else str(sum(numbers))

@@ -1,7 +1,7 @@
 """Gradient checkpointing: activations inside a block are computed again in the backward pass instead of kept (arXiv 1604.06174).
 
-In:  a finished model.  Out: the same model, with the same gradients, in less memory and a third more time: of each block only
-     its input is kept.
+In:  a finished model.  Out: the same model, with the same gradients, in less memory, for one more forward pass: of each block
+     only its input is kept.
 
     recompute.apply(model)
 """

@@ -43,6 +43,31 @@ def test_pixel_shuffle_marks_each_picture_with_its_number_and_those_past_the_las
     torch.testing.assert_close(marks, marks[:, :1].expand_as(marks))
 
 
+def test_pixel_shuffle_sees_the_picture_before_in_the_same_conversation_alone():
+    connector = CONNECTORS.make("pixel_shuffle", encoder=encoder(4, True), channels=5)
+    features, numbers = torch.randn(5, 17, 3), torch.tensor([0, 1, 2, 0, 1])  # a conversation of three pictures, one of two
+    plain = connector(features, numbers)  # it begins without
+    torch.nn.init.normal_(connector.before.weight)
+    seen = connector(features, numbers) - plain
+    assert seen[0].abs().max() == 0 and seen[3].abs().max() == 0
+    changed = features.clone()
+    changed[1] += 1  # the middle one of the first conversation
+    moved = (connector(changed, numbers) - connector(features, numbers)).abs().amax((1, 2))
+    assert (moved > 0).tolist() == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize(("name", "patches"), [("linear", 1), ("pixel_shuffle", 4)])
+def test_a_projection_begins_in_the_space_that_its_encoder_shares_with_text(name, patches):
+    clip = encoder(4, True, dim=12)
+    clip.shared_space = torch.randn(12, 3)
+    weight = CONNECTORS.make(name, encoder=clip, channels=7).proj.weight.detach()  # (7, patches * 12)
+    first, *others = weight.view(7, patches, 12).unbind(1)
+    assert torch.linalg.matrix_rank(torch.cat([first, clip.shared_space.T])) == 3  # nothing outside of it is read
+    assert all(torch.equal(first, other) for other in others)  # neighbours count alike
+    plain = CONNECTORS.make(name, encoder=encoder(4, True, dim=12), channels=7).proj.weight.detach()
+    assert weight.norm() == pytest.approx(plain.norm().item(), rel=0.3)
+
+
 @pytest.mark.parametrize(("edge", "side"), [(7, 2), (6, 4), (6, 0)])
 def test_a_side_that_does_not_divide_the_picture_is_refused(edge, side):
     with pytest.raises(ValueError, match=f"side={side} needs"):

@@ -112,4 +112,5 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("python -m model.llm.gguf FILE.gguf OUT_FOLDER")
     convert(found(sys.argv[1]), Path(sys.argv[2]))
-    print(f"wrote {sys.argv[2]}. Next: python 1-pretrain_vlm.py --llm gpt:{sys.argv[2]} --train.llm freeze --lr 1e-3")
+    print(f"wrote {sys.argv[2]}. Next: python 1-pretrain_vlm.py --llm gpt:{sys.argv[2]} --train.llm freeze "
+          f"--optimizer adamw --lr 3e-3")

@@ -4,7 +4,7 @@ In:  gpt:SOURCE, where SOURCE is a folder (config.json, tokenizer.json, and mode
      .pth) or a name on the Hugging Face hub. Of the families that model/llm/gpt.py writes out: Llama, Qwen2, Qwen3, MiniMind.
 Out: a `Start`: the config of a whole model that has it inside, and `fill`, which puts the weights into the decoder.
 
-    python 1-pretrain_vlm.py --llm gpt:HuggingFaceTB/SmolLM2-135M-Instruct --train.llm freeze --lr 1e-3
+    python 1-pretrain_vlm.py --llm gpt:HuggingFaceTB/SmolLM2-135M-Instruct --train.llm freeze --optimizer adamw --lr 3e-3
 Nothing is guessed: a setting that the decoder does not have, a tensor too many or too few, or another shape is an error.
 """
 
