@@ -56,6 +56,20 @@ def test_pixel_shuffle_sees_the_picture_before_in_the_same_conversation_alone():
     assert (moved > 0).tolist() == [False, True, True, False, False]
 
 
+def test_pixel_shuffle_knows_where_a_picture_differs_from_the_one_before():
+    connector = CONNECTORS.make("pixel_shuffle", encoder=encoder(4, False), channels=5)
+    with torch.no_grad():
+        connector.before.weight[:, 5:] = torch.eye(5)  # the distance alone
+        connector.number.weight.zero_()
+    features = torch.randn(1, 16, 3).repeat(2, 1, 1)
+    features[1, 15] += 1  # a patch of the last square becomes another one
+    first, second = connector(features, torch.tensor([0, 1]))
+    seen = connector.proj(features.view(2, 2, 2, 2, 2, 3).transpose(2, 3).reshape(2, 4, 12))
+    torch.testing.assert_close(first, seen[0])
+    torch.testing.assert_close(second, seen[1] + (seen[1] - seen[0]).abs())
+    assert ((second - seen[1]).abs().sum(1) > 0).tolist() == [False, False, False, True]
+
+
 @pytest.mark.parametrize(("name", "patches"), [("linear", 1), ("pixel_shuffle", 4)])
 def test_a_projection_begins_in_the_space_that_its_encoder_shares_with_text(name, patches):
     clip = encoder(4, True, dim=12)
