@@ -59,7 +59,7 @@ class Config:
     template: str = ""  # how conversations are written; default: pupil, or the pretrained model's; pretrain: caption, no roles
     fit: str = "square"  # how pictures are fitted: square (crop) | pad | naive (squeeze); stored in the checkpoint
     train: Train = field(default_factory=Train)
-    epochs: float = 0.55  # passes over the data; 17,000 captions and inventories are enough
+    epochs: float = 0.55  # passes over the data; 16,000 captions and inventories are enough
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
     batch_size: int = 40  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step
