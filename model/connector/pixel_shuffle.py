@@ -3,7 +3,8 @@
 In:  features (N, P, D) of a square of patches, with or without a class token, and the picture's number in its conversation.
 Out: (N, P / side^2, C). Two things that a small model would need many steps to gather from the text stand in the tokens of
      several pictures: a learned vector for the number, and, by a matrix of its own, what the picture before shows at the same
-     place. Then what changed between two pictures is seen within one token.
+     place. Then what changed between two pictures is seen within one token. Of a picture in tiles (dataset/tiles.py) every view
+     counts: the numbers tell its tiles apart, and the first view of the picture after it sees its last tile.
 Source: space-to-depth, as in Idefics3 (arXiv 2408.12637) and SmolVLM, the inverse of the shuffle of arXiv 1609.05158.
 """
 
