@@ -53,7 +53,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Document:
-    """A rendered conversation: `learn[t]` says whether token t is learned; `pictures`, all views, in the order of their tokens."""
+    """A rendered conversation: `learn[t]` says whether token t is learned; `pictures`: all views in the order of their tokens."""
 
     id: str
     input_ids: list[int]

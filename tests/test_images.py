@@ -88,6 +88,20 @@ def test_exif_orientation_is_applied():
     assert open_rgb(saved(image, "PNG", exif=exif)).size == (4, 8)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_size_by_the_header_is_that_of_the_picture_however_the_camera_was_turned(kind):
+    for orientation in range(1, 9):
+        image = gradient(9, 5)
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        data = saved(image, kind, exif=exif)
+        assert from_bytes(data).size == open_rgb(data).size == ((9, 5) if orientation < 5 else (5, 9))
+
+
+def test_a_picture_that_no_header_describes_is_measured_by_opening_it():
+    assert Picture("drawn", lambda: gradient(7, 3)).size == from_image(gradient(7, 3)).size == (7, 3)
+
+
 @pytest.mark.parametrize(("data", "reason"), [
     (b"not an image at all", "cannot identify"),
     (b"", "cannot identify"),
