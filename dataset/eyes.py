@@ -12,7 +12,7 @@ import torch
 
 from dataset.features import FeatureCache
 from dataset.images import BadRow, Picture, pixels
-from dataset.tiles import Views
+from dataset.tiles import Tiles
 
 
 class Eyes:
@@ -28,7 +28,7 @@ class Eyes:
     def __init__(self, encoder: torch.nn.Module, fit: str, tiles: int, device: torch.device, cache: Path | None,
                  rank: int = 0, world: int = 1, wait: Callable[[], None] = lambda: None):
         self.encoder, self.fit, self.device, self.rank, self.world, self.wait = encoder, fit, device, rank, world, wait
-        self.views = Views(encoder.size, encoder.mean, fit, tiles)
+        self.views = Tiles(encoder.size, encoder.mean, fit, tiles)
         self.features = FeatureCache(cache, encoder.fingerprint() + "-" + fit, encoder.tokens, encoder.dim) if cache else None
 
     def __call__(self, pictures: Sequence[Picture]) -> torch.Tensor:
@@ -59,8 +59,8 @@ class Eyes:
             return
         shown = {view.key: view for view in self.all_views({picture.key: picture for picture in pictures}.values())}
         if self.features.bytes_for(len(shown)) > gigabytes * 1e9:
-            say(f"the features of {len(shown):,} pictures would take more than {gigabytes} GB: the encoder runs at every step "
-                f"(--feature_cache_gb)")
+            say(f"the features of {len(shown):,} pictures and tiles would take more than {gigabytes} GB: the encoder runs at every "
+                f"step (--feature_cache_gb)")
             self.features = None
             return
         self.wait()  # until every process knows what is missing: one that looks after another has written divides it otherwise

@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 64_000_000  # 8000 x 8000; a small file that claims more is a decompression bomb or no use to a small model
 MAX_DOWNLOAD = 50_000_000  # bytes
+PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # the places where a PNG may say that it lies on its side
 
 # What PIL raises for a broken file. Caught only around the decoding itself: anywhere else these are bugs.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -149,11 +150,17 @@ def open_rgb(source: Path | bytes) -> Image.Image:
 def upright_size(source: Path | bytes) -> tuple[int, int]:
     """(width, height) of what `open_rgb` returns, by the header alone unless the image lies on its side.
 
-    Formats differ in when such a one is turned, so it is decoded; a PNG is decoded too, as its EXIF may stand last.
+    Formats differ in when such a one is turned, so it is decoded. PIL decodes a PNG to see how it lies, as EXIF may stand last:
+    one that has none is not asked.
     """
     with opened(source) as image:
-        size, turned = image.size, image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        size, plain = image.size, image.format == "PNG" and not any(mark in file_bytes(source) for mark in PNG_EXIF)
+        turned = not plain and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return open_rgb(source).size if turned else size
+
+
+def file_bytes(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 In:  a picture of any size.  Out: `views(picture)`, what the model sees of it: the picture alone, or its thumbnail and the tiles
 of a grid in reading order, pictures again, each size x size and with a key of its own for the feature cache.
 
-    240 x 100, an encoder of 96 x 96, --tiles 6       thumbnail, then tiles of 96 x 96
+    280 x 100, an encoder of 96 x 96, --tiles 6       thumbnail, then tiles of 96 x 96
        +-----------+                                  +-----+   +---+---+---+
        |           |                                  |     |   | 1 | 2 | 3 |
        +-----------+                                  +-----+   +---+---+---+
@@ -51,7 +51,7 @@ def cut(image: Image.Image, columns: int, rows: int, size: int, mean: tuple, fit
     return [fitted(size, size), *(canvas.crop((left, top, left + size, top + size)) for left, top in corners)]
 
 
-class Views:
+class Tiles:
     """What an encoder for size x size pixels sees of a picture: `views(picture)`, itself or its thumbnail and tiles.
 
     most   the most tiles of one picture; 0: none
