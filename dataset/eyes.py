@@ -59,8 +59,8 @@ class Eyes:
             return
         shown = {view.key: view for view in self.all_views({picture.key: picture for picture in pictures}.values())}
         if self.features.bytes_for(len(shown)) > gigabytes * 1e9:
-            say(f"the features of {len(shown):,} pictures and tiles would take more than {gigabytes} GB: the encoder runs at every "
-                f"step (--feature_cache_gb)")
+            say(f"the features of {len(shown):,} pictures and tiles would take more than {gigabytes} GB: "
+                f"the encoder runs at every step (--feature_cache_gb)")
             self.features = None
             return
         self.wait()  # until every process knows what is missing: one that looks after another has written divides it otherwise

@@ -100,10 +100,11 @@ def test_the_size_by_the_header_is_that_of_the_picture_however_the_camera_was_tu
 
 def test_a_png_is_not_unpacked_for_its_size_unless_its_exif_may_turn_it(tmp_path):
     data = saved(gradient(90, 50), "PNG")
-    (tmp_path / "cut.png").write_bytes(data[:200])
-    assert from_file(tmp_path / "cut.png").size == from_bytes(data[:200]).size == (90, 50)
+    half = data[:len(data) // 2]
+    (tmp_path / "cut.png").write_bytes(half)
+    assert from_file(tmp_path / "cut.png").size == from_bytes(half).size == (90, 50)
     with pytest.raises(BadRow, match="(?i)truncated"):
-        from_bytes(data[:200]).load()
+        from_bytes(half).load()
     exif = Image.Exif()
     exif[0x0112] = 6
     body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
