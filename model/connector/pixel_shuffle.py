@@ -3,8 +3,7 @@
 In:  features (N, P, D) of a square of patches, with or without a class token, and the picture's number in its conversation.
 Out: (N, P / side^2, C). Two things that a small model would need many steps to gather from the text stand in the tokens of
      several pictures: a learned vector for the number, and, by a matrix of its own, what the picture before shows at the same
-     place. Then what changed between two pictures is seen within one token. Of a picture in tiles (dataset/tiles.py) every view
-     counts: the numbers tell its tiles apart, and the first view of the picture after it sees its last tile.
+     place. Then what changed between two pictures is seen within one token.
 Source: space-to-depth, as in Idefics3 (arXiv 2408.12637) and SmolVLM, the inverse of the shuffle of arXiv 1609.05158.
 """
 
@@ -18,7 +17,11 @@ from model.registry import CONNECTORS
 
 @CONNECTORS.register("pixel_shuffle")
 class PixelShuffle(nn.Module):
-    """One bias-free projection of every square of side x side patches; pictures past the last number share its vector."""
+    """One bias-free projection of every square of side x side patches; pictures past the last number share its vector.
+
+    A picture in tiles (dataset/tiles.py) counts as many as it has views: by their numbers its tiles are told apart, and "the
+    picture before" is then the view before, of the same picture or the last tile of another.
+    """
 
     def __init__(self, encoder, channels: int, side: int = 2, pictures: int = 16):
         super().__init__()
