@@ -12,6 +12,7 @@ In:  captions (default: the embedded world).  Out: out/pretrain, a checkpoint; l
     torchrun --nproc_per_node 2 1-pretrain_vlm.py
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ class Config:
     llm: str = ""  # gpt, random; or pretrained, gpt:FOLDER or :OWNER/NAME (Llama, Qwen, MiniMind), huggingface:... (any other)
     template: str = ""  # how conversations are written; default: pupil, or the pretrained model's; pretrain: caption, no roles
     fit: str = "square"  # how pictures are fitted: square (crop) | pad | naive (squeeze); stored in the checkpoint
+    tiles: int = 0  # cut a large picture into at most so many tiles, seen after the whole of it; 0: none; stored as well
     train: Train = field(default_factory=Train)
     epochs: float = 0.55  # passes over the data; 16,000 captions and inventories are enough
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
@@ -97,12 +99,13 @@ def main(config: Config) -> None:
     run = Run(config, "pretrain")
     if config.init:
         model, tokenizer = checkpoint.load(config.init).train(), load_tokenizer(checkpoint.tokenizer_file(config.init))
+        model.config = dataclasses.replace(model.config, tiles=config.tiles or model.config.tiles)
     else:
         start = pretrained.start(config.llm)  # random weights, or those of a pretrained language model
         tokenizer, template = language(start.folder, config.tokenizer, config.template)
         model = VLM(start.config(preset(
             config.preset, encoder=config.encoder, connector=config.connector, template=template, fit=config.fit,
-            vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image)))
+            tiles=config.tiles, vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image)))
         run.say(start.fill(model.llm))
     model.to(run.device)
     modes = {name: getattr(config.train, name) for name in model.parts}
@@ -114,11 +117,13 @@ def main(config: Config) -> None:
     # The data: conversations -> documents -> batches; of a frozen encoder, features instead of pixels.
     template = TEMPLATES.make(model.config.template)
     source = mixture(config.data, "pretrain", config.image_folder, config.allow_urls)
-    see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
+    see = partial(Eyes, model.encoder, model.config.fit, model.config.tiles, run.device,
+                  None if moving["encoder"] else config.feature_cache)
     eyes = see(rank=run.rank, world=run.world, wait=run.wait)
     batches = Batches(
         source,
-        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens, max_length=config.max_length),
+        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens, max_length=config.max_length,
+                views=eyes.views),
         eyes, batch_size=config.batch_size, window=1, seed=config.seed,
         bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world)
     per_step = config.accumulate * run.world  # micro-batches a step

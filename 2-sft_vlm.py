@@ -98,11 +98,13 @@ def main(config: Config) -> None:
                                own_lr={"encoder": config.lr_encoder, "connector": config.lr_connector, "llm": config.lr_llm})
 
     source = mixture(config.data, "sft", config.image_folder, config.allow_urls)
-    see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
+    see = partial(Eyes, model.encoder, model.config.fit, model.config.tiles, run.device,
+                  None if moving["encoder"] else config.feature_cache)
     eyes = see(rank=run.rank, world=run.world, wait=run.wait)
     batches = Batches(
         source,
-        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens, max_length=config.max_length),
+        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens, max_length=config.max_length,
+                views=eyes.views),
         eyes, batch_size=config.batch_size, window=1, seed=config.seed,
         bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world)
     per_step = config.accumulate * run.world  # micro-batches a step

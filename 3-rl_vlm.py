@@ -260,7 +260,8 @@ def learn(config: Config, run: Run, tasks: dict) -> bool:
                                own_lr={"encoder": config.lr_encoder, "connector": config.lr_connector, "llm": config.lr_llm})
     run.say(", ".join(f"{name} {count_parameters(part):,} ({moving[name]:,} trained)" for name, part in model.parts.items()))
 
-    see = partial(Eyes, model.encoder, model.config.fit, run.device, None if moving["encoder"] else config.feature_cache)
+    see = partial(Eyes, model.encoder, model.config.fit, model.config.tiles, run.device,
+                  None if moving["encoder"] else config.feature_cache)
     banned = (tokenizer.image, tokenizer.pad, tokenizer.bos)
     sampling = dict(max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.id(template.stop)}, banned=banned)
     ask = Ask(template, tokenizer, model.image_tokens, see(), run.generator(generate, model, temperature=0.0, **sampling))
@@ -449,7 +450,8 @@ def make_rollouts(setting: Setting, keep_all: bool) -> rollouts.Rollouts:
             f"on {run.world} x {run.device}")
     if config.check_data:
         for problem in asked[:3]:
-            prompt = rollouts.render_prompt(problem.prompt, setting.template, setting.tokenizer, setting.model.image_tokens)
+            prompt = rollouts.render_prompt(problem.prompt, setting.template, setting.tokenizer, setting.model.image_tokens,
+                                            views=setting.eyes.views)
             run.say(f"{prompt.id}\n{marked(prompt, setting.tokenizer)}\nright: {problem.example.answer}\n")
     return rollouts.Rollouts(
         asked, sample, setting.template, setting.tokenizer, setting.model.image_tokens, setting.eyes, run.device,
@@ -629,7 +631,7 @@ class ByPairs(Method):
         self.batches = Batches(
             source,
             partial(preferences.render, template=self.template, tokenizer=self.tokenizer, image_tokens=model.image_tokens,
-                    max_length=config.max_length),
+                    max_length=config.max_length, views=self.eyes.views),
             self.eyes, batch_size=config.batch_size, window=1, seed=config.seed,
             bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world,
             join=preferences.join)
@@ -733,7 +735,7 @@ def model_labeler(config: Config, run: Run, model: VLM, ask: Ask) -> Labeler:
         folder = Path(config.labeler)
         model = checkpoint.load(folder, run.device)
         ask = Ask(TEMPLATES.make(model.config.template), load_tokenizer(checkpoint.tokenizer_file(folder)), model.image_tokens,
-                  Eyes(model.encoder, model.config.fit, run.device, config.feature_cache), ask.generate)
+                  Eyes(model.encoder, model.config.fit, model.config.tiles, run.device, config.feature_cache), ask.generate)
     first_logits = run.generator(lambda model, batch: prefill(model, batch, room=0)[0], model)
     yes_no = YesNo(ask.template, ask.tokenizer, ask.image_tokens, ask.eyes, first_logits)
     return by_model(fingerprint(model, ask.tokenizer, run), yes_no)

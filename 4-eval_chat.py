@@ -70,7 +70,8 @@ def main(config: Config) -> None:
     sampling = dict(max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.id(template.stop)}, temperature=config.temperature,
                     top_p=config.top_p, banned=(tokenizer.image, tokenizer.pad, tokenizer.bos))
     if config.data or config.bench or config.best_of > 1:
-        eyes = Eyes(model.encoder, model.config.fit, run.device, config.feature_cache if config.bench else None)
+        eyes = Eyes(model.encoder, model.config.fit, model.config.tiles, run.device,
+                    config.feature_cache if config.bench else None)
         ask = Ask(template, tokenizer, model.image_tokens, eyes,
                   run.generator(generate, model, **sampling), config.batch_size, progress=True)
         if config.best_of > 1:
@@ -92,10 +93,10 @@ def main(config: Config) -> None:
 
 def dialogue(run: Run, model: VLM, tokenizer: Tokenizer, sampling: dict) -> Dialogue:
     """A conversation with this model that remembers what was said and shown."""
-    eyes = Eyes(model.encoder, model.config.fit, run.device, cache=None)
+    eyes = Eyes(model.encoder, model.config.fit, model.config.tiles, run.device, cache=None)
     return Dialogue(lambda batch: stream(model, run.to_device(batch), **sampling), eyes,
                     template=TEMPLATES.make(model.config.template), tokenizer=tokenizer, image_tokens=model.image_tokens,
-                    max_length=model.config.llm.max_position_embeddings - sampling["max_new_tokens"])
+                    max_length=model.config.llm.max_position_embeddings - sampling["max_new_tokens"], views=eyes.views)
 
 
 def chat(config: Config, talk: Dialogue) -> None:
@@ -170,7 +171,8 @@ def require_reference(config: Config, folder: Path) -> None:
 def best_of(config: Config, run: Run, model: VLM, ask: Ask) -> BestOf:
     """`ask` that samples --best_of answers to each prompt and gives the best."""
     reference = checkpoint.load(config.reference, run.device)
-    eyes = Eyes(reference.encoder, reference.config.fit, run.device, config.feature_cache if config.bench else None)
+    eyes = Eyes(reference.encoder, reference.config.fit, reference.config.tiles, run.device,
+                config.feature_cache if config.bench else None)
 
     def scorer(model: VLM, eyes: Eyes) -> Scorer:
         return Scorer(ask.template, ask.tokenizer, model.image_tokens, eyes, run.generator(answer_logps, model), ask.batch_size)

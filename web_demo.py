@@ -204,9 +204,10 @@ def dialogues(model: VLM, tokenizer: Tokenizer, device: torch.device, config: Co
             temperature=config.temperature, top_p=config.top_p, banned=[tokenizer.image, tokenizer.pad, tokenizer.bos],
         )  # fmt: skip
 
+    eyes = Eyes(model.encoder, model.config.fit, model.config.tiles, device, cache=None)
     return lambda messages: Dialogue(
-        answer, Eyes(model.encoder, model.config.fit, device, cache=None), template=template, tokenizer=tokenizer,
-        image_tokens=model.image_tokens, max_length=context - config.max_new_tokens, messages=messages,
+        answer, eyes, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens,
+        max_length=context - config.max_new_tokens, views=eyes.views, messages=messages,
     )  # fmt: skip
 
 

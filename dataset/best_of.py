@@ -74,7 +74,7 @@ class Scorer:
     def document(self, prompt: Conversation, text: str) -> Document:
         """Prompt and answer as the model reads them; the answer of a row that has one is left out, as it is when it is asked."""
         messages = prompt.messages[:-1] if prompt.messages[-1].role == "assistant" else prompt.messages
-        return answered(prompt.id, messages, text, self.template, self.tokenizer, self.image_tokens, sys.maxsize)
+        return answered(prompt.id, messages, text, self.template, self.tokenizer, self.image_tokens, sys.maxsize, self.eyes.views)
 
 
 @dataclass(frozen=True)

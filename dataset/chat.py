@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Document:
-    """A rendered conversation: `learn[t]` says whether token t is learned; `pictures` in the order of their tokens."""
+    """A rendered conversation: `learn[t]` says whether token t is learned; `pictures`: all views in the order of their tokens."""
 
     id: str
     input_ids: list[int]
@@ -166,12 +166,20 @@ def minimind() -> Template:
 # ---------------------------------------------------------------- rendering
 
 
+Views = Callable[[Picture], tuple[Picture, ...]]  # what the model sees of a picture: itself, or its thumbnail and tiles
+
+
+def alone(picture: Picture) -> tuple[Picture, ...]:
+    """Every picture seen once, whatever its size."""
+    return (picture,)
+
+
 class Piece(NamedTuple):
-    """Ids that belong together; those of a picture are never cut apart."""
+    """Ids that belong together; those of a picture, all its views, are never cut apart."""
 
     ids: list[int]
     learn: bool
-    picture: Picture | None = None
+    views: tuple[Picture, ...] = ()
 
 
 @functools.lru_cache(maxsize=256)  # a template has a handful of strings, and a conversation asks for each at every turn
@@ -185,8 +193,9 @@ def markup(text: str, template: Template, tokenizer) -> list[int]:
     return ids
 
 
-def turns(messages: tuple[Message, ...], template: Template, tokenizer, image_tokens: int) -> Iterator[Piece]:
-    """The pieces of whole turns, after the one beginning of the document.
+def turns(messages: tuple[Message, ...], template: Template, tokenizer, image_tokens: int,
+          views: Views = alone) -> Iterator[Piece]:
+    """The pieces of whole turns, after the one beginning of the document; BadRow where `views` cannot open a picture.
 
     <s>   <|user|>  image image image  What is it?  <|assistant|>  A bus .  <|end|>
      .       .        .     .     .     .   .  .         .         x  x  x     x       x learned, . only read
@@ -201,12 +210,23 @@ def turns(messages: tuple[Message, ...], template: Template, tokenizer, image_to
             if isinstance(part, Picture):
                 pictures += 1
                 number = tokenizer.encode(template.picture.format(n=pictures))
-                yield Piece([*number, *[tokenizer.image] * image_tokens], False, part)
+                seen = views(part)
+                yield Piece([*number, *[tokenizer.image] * image_tokens * len(seen)], False, seen)
             elif answers or not template.drop_user_text:
                 yield Piece(tokenizer.encode(part), answers and not isinstance(part, Given))
         if answers:
             yield Piece(markup(template.stop, template, tokenizer), True)
         yield Piece(markup(after, template, tokenizer), False)
+
+
+def rendered(name: str, messages: Sequence[Message], template: Template, tokenizer, image_tokens: int,
+             views: Views) -> list[Piece]:
+    """All of `turns`; a picture that does not open is a bad row of this name."""
+    try:
+        return list(turns(tuple(messages), template, tokenizer, image_tokens, views))
+    except BadRow as bad:
+        bad.where = bad.where or name
+        raise
 
 
 def as_document(name: str, pieces: list[Piece]) -> Document:
@@ -215,7 +235,7 @@ def as_document(name: str, pieces: list[Piece]) -> Document:
         name,
         [number for piece in pieces for number in piece.ids],
         [piece.learn for piece in pieces for _ in piece.ids],
-        tuple(piece.picture for piece in pieces if piece.picture is not None),
+        tuple(view for piece in pieces for view in piece.views),
     )
 
 
@@ -223,7 +243,7 @@ def truncated(pieces: list[Piece], max_length: int) -> list[Piece]:
     """At most `max_length` ids, never half a picture, and nothing after the last learned one, which teaches nothing."""
     kept, room = [], max_length
     for piece in pieces:
-        if len(piece.ids) > room and piece.picture is not None:
+        if len(piece.ids) > room and piece.views:
             break
         kept.append(piece._replace(ids=piece.ids[:room]))
         room -= len(kept[-1].ids)
@@ -234,29 +254,29 @@ def truncated(pieces: list[Piece], max_length: int) -> list[Piece]:
     return kept
 
 
-def render(conversation: Conversation, template: Template, tokenizer, image_tokens: int, max_length: int) -> Document:
-    """A conversation as a training document; each picture becomes `image_tokens` placeholder ids.
+def render(conversation: Conversation, template: Template, tokenizer, image_tokens: int, max_length: int,
+           views: Views = alone) -> Document:
+    """A conversation as a training document; each view of a picture becomes `image_tokens` placeholder ids.
 
     Only the assistant's words and its end of turn are learned. A conversation longer than `max_length` tokens loses
     its end. Raises BadRow when nothing is left to learn.
     """
-    pieces = list(turns(conversation.messages, template, tokenizer, image_tokens))
+    pieces = rendered(conversation.id, conversation.messages, template, tokenizer, image_tokens, views)
     document = as_document(conversation.id, truncated(pieces, max_length))
     if not document.input_ids:
         if not any(piece.learn for piece in pieces):
             raise BadRow("nothing to learn: no answer", "give the row an assistant's turn", conversation.id)
-        length = sum(len(piece.ids) for piece in pieces)
+        length, seen = sum(len(piece.ids) for piece in pieces), sum(len(piece.views) for piece in pieces)
         raise BadRow(
-            f"nothing left to learn: {length} tokens ({len(conversation.pictures)} images of {image_tokens}) "
-            f"cut to {max_length}",
-            "raise --max_length, or use fewer images or a connector with fewer tokens",
+            f"nothing left to learn: {length} tokens ({seen} images and tiles of {image_tokens}) cut to {max_length}",
+            "raise --max_length, or use fewer images, fewer --tiles or a connector with fewer tokens",
             conversation.id,
         )
     return document
 
 
 def render_prompt(
-    conversation: Conversation, template: Template, tokenizer, image_tokens: int, answer: str = ""
+    conversation: Conversation, template: Template, tokenizer, image_tokens: int, answer: str = "", views: Views = alone
 ) -> Document:
     """The same ids up to where the assistant's next words begin; a last turn of the assistant's is left out.
 
@@ -268,7 +288,7 @@ def render_prompt(
         if all(isinstance(part, Given) for part in messages[-1].parts):
             answer = messages[-1].text + answer
         messages = messages[:-1]
-    pieces = list(turns(messages, template, tokenizer, image_tokens))
+    pieces = rendered(conversation.id, messages, template, tokenizer, image_tokens, views)
     pieces.append(Piece(markup(template.assistant[0], template, tokenizer), False))
     if answer:
         pieces.append(Piece(tokenizer.encode(answer), False))

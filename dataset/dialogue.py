@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from dataset.chat import Conversation, Document, Message, Template, render_prompt
+from dataset.chat import Conversation, Document, Message, Template, Views, alone, render_prompt
 from dataset.collate import Look, collate
 from dataset.images import BadRow, Picture
 
@@ -22,15 +22,16 @@ class Dialogue:
     """A conversation as it goes on.
 
     stream      batch -> the tokens of an answer, one by one: model.generate.stream with its options
-    look        pictures -> pixels or features
+    look        views of pictures -> pixels or features
+    views       what is seen of a picture: itself, or its thumbnail and tiles
     max_length  tokens that a prompt may have: the model's context less the longest answer
     messages    everything that was said; a first message may be the system's
     forgotten   how many of the oldest exchanges the last answer was given without, because they no longer fit
     """
 
     def __init__(self, stream: Callable[[dict], Iterator[int]], look: Look, *, template: Template, tokenizer,
-                 image_tokens: int, max_length: int, messages: Sequence[Message] = ()):  # fmt: skip
-        self.stream, self.look = stream, look
+                 image_tokens: int, max_length: int, views: Views = alone, messages: Sequence[Message] = ()):  # fmt: skip
+        self.stream, self.look, self.views = stream, look, views
         self.template, self.tokenizer, self.image_tokens = template, tokenizer, image_tokens
         self.max_length = max_length
         self.messages, self.forgotten = list(messages), 0
@@ -67,7 +68,7 @@ class Dialogue:
         for forgotten in range(len(exchanges)):
             kept = [*system, *(message for exchange in exchanges[forgotten:] for message in exchange)]
             document = render_prompt(
-                Conversation("this message", tuple(kept)), self.template, self.tokenizer, self.image_tokens
+                Conversation("this message", tuple(kept)), self.template, self.tokenizer, self.image_tokens, views=self.views
             )
             if len(document) <= self.max_length:
                 return document, forgotten

@@ -48,7 +48,8 @@ class Ask:
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
         self.eyes.prepare(picture for conversation in conversations for picture in conversation.pictures)
-        prompts = [render_prompt(asked, self.template, self.tokenizer, self.image_tokens) for asked in conversations]
+        prompts = [render_prompt(asked, self.template, self.tokenizer, self.image_tokens, views=self.eyes.views)
+                   for asked in conversations]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         said = [""] * len(prompts)
         for start in tqdm(range(0, len(order), self.batch_size), unit="batch", disable=not self.progress, leave=False):

@@ -13,17 +13,19 @@ import http.client
 import io
 import struct
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 64_000_000  # 8000 x 8000; a small file that claims more is a decompression bomb or no use to a small model
 MAX_DOWNLOAD = 50_000_000  # bytes
+PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # the places where a PNG may say that it lies on its side
 
 # What PIL raises for a broken file. Caught only around the decoding itself: anywhere else these are bugs.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -45,10 +47,19 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is opened when needed; `key` names its content for ever, `load()` returns it as RGB."""
+    """An image that is opened when needed; `key` names its content for ever, `load()` returns it as RGB.
+
+    measure   () -> (width, height) of what `load` returns, where that can be known for less
+    """
 
     key: str
     load: Callable[[], Image.Image] = field(compare=False, repr=False)
+    measure: Callable[[], tuple[int, int]] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height); BadRow where it does not open."""
+        return self.measure() if self.measure else self.load().size
 
 
 def from_file(path: str | Path) -> Picture:
@@ -57,18 +68,18 @@ def from_file(path: str | Path) -> Picture:
     if not path.is_file():
         raise BadRow(f"image file missing: {path}", "check --image_folder, or remove the row")
     facts = path.stat()
-    return Picture(f"{path}:{facts.st_size}:{facts.st_mtime_ns}", lambda: open_rgb(path))
+    return Picture(f"{path}:{facts.st_size}:{facts.st_mtime_ns}", lambda: open_rgb(path), lambda: upright_size(path))
 
 
 def from_bytes(data: bytes) -> Picture:
     """A picture from the bytes of an image file."""
-    return Picture(f"sha256:{hashlib.sha256(data).hexdigest()}", lambda: open_rgb(data))
+    return Picture(f"sha256:{hashlib.sha256(data).hexdigest()}", lambda: open_rgb(data), lambda: upright_size(data))
 
 
 def from_image(image: Image.Image) -> Picture:
     """A picture from a PIL image in memory."""
     image = to_rgb(image)
-    return Picture(f"rgb:{image.size}:{hashlib.sha256(image.tobytes()).hexdigest()}", lambda: image)
+    return Picture(f"rgb:{image.size}:{hashlib.sha256(image.tobytes()).hexdigest()}", lambda: image, lambda: image.size)
 
 
 def from_base64(text: str) -> Picture:
@@ -116,17 +127,40 @@ def download(url: str) -> bytes:
     return data
 
 
-def open_rgb(source: Path | bytes) -> Image.Image:
-    """Decode an image file, given as path or bytes, to RGB; BadRow when it is broken, no image, or a bomb."""
+@contextmanager
+def opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """An image file, given as path or bytes, of which only the header is read; BadRow when it is broken, no image, or a bomb."""
     name, file = (f"{len(source)} bytes", io.BytesIO(source)) if isinstance(source, bytes) else (source, source)
     try:
         with Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:  # known from the header, before anything is unpacked
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS}")
-            image.load()  # the first frame, where there are several
-            return to_rgb(image)
+            yield image
     except DECODE_ERRORS as error:
         raise BadRow(f"image cannot be opened: {name} ({error})", "replace the image, or remove the row") from error
+
+
+def open_rgb(source: Path | bytes) -> Image.Image:
+    """Decode an image file to RGB; BadRow as `opened`."""
+    with opened(source) as image:
+        image.load()  # the first frame, where there are several
+        return to_rgb(image)
+
+
+def upright_size(source: Path | bytes) -> tuple[int, int]:
+    """(width, height) of what `open_rgb` returns, by the header alone unless the image lies on its side.
+
+    Formats differ in when such a one is turned, so it is decoded. PIL decodes a PNG to see how it lies, as EXIF may stand last:
+    one that has none is not asked.
+    """
+    with opened(source) as image:
+        size, plain = image.size, image.format == "PNG" and not any(mark in file_bytes(source) for mark in PNG_EXIF)
+        turned = not plain and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return open_rgb(source).size if turned else size
+
+
+def file_bytes(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -161,12 +195,17 @@ def resized(image: Image.Image, size: int, mean: tuple, fit: str) -> Image.Image
     if fit == "square":
         return image.resize((size, size), Image.Resampling.BICUBIC, box=middle_square(width, height, size))
     if fit == "pad":
-        scale = size / max(width, height)
-        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-        canvas = Image.new("RGB", (size, size), tuple(round(255 * channel) for channel in mean))
-        canvas.paste(image.resize(inner, Image.Resampling.BICUBIC), ((size - inner[0]) // 2, (size - inner[1]) // 2))
-        return canvas
+        return padded(image, (size, size), mean)
     raise ValueError(f"fit: square, pad or naive, not {fit!r}")
+
+
+def padded(image: Image.Image, canvas: tuple[int, int], mean: tuple) -> Image.Image:
+    """All of an RGB image in the middle of a canvas (width, height), as large as it fits, on the mean colour."""
+    scale = min(canvas[0] / image.width, canvas[1] / image.height)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    result = Image.new("RGB", canvas, tuple(round(255 * channel) for channel in mean))
+    result.paste(image.resize(inner, Image.Resampling.BICUBIC), ((canvas[0] - inner[0]) // 2, (canvas[1] - inner[1]) // 2))
+    return result
 
 
 def middle_square(width: int, height: int, size: int) -> tuple[float, float, float, float]:

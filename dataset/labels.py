@@ -119,7 +119,8 @@ class YesNo:
         if yes & no:
             raise ValueError(f"this tokenizer begins yes and no with the same tokens {sorted(yes & no)}: choose another labeler")
         self.eyes.prepare(picture for conversation in conversations for picture in conversation.pictures)
-        prompts = [render_prompt(asked, self.template, self.tokenizer, self.image_tokens) for asked in conversations]
+        prompts = [render_prompt(asked, self.template, self.tokenizer, self.image_tokens, views=self.eyes.views)
+                   for asked in conversations]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         margins = [0.0] * len(prompts)
         for start in range(0, len(order), self.batch_size):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from dataset import conversations
-from dataset.chat import Conversation, Document, Message, Template, as_document, truncated, turns
+from dataset.chat import Conversation, Document, Message, Template, Views, alone, as_document, rendered, truncated, turns
 from dataset.collate import Look, collate
 from dataset.conversations import Find, Mixture, Source, conversation, decode, name_and_weight
 from dataset.features import replacing
@@ -137,14 +137,15 @@ class Pair:
 
 
 def answered(name: str, messages: Sequence[Message], text: str, template: Template, tokenizer, image_tokens: int,
-             max_length: int) -> Document:
+             max_length: int, views: Views = alone) -> Document:
     """A prompt and one answer to it, of which alone the tokens and the end of turn are learned."""
-    pieces = [piece._replace(learn=False) for piece in turns(tuple(messages), template, tokenizer, image_tokens)]
+    pieces = [piece._replace(learn=False) for piece in rendered(name, messages, template, tokenizer, image_tokens, views)]
     _, *own = turns((Message("assistant", (text,)),), template, tokenizer, image_tokens)  # the document begins once
     return as_document(name, truncated(pieces + own, max_length))
 
 
-def render(preference: Preference, template: Template, tokenizer, image_tokens: int, max_length: int) -> Pair:
+def render(preference: Preference, template: Template, tokenizer, image_tokens: int, max_length: int,
+           views: Views = alone) -> Pair:
     """Both answers after the one prompt. Only the last answer and its end of turn are learned, of earlier turns nothing.
 
     <s>  <|user|>  image image  What is it?  <|assistant|>  A bus .  <|end|>       chosen
@@ -152,7 +153,7 @@ def render(preference: Preference, template: Template, tokenizer, image_tokens: 
      .      .        .     .     .   .  .         .         x  x  x     x          x learned, . only read
     Both are cut at the same token. Raises BadRow when that leaves nothing to learn, or nothing to tell them apart.
     """
-    pair = Pair(*(answered(preference.id, preference.prompt.messages, text, template, tokenizer, image_tokens, max_length)
+    pair = Pair(*(answered(preference.id, preference.prompt.messages, text, template, tokenizer, image_tokens, max_length, views)
                   for text in (preference.chosen, preference.rejected)))
     if not (pair.chosen.input_ids and pair.rejected.input_ids):
         raise BadRow(f"nothing left to learn: the prompt alone takes the {max_length} tokens that there may be",

@@ -244,7 +244,8 @@ class Rollouts:
         """G answers to each of `count` problems, judged. Each rank samples its share of the chunks."""
         asked = [self.problem(number) for number in range(position, position + count)]
         self.eyes.prepare(picture for problem in asked for picture in problem.prompt.pictures)
-        prompts = [render_prompt(problem.prompt, self.template, self.tokenizer, self.image_tokens) for problem in asked]
+        prompts = [render_prompt(problem.prompt, self.template, self.tokenizer, self.image_tokens, views=self.eyes.views)
+                   for problem in asked]
         mine: dict[int, list[tuple]] = {}
         for start in range(self.rank * self.chunk, count, self.world * self.chunk):
             part = slice(start, start + self.chunk)

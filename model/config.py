@@ -68,6 +68,11 @@ class VLMConfig:
     llm_name: str = "gpt"
     template: str = "pupil"  # training and chat must write a conversation the same way
     fit: str = "square"  # ... and fit a picture into the encoder's square the same way: square | pad | naive
+    tiles: int = 0  # ... and cut a large picture into tiles the same way: at most so many, 0: none
+
+    def __post_init__(self):
+        if self.tiles < 0 or self.tiles == 1:
+            raise ValueError(f"tiles {self.tiles}: the most tiles of a picture are 0 (none) or at least 2")
 
     def to_dict(self) -> dict:
         """Plain values, nested as the dataclasses are."""
@@ -134,8 +139,8 @@ PRESETS = {
 }
 
 
-def preset(name: str, *, vocab_size: int, image_token_id: int, **names: str) -> VLMConfig:
-    """The config of a preset for a tokenizer, with other parts where a name is not empty."""
+def preset(name: str, *, vocab_size: int, image_token_id: int, **names: str | int) -> VLMConfig:
+    """The config of a preset for a tokenizer, with other parts where a name is not empty (or 0)."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     base = PRESETS[name]

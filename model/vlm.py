@@ -74,7 +74,7 @@ class VLM(nn.Module):
 
 
 def picture_numbers(is_image: Tensor, documents: Documents, image_tokens: int) -> Tensor:
-    """(S,) -> (N,): which picture of its document each one is, from 0."""
+    """(S,) -> (N,): which picture of its document each one is, from 0; of a picture in tiles each view counts."""
     owner = documents.index[is_image][::image_tokens]  # (N,) document of each picture
     pictures = owner.bincount(minlength=documents.count)
     before = pictures.cumsum(0) - pictures  # (documents,) pictures of earlier documents

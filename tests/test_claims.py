@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from dataset import world
+from dataset.chat import alone
 from dataset.claims import Claim, Failed, Item, by_rule, claims_by_judge, claims_by_rule, facts_of, sentences, whole
 from dataset.labels import NO, TRUTH, YES, Asked, YesNo, by_judge, by_model, prompt, yes_or_no
 from dataset.questions import exists
@@ -233,6 +234,8 @@ TOKENIZER, TEMPLATE = Tokenizer(), TEMPLATES.make("pupil")
 
 
 class Eyes:
+    views = staticmethod(alone)
+
     def prepare(self, pictures):
         self.prepared = list(pictures)
 

@@ -82,7 +82,7 @@ def rendered(rows: list[Preference], model: VLM, max_length: int = 1000) -> list
 def eyes(model: VLM):
     from dataset.eyes import Eyes
 
-    return Eyes(model.encoder, model.config.fit, torch.device("cpu"), cache=None)
+    return Eyes(model.encoder, model.config.fit, model.config.tiles, torch.device("cpu"), cache=None)
 
 
 def a_run(tmp_path, dtype: str = "fp32") -> Run:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.chat import Conversation, Message
+from dataset.chat import Conversation, Message, alone
 from dataset.evaluation import BLANK, Ask, add_scores, blank, evaluate, shuffled, with_pictures
 from dataset.images import Picture
 from dataset.report import marked, section, sheet, table
@@ -34,6 +34,8 @@ def example(id: str, question: str, answer: str, pictures=(), kind: str = "what"
 
 class Look:
     """Eyes that count what they are told to prepare."""
+
+    views = staticmethod(alone)
 
     def __init__(self):
         self.prepared = []

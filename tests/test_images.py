@@ -88,6 +88,35 @@ def test_exif_orientation_is_applied():
     assert open_rgb(saved(image, "PNG", exif=exif)).size == (4, 8)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_size_by_the_header_is_that_of_the_picture_however_the_camera_was_turned(kind):
+    for orientation in range(1, 9):
+        image = gradient(9, 5)
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        data = saved(image, kind, exif=exif)
+        assert from_bytes(data).size == open_rgb(data).size == ((9, 5) if orientation < 5 else (5, 9))
+
+
+def test_a_png_is_not_unpacked_for_its_size_unless_its_exif_may_turn_it(tmp_path):
+    data = saved(gradient(90, 50), "PNG")
+    half = data[:len(data) // 2]
+    (tmp_path / "cut.png").write_bytes(half)
+    assert from_file(tmp_path / "cut.png").size == from_bytes(half).size == (90, 50)
+    with pytest.raises(BadRow, match="(?i)truncated"):
+        from_bytes(half).load()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    late = data[:-12] + chunk + data[-12:]  # behind the pixels, before IEND
+    assert from_bytes(late).size == open_rgb(late).size == (50, 90)
+
+
+def test_a_picture_that_no_header_describes_is_measured_by_opening_it():
+    assert Picture("drawn", lambda: gradient(7, 3)).size == from_image(gradient(7, 3)).size == (7, 3)
+
+
 @pytest.mark.parametrize(("data", "reason"), [
     (b"not an image at all", "cannot identify"),
     (b"", "cannot identify"),

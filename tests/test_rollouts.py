@@ -56,7 +56,8 @@ def problem(k: int) -> Problem:
 def stream(sample, count: int = 10, **changes) -> Rollouts:
     options = {"prompts": 4, "answers": 2, "chunk": 4, "seed": 0, **changes}
     return Rollouts([problem(k) for k in range(count)], sample, TEMPLATE, TOKENIZER, 9,
-                    Eyes(tiny_model().encoder, "square", torch.device("cpu"), None), torch.device("cpu"), **options)  # fmt: skip
+                    Eyes(tiny_model().encoder, "square", 0, torch.device("cpu"), None), torch.device("cpu"),
+                    **options)  # fmt: skip
 
 
 def by_number(right: dict[int, tuple[bool, ...]]):
@@ -236,7 +237,7 @@ def test_rollout_and_training_agree_about_every_log_probability():
         return found
 
     made = dataclasses.replace(stream(sample), problems=asked, answers=3, image_tokens=model.image_tokens, keep_all=True,
-                               prompts=6, eyes=Eyes(model.encoder, model.config.fit, torch.device("cpu"), None))  # fmt: skip
+                               prompts=6, eyes=Eyes(model.encoder, "square", 0, torch.device("cpu"), None))  # fmt: skip
     said = made.update(0).rollouts
     assert len({len(rollout) for rollout in said}) > 2
     said = [rollout for rollout in said if len(rollout)]

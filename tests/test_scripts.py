@@ -109,7 +109,7 @@ def test_a_question_about_a_picture_is_answered_as_the_model_answers_it(stage_tw
     files = [samples / "red.png", samples / "green.png"]
     done = run_script("4-eval_chat.py", "--image", *files, "--prompt", "What is it?", "--max_new_tokens", 12, cwd=folder)
     model, tokenizer = checkpoint.load(out), Tokenizer(out / "tokenizer.model")
-    eyes = Eyes(model.encoder, model.config.fit, torch.device("cpu"), cache=None)
+    eyes = Eyes(model.encoder, model.config.fit, model.config.tiles, torch.device("cpu"), cache=None)
     prompt = dialogue("", [from_file(file) for file in files], [("What is it?", "")])
     document = render_prompt(prompt, TEMPLATES.make("pupil"), tokenizer, model.image_tokens)
     (answer,) = generate(model, pad([document], eyes, tokenizer.pad), max_new_tokens=12, stop_ids={tokenizer.end},

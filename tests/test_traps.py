@@ -117,7 +117,7 @@ def test_pixels_are_normalised_as_the_encoder_states():
     encoder = clip_random(size=16, patch=8, width=16, layers=1, heads=2)
     encoder.mean, encoder.std = (0.2, 0.4, 0.6), (0.1, 0.2, 0.4)
     pictures = [from_image(Image.new("RGB", (30, 20), colour)) for colour in ((51, 102, 153), (255, 255, 255), (0, 0, 0))]
-    seen = Eyes(encoder, "square", torch.device("cpu"), cache=None)(pictures)  # (3, 3, 16, 16)
+    seen = Eyes(encoder, "square", 0, torch.device("cpu"), cache=None)(pictures)  # (3, 3, 16, 16)
     assert torch.allclose(seen[0], torch.zeros(3, 16, 16), atol=1e-6)
     assert torch.allclose(seen[1], torch.tensor([8.0, 3.0, 1.0])[:, None, None].expand(3, 16, 16), atol=1e-5)
     assert torch.allclose(seen[2], torch.tensor([-2.0, -2.0, -1.5])[:, None, None].expand(3, 16, 16), atol=1e-5)

@@ -16,7 +16,7 @@ from PIL import Image
 from dataset import inventories
 from dataset.chat import Conversation
 from dataset.drawings import COLOURS, SHAPES, Drawing, Region
-from dataset.images import Picture, open_rgb
+from dataset.images import Picture, open_rgb, upright_size
 from dataset.questions import ASK_CAPTION
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
 from dataset.world import LANGUAGES, with_article
@@ -73,7 +73,7 @@ def shape_drawing(row: tuple[int, tuple[str, str]], rng: random.Random) -> Drawi
 
 def picture(split: str, number: int) -> Picture:
     path = picture_paths(split)[number]
-    return Picture(f"easy_vqa:{split}:{number}", lambda: open_rgb(Path(path)))
+    return Picture(f"easy_vqa:{split}:{number}", lambda: open_rgb(Path(path)), lambda: upright_size(Path(path)))
 
 
 YES_NO = 4  # questions of a row that are answered yes or no, of seven or so: inventories teach the same

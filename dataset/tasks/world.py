@@ -25,7 +25,7 @@ THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks fo
 def picture(scene: world.Scene) -> Picture:
     """The scene's picture, drawn when it is needed; the key is what is drawn."""
     drawn = [(thing.concept.code, thing.x, thing.y, thing.size) for thing in scene.things]
-    return Picture(f"world:{scene.background}:{drawn}", lambda: world.draw(scene))
+    return Picture(f"world:{scene.background}:{drawn}", lambda: world.draw(scene), lambda: (world.CANVAS, world.CANVAS))
 
 
 def reasoned(question: Question) -> str:

@@ -20,7 +20,11 @@ from model.registry import CONNECTORS
 
 @CONNECTORS.register("pixel_shuffle")
 class PixelShuffle(nn.Module):
-    """One bias-free projection of every square of side x side patches; pictures past the last number share its vector."""
+    """One bias-free projection of every square of side x side patches; pictures past the last number share its vector.
+
+    A picture in tiles (dataset/tiles.py) counts as many as it has views: by their numbers its tiles are told apart, and "the
+    picture before" is then the view before, of the same picture or the last tile of another.
+    """
 
     def __init__(self, encoder, channels: int, side: int = 2, pictures: int = 16):
         super().__init__()
