@@ -72,6 +72,7 @@ class Config:
     lr_connector: float = 0.0  # of the connector alone
     lr_llm: float = 0.0  # of the language model alone
     warmup: int = 20  # steps of rising learning rate
+    lr_end: float = 0.5  # of the peak, at the last step; not lower, for stage 2 goes on, and what is not found yet needs it high
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
@@ -178,7 +179,7 @@ def main(config: Config) -> None:
             (loss * run.world / learned_tokens).backward()  # DDP takes the mean over ranks: undo it
             loss_sum += loss.detach()
 
-        rates = optimizer.set_lr(partial(learning_rate, step, warmup=config.warmup, total=steps))
+        rates = optimizer.set_lr(partial(learning_rate, step, warmup=config.warmup, total=steps, floor=config.lr_end))
         norm = clip_gradients(model, config.clip)
         optimizer.step()
         optimizer.zero_grad()
