@@ -269,12 +269,14 @@ def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | Prefer
     if by_rules:
         objective = ByRules(run, trained, start, options, banned, config.clip)
         stream = source.batches(position, config.batch_size, config.passes, objective.weighed)
+    elif sampled:
+        objective = ByPreferences(run, trained, reference.live(start, run), config.algo, options, config.nll_weight, config.clip)
+        stream = source.pairs(position, config.batch_size, objective.compared)
     else:
-        begun = reference.live(start, run) if sampled else reference.of_pairs(
-            source, steps * config.accumulate * run.world, config.algo, run, model, made_by, config.reference, config.resume)
-        objective = ByPreferences(run, trained, begun, config.algo, options, config.nll_weight, config.clip)
-        stream = (source.pairs(position, config.batch_size, objective.compared) if sampled else
-                  preferences.stream(source, position, config.accumulate, objective.compared))
+        known = reference.of_pairs(source, steps * config.accumulate * run.world, config.algo, run, model, made_by,
+                                   config.reference, config.resume)
+        objective = ByPreferences(run, trained, known, config.algo, options, config.nll_weight, config.clip)
+        stream = preferences.stream(source, position, config.accumulate, objective.compared)
 
     chosen = Chosen(run, "accuracy" if sampled else "(1 - CHAIR_s) x Cover")
     shown = [(task, example) for task in tasks.values() for example in task.examples("val", 8)[:14]]
