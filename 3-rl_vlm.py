@@ -178,17 +178,19 @@ def filled(config: Config) -> Config:
 def options_of(config: Config) -> PolicyOptions | PreferenceOptions:
     """The numbers of what is minimised; ValueError for what does not go together, before anything is loaded."""
     if config.algo in ALGORITHMS:
-        if config.save_every % config.passes:
-            raise ValueError(f"a run is saved between updates: --save_every is a multiple of --passes, {config.passes}")
-        return policy_options(
+        options = policy_options(
             config.algo, config.advantage, config.clip_low, config.clip_high, config.per_sequence, drift=config.drift,
             temperature=config.temperature, beta=config.beta, kl=config.kl, lam=config.lam)
+        if config.save_every % config.passes:
+            raise ValueError(f"a run is saved between updates: --save_every is a multiple of --passes, {config.passes}")
+        return options
+    options = preference_options(config.algo, config.beta, config.smoothing, config.gamma, config.nll_weight)
     if config.pairs_only and (config.data or config.iterations > 1):
         raise ValueError("--pairs_only makes the pairs of one iteration: leave out --data and --iterations")
     if config.data and (config.labeler, config.judge, config.divider, config.balance) != ("truth", "", "claims", False):
         raise ValueError("--data has its labels: leave out --labeler, --judge, --divider and --balance")
     divider_and_labeler(config.divider, config.labeler, config.judge)  # what does not go together fails here, too
-    return preference_options(config.algo, config.beta, config.smoothing, config.gamma, config.nll_weight)
+    return options
 
 
 def main(config: Config) -> None:

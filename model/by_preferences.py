@@ -33,11 +33,12 @@ from model.vlm import VLM
 
 def preference_options(algo: str, beta: float, smoothing: float, gamma: float, nll_weight: float) -> PreferenceOptions:
     """The numbers of a loss; ValueError for those with which it would be another one, or nothing."""
+    options = PreferenceOptions(beta, smoothing, gamma)
     if algo == "robust" and smoothing == 0:
         raise ValueError("robust without swapped pairs is dpo: say how many there are, --smoothing 0.1")
     if algo == "sft_chosen" and nll_weight == 0:
         raise ValueError("sft_chosen learns by the anchor alone: --nll_weight must be above 0")
-    return PreferenceOptions(beta, smoothing, gamma)
+    return options
 
 
 def answer_logps(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
