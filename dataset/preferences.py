@@ -2,7 +2,7 @@
 
 In:  RLAIF-V parquet, RLHF-V parquet, TRL's messages (parquet, jsonl), or the jsonl that a feedback pipeline writes.
 Out: a source: `len(source)` and `source[i]`, a `Preference`; `render`, a `Pair` of documents; `join`, a batch of pairs;
-     `Reference`, the file that keeps what the reference thinks of them.
+     `stream`, where the batches of a step come from.
 
     RLAIF-V      image {bytes, path}, question, chosen, rejected
     RLHF-V       image {bytes, path}, text: a JSON string {question, chosen, rejected}
@@ -13,19 +13,15 @@ Other columns are ignored, also stored log-probabilities: they are another model
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from dataset import conversations
 from dataset.chat import Conversation, Document, Message, Template, Views, alone, as_document, rendered, truncated, turns
-from dataset.collate import Look, collate
+from dataset.collate import Batches, Look, collate
 from dataset.conversations import Find, Mixture, Source, conversation, decode, name_and_weight
-from dataset.features import replacing
 from dataset.images import BadRow, Picture, from_base64
 
 BASE64_STARTS = ("/9j/", "iVBOR", "R0lGOD", "UklGR")  # JPEG, PNG, GIF and WebP: a name begins with none of them
@@ -169,52 +165,13 @@ def join(pairs: list[Pair], look: Look) -> dict:
     return {**batch, "keys": [pair.key for pair in pairs]}
 
 
-# ---------------------------------------------------------------- what the reference thinks
+def stream(batches: Batches, position: int, accumulate: int, compared: Callable[[dict], dict]) -> Iterator[tuple]:
+    """For ever: (position to go on from, this rank's micro-batches of a step, how many pairs they hold, nothing for the log).
 
-
-def fingerprint(*parts: str | bytes | dict[str, torch.Tensor]) -> str:
-    """A hash of everything that a log-probability depends on besides the pair: config, tokenizer, weights, ..."""
-    digest = hashlib.sha256()
-    for part in parts:
-        for name, tensor in sorted(part.items()) if isinstance(part, dict) else ():
-            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        if not isinstance(part, dict):
-            digest.update(part.encode() if isinstance(part, str) else part)
-    return digest.hexdigest()[:32]
-
-
-class Reference:
-    """Log-probabilities of both answers under the reference, (chosen, rejected) in nats, by the key of the pair.
-
-    They were computed once by one policy, and a file of them is refused for any other: a stale reference trains towards nonsense
-    without a sign. Raises ValueError, from `read` for another policy and from `of` for a pair that the file does not hold.
+    compared   a batch -> the same with what the reference thinks of it
     """
-
-    def __init__(self, logps: dict[str, tuple[float, float]], made_by: str):
-        self.logps, self.made_by = logps, made_by
-
-    def write(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as out:
-            np.savez(out, made_by=self.made_by, keys=list(self.logps), logps=np.array(list(self.logps.values()), np.float32))
-
-    @classmethod
-    def read(cls, file: Path, made_by: str) -> Reference:
-        if not file.is_file():
-            raise FileNotFoundError(f"no reference log-probabilities at {file}: start without --resume and --reference")
-        with np.load(file, allow_pickle=False) as stored:
-            if str(stored["made_by"]) != made_by:
-                raise ValueError(
-                    f"{file} is stale: its log-probabilities were computed with other weights, another tokenizer, template or "
-                    f"precision ({stored['made_by']}) than the policy starts with now ({made_by}). Delete it and start again "
-                    f"without --resume, or restore the checkpoint in --init"
-                )
-            return cls(dict(zip(stored["keys"].tolist(), map(tuple, stored["logps"].tolist()), strict=True)), made_by)
-
-    def of(self, batch: dict) -> torch.Tensor:
-        """(2N,): the sums of a batch's documents, in their order."""
-        unknown = [name for name, key in zip(batch["ids"][::2], batch["keys"], strict=True) if key not in self.logps]
-        if unknown:
-            raise ValueError(f"the reference log-probabilities hold nothing about {', '.join(unknown[:4])}: the data changed "
-                             f"since they were computed; start again without --resume and --reference")
-        return torch.tensor([self.logps[key] for key in batch["keys"]]).flatten()
+    following = batches.start(position)
+    while True:
+        taken = [next(following) for _ in range(accumulate)]
+        micro_batches = [compared(batch) for _, batch in taken]
+        yield taken[-1][0], micro_batches, sum(len(batch["keys"]) for batch in micro_batches), {}

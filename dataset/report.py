@@ -36,6 +36,12 @@ def table(numbers: dict[str, float]) -> str:
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 
+def with_before(scores: dict[str, float], history: Sequence[dict]) -> dict[str, float]:
+    """Scores, each after what it was at step 0, where the log has that."""
+    start = next((row for row in history if row["step"] == 0 and scores.keys() & row.keys()), {})
+    return {f"{name}{when}": row[name] for name in scores for when, row in ((" before", start), ("", scores)) if name in row}
+
+
 def thumbnails(folder: Path, page: Path, number: int, example: Example, scale: int) -> str:
     """The pictures of a question, written to FOLDER/pictures, as the page shows them."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
@@ -64,12 +70,12 @@ def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequen
     return "\n".join(lines)
 
 
-def before_and_after(folder: Path, page: Path, examples: Sequence[Example], answers: tuple[Sequence[str], Sequence[str]],
-                     right: Sequence[Sequence[bool]], scale: int = 2) -> str:
-    """The same with what was said before training and after it, and which of these were right."""
+def before_and_after(folder: Path, page: Path, shown: Sequence[tuple], before: Sequence[str], after: Sequence[str],
+                     scale: int = 2) -> str:
+    """The same of questions (task, example) with what was said before training and after it, and which of these were right."""
     lines = ["| picture | question | truth | before | after |", "| --- | --- | --- | --- | --- |"]
-    for number, example in enumerate(examples):
-        said = [f"{'✓' if marks[number] else '✗'} {cell(texts[number])}" for texts, marks in zip(answers, right, strict=True)]
+    for number, ((task, example), *said) in enumerate(zip(shown, before, after, strict=True)):
+        said = [f"{'✓' if task.score(example, text) == 1 else '✗'} {cell(text)}" for text in said]
         cells = [thumbnails(folder, page, number, example, scale), cell(example.prompt.messages[-1].text), cell(example.answer)]
         lines.append(f"| {' | '.join([*cells, *said])} |")
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """Rollouts: the policy answers problems of which the right answer is known, several times each, and every answer is judged.
 
 In:  problems, a `sample` function (a padded batch of prompts -> G answers to each), a judge.
-Out: an `Update`: groups of G answers that differ in reward, with what the log tells of them; `micro_batches`, what is learned.
+Out: an `Update`: groups of G answers that differ in reward, with what the log tells of them; `batches`, what is learned of
+     them, or `pairs`, the best and the worst answer of each group.
 
     prompt 1   8   8   9   8      rewards 1.1 1.1 0.1 1.1    learned: what made the third one worse than the others?
     prompt 2   3   3   3   3      rewards 1.1 1.1 1.1 1.1    dropped: no answer is better than another, all advantages are 0
@@ -16,7 +17,7 @@ import dataclasses
 import math
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,13 @@ from dataset.conversations import BadRows, load, name_and_weight
 from dataset.difficulty import by_pass_rate
 from dataset.eyes import Eyes
 from dataset.images import BadRow, Picture
-from dataset.preferences import Pair
+from dataset.preferences import Pair, join
 from dataset.rewards import Judge, Reward, by_gold, gold, rule
 from dataset.tasks import Cut, Example
 from model.registry import TASKS
 
-Sample = Callable[[dict, torch.Generator], list]  # prompts -> G answers to each, all those of the first prompt first
+Sample = Callable[..., list]  # (prompts, generator=...) -> G answers to each, all those of the first prompt first
+Weighed = Callable[[list[dict], torch.Tensor, torch.Tensor], list[dict]]  # micro-batches, rewards (P, G), lengths (P, G)
 
 # ---------------------------------------------------------------- what is asked
 
@@ -177,13 +179,17 @@ class Update:
         """(P, G)."""
         return torch.tensor([[rollout.reward.total for rollout in group.rollouts] for group in self.groups])
 
+    def lengths(self) -> torch.Tensor:
+        """(P, G): learned tokens."""
+        return torch.tensor([[len(rollout) for rollout in group.rollouts] for group in self.groups])
+
 
 @dataclass
 class Rollouts:
     """An endless stream of problems, asked by the update: `rollouts.update(position)`.
 
-    sample      (padded prompts, generator) -> answers with `.tokens`, `.logps`, `.stopped`; it never gives a placeholder, padding
-                or a beginning, which would make the next forward another one
+    sample      (padded prompts, generator=...) -> answers with `.tokens`, `.logps`, `.stopped`; it never gives a placeholder,
+                padding or a beginning, which would make the next forward another one
     prompts     P, groups that an update is to learn from; `answers` to each
     rounds      how often prompts are asked in the place of groups without any difference; with `keep_all` none is dropped
     chunk       prompts that are sampled together
@@ -258,7 +264,7 @@ class Rollouts:
     def sampled(self, number: int, asked: Sequence[Problem], prompts: Sequence[Document]) -> list[list[tuple]]:
         """(tokens, log-probabilities, stopped, text, reward) of every answer to a chunk that begins with problem `number`."""
         generator = torch.Generator(self.device).manual_seed(zlib.crc32(f"rollouts/{self.seed}/{number}".encode()))
-        answers = self.sample(pad(list(prompts), self.eyes, self.tokenizer.pad), generator)
+        answers = self.sample(pad(list(prompts), self.eyes, self.tokenizer.pad), generator=generator)
         if len(answers) != self.answers * len(asked):
             raise ValueError(f"{len(asked)} prompts got {len(answers)} answers, not {self.answers} each")
         found: list[list[tuple]] = []
@@ -269,6 +275,31 @@ class Rollouts:
                 group.append((answer.tokens, answer.logps, answer.stopped, str(text), problem.judge(problem.example, text)))
             found.append(group)
         return found
+
+    # ------------------------------------------------------------ where the batches of a step come from
+
+    def batches(self, position: int, size: int, passes: int, weighed: Weighed) -> Iterator[tuple]:
+        """For ever: (position to go on from, this rank's micro-batches of a step, their learned tokens, facts for the log).
+
+        An update's are given out `passes` times. `weighed` puts into them what each token counts.
+        """
+        while True:
+            update = self.update(position)
+            position, found = update.position, micro_batches(update.rollouts, self.eyes, size, self.rank, self.world)
+            found = weighed(found, update.rewards(), update.lengths())
+            for _ in range(passes):
+                yield position, found, sum(len(batch["places"]) for batch in found), update.facts
+
+    def pairs(self, position: int, size: int, compared: Callable[[dict], dict]) -> Iterator[tuple]:
+        """The same of pairs, the best and the worst answer of each group; `compared` puts in what the reference thinks."""
+        while True:
+            update = self.update(position)
+            position, pairs = update.position, best_and_worst(update.groups)
+            if len(pairs) < self.world:  # no two answers differ: ask on
+                continue
+            parts = [[pairs[k] for k in places] for places in shares(len(pairs), size, self.rank, self.world)]
+            yield (position, [compared(join(part, self.eyes)) for part in parts], sum(map(len, parts)),
+                   {f"policy_{name}": value for name, value in update.facts.items()})
 
 
 def told(groups: Sequence[Group]) -> dict[str, float]:

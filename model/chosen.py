@@ -60,6 +60,11 @@ class Chosen:
         return {name: value for name, value in self.scores.items() if "/" in name}
 
 
+def best_of(folders: list[Path]) -> Path:
+    """The run of the best checkpoint; the last one of equals, and where nothing was measured."""
+    return max(reversed(folders), key=lambda folder: json.loads((folder / "chosen.json").read_text())["quality"])
+
+
 def copy_checkpoint(source: Path, target: Path) -> None:
     """The files of a checkpoint, each replaced in one move; of adapters too, where it has them."""
     target.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,16 @@ PATIENCE = 20  # steps left out in a row
 
 
 class Clipped(NamedTuple):
+    """The norm before; under a threshold that moves that, and whether the step is to be left out."""
+
     norm: float
-    threshold: float
-    skip: bool
+    threshold: float | None = None
+    skip: bool | None = None
 
     def facts(self) -> dict[str, float]:
-        """For the log."""
-        return {"gradient_norm": self.norm, "gradient_threshold": self.threshold, "step_left_out": float(self.skip)}
+        """For the log: what there is."""
+        known = {"gradient_norm": self.norm, "gradient_threshold": self.threshold, "step_left_out": self.skip}
+        return {name: float(value) for name, value in known.items() if value is not None}
 
 
 class DynamicClipping:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from model.vlm import VLM
 
 
-def apply(model: VLM) -> None:
-    """Give the model a value head that begins with 0 everywhere."""
+def apply(model: VLM) -> "ActorCritic":
+    """Give the model a value head that begins with 0 everywhere; returns what is trained in its place."""
     model.value_head = nn.Linear(model.llm.dim, 1).to(next(model.llm.parameters()).device)
     nn.init.zeros_(model.value_head.weight)
     nn.init.zeros_(model.value_head.bias)
+    return ActorCritic(model)
 
 
 class ActorCritic(nn.Module):

@@ -97,14 +97,28 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """clip_low, clip_high   how far rho may fall below and rise above 1 before a token stops counting; a wider upper side lets
-                             unlikely tokens grow, and keeps entropy (clip-higher, arXiv 2503.14476, section 3.1)
-    drift                    cpgd: weight of the pull back to the policy that sampled
+    """What a name on the command line stands for (ALGORITHMS), and the numbers in it; each loss takes those that it has.
+
+    clip_low, clip_high   how far rho may fall below and rise above 1 before a token stops counting; a wider upper side lets
+                          unlikely tokens grow, and keeps entropy (clip-higher, arXiv 2503.14476, section 3.1)
+    drift                 cpgd: weight of the pull back to the policy that sampled
+    advantage, loss       of ADVANTAGES, or gae; of TOKEN_LOSSES
+    per_sequence          mean over the tokens of an answer first, see `per_sequence`
+    temperature           of the sampler
+    beta, kl              weight of the distance to the model that the run began with, and its estimate, one of KL
+    lam                   gae: how far an advantage looks ahead
     """
 
-    clip_low: float
-    clip_high: float
+    clip_low: float = 0.2
+    clip_high: float = 0.28
     drift: float = 0.0
+    advantage: str = "dr_grpo"
+    loss: str = "surrogate"
+    per_sequence: bool = False
+    temperature: float = 1.0
+    beta: float = 0.0
+    kl: str = "k3"
+    lam: float = 0.95
 
     def __post_init__(self):
         if not (0 < self.clip_low < 1 and self.clip_high > 0):
@@ -156,20 +170,11 @@ def cpgd(tokens: Tokens, options: PolicyOptions) -> tuple[Tensor, Tensor]:
 TOKEN_LOSSES = {"surrogate": surrogate, "cispo": cispo, "gspo": gspo, "cpgd": cpgd}
 
 
-class Algorithm(NamedTuple):
-    """What a name on the command line stands for: an advantage, a token loss, where it is clipped, which mean is taken."""
-
-    advantage: str
-    loss: str = "surrogate"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    per_sequence: bool = False
-
-
 ALGORITHMS = {
-    "grpo": Algorithm("dr_grpo"), "rloo": Algorithm("rloo"), "reinforce++": Algorithm("reinforce++"),
-    "reinforce++_baseline": Algorithm("reinforce++_baseline"), "ppo": Algorithm("gae"), "cispo": Algorithm("dr_grpo", "cispo"),
-    "gspo": Algorithm("grpo", "gspo", 3e-4, 4e-4, per_sequence=True), "cpgd": Algorithm("dr_grpo", "cpgd"),
+    "grpo": PolicyOptions(), "rloo": PolicyOptions(advantage="rloo"), "reinforce++": PolicyOptions(advantage="reinforce++"),
+    "reinforce++_baseline": PolicyOptions(advantage="reinforce++_baseline"), "ppo": PolicyOptions(advantage="gae"),
+    "cispo": PolicyOptions(loss="cispo"), "gspo": PolicyOptions(3e-4, 4e-4, advantage="grpo", loss="gspo", per_sequence=True),
+    "cpgd": PolicyOptions(loss="cpgd"),
 }  # fmt: skip
 NEEDS_NO_GROUPS = ("reinforce++", "gae")  # advantages that an answer has also where its group agrees
 

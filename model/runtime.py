@@ -146,12 +146,12 @@ class Run:
         return {name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
                 for name, value in batch.items()}
 
-    def generator(self, generate: Callable, model: nn.Module, **options) -> Callable[[dict], list]:
-        """`generate(model, batch, **options)` as a function of the batch alone, on this run's device and precision."""
+    def generator(self, generate: Callable, model: nn.Module, **options) -> Callable[..., list]:
+        """`generate(model, batch, **options)` of a batch, and of options still to come, on this run's device and precision."""
 
-        def of_batch(batch: dict) -> list:
+        def of_batch(batch: dict, **more) -> list:
             with self.autocast():
-                return generate(model, self.to_device(batch), **options)
+                return generate(model, self.to_device(batch), **options, **more)
 
         return of_batch
 

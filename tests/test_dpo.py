@@ -28,12 +28,14 @@ from dataset.images import from_image
 from dataset.preferences import Preference, join
 from dataset.tokenizer import MODEL_FILE, Tokenizer
 from model import checkpoint, lora
+from model.by_preferences import answer_logps, preference_objective, sums_now
 from model.chosen import Chosen, quality
 from model.config import preset
 from model.generate import Answer, generate
 from model.losses import IGNORE, PREFERENCE_LOSSES, PreferenceOptions, answer_sums, as_pairs, next_token_targets, rewards
 from model.optimizer import make_optimizer
 from model.recipe import trainable
+from model.reference import of_pairs
 from model.registry import TEMPLATES
 from model.runtime import Run
 from model.vlm import VLM
@@ -92,7 +94,7 @@ def a_run(tmp_path, dtype: str = "fp32") -> Run:
 def scored(model: VLM, batch: dict, reference: torch.Tensor, beta: float = 0.1):
     """The pairs of a batch under the model, and the accuracy of their rewards."""
     with torch.no_grad():
-        pairs = as_pairs(*SCRIPT.answer_logps(model, batch), reference)
+        pairs = as_pairs(*answer_logps(model, batch), reference)
     chosen, rejected = rewards(pairs, beta)
     return pairs, (chosen > rejected).float().mean().item()
 
@@ -104,7 +106,7 @@ def test_the_sum_is_that_of_the_answer_and_its_end_one_token_at_a_time():
     """Against the plainest way: the prompt and the answer through the model, and log-softmax at each place."""
     model = tiny_model().eval()
     pairs = rendered(about_colours(2), model)
-    sums = SCRIPT.sums_now(model, a_run(Path("unused")), join(pairs, eyes(model)))
+    sums = sums_now(model, a_run(Path("unused")), join(pairs, eyes(model)))
     for k, document in enumerate(document for pair in pairs for document in (pair.chosen, pair.rejected)):
         batch = join([dataclasses.replace(pairs[0], chosen=document, rejected=document)], eyes(model))
         half = {name: value[:, : len(document)] if name != "pixels" else value[:1] for name, value in batch.items()
@@ -127,7 +129,7 @@ def test_what_the_sampler_said_is_scored_as_the_sampler_scored_it():
                          temperature=1.0, generator=torch.Generator().manual_seed(1))  # fmt: skip
     tokens = answer.tokens + [TOKENIZER.end] * answer.stopped
     said = dataclasses.replace(prompt, input_ids=asked.input_ids + tokens, learn=asked.learn + [True] * len(tokens))
-    sums = SCRIPT.sums_now(model, a_run(Path("unused")), join([preferences.Pair(said, said)], eyes(model)))
+    sums = sums_now(model, a_run(Path("unused")), join([preferences.Pair(said, said)], eyes(model)))
     assert sums.tolist() == pytest.approx([sum(answer.logps)] * 2, abs=1e-4)
 
 
@@ -135,12 +137,12 @@ def test_padding_and_batch_size_leave_log_probabilities_unchanged():
     model = tiny_model().eval()
     pairs = rendered(about_colours(6), model)
     run = a_run(Path("unused"))
-    together = SCRIPT.sums_now(model, run, join(pairs, eyes(model)))
-    alone = torch.cat([SCRIPT.sums_now(model, run, join([pair], eyes(model))) for pair in pairs])
+    together = sums_now(model, run, join(pairs, eyes(model)))
+    alone = torch.cat([sums_now(model, run, join([pair], eyes(model))) for pair in pairs])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
     documents = [document for pair in pairs for document in (pair.chosen, pair.rejected)]
     padded = pad(documents, eyes(model), TOKENIZER.pad)
-    torch.testing.assert_close(SCRIPT.sums_now(model, run, padded), together, atol=1e-4, rtol=0)
+    torch.testing.assert_close(sums_now(model, run, padded), together, atol=1e-4, rtol=0)
 
 
 def test_the_reference_is_taken_in_evaluation_mode_without_gradient_and_leaves_the_mode_as_it_was(tmp_path):
@@ -148,9 +150,9 @@ def test_the_reference_is_taken_in_evaluation_mode_without_gradient_and_leaves_t
     model = tiny_model().train()
     model.llm.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: output + 100 * module.training)
     batch = join(rendered(about_colours(2), model), eyes(model))
-    sums = SCRIPT.sums_now(model, a_run(tmp_path), batch)
+    sums = sums_now(model, a_run(tmp_path), batch)
     assert model.training and not sums.requires_grad
-    torch.testing.assert_close(sums, SCRIPT.sums_now(model.eval(), a_run(tmp_path), batch))
+    torch.testing.assert_close(sums, sums_now(model.eval(), a_run(tmp_path), batch))
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("full", "fp32"), ("full", "bf16"), ("lora:4", "fp32"), ("lora:4", "bf16")])
@@ -163,11 +165,11 @@ def test_the_loss_at_step_zero_is_exactly_ln_2(tmp_path, mode, dtype):
     run = a_run(tmp_path, dtype)
     reference = made_reference(model, [batch], tmp_path, run)
     with run.autocast():
-        logps, documents = SCRIPT.answer_logps(model, batch)
+        logps, documents = answer_logps(model, batch)
     pairs = as_pairs(logps, documents, reference(batch))
     loss = PREFERENCE_LOSSES["dpo"](pairs, PreferenceOptions(0.1))
     assert torch.equal(loss, torch.full((4,), math.log(2)))
-    total, measured = SCRIPT.preference_objective(pairs, PreferenceOptions(0.1), "dpo", 0.0)
+    total, measured = preference_objective(pairs, PreferenceOptions(0.1), "dpo", 0.0)
     assert total.item() == pytest.approx(4 * math.log(2)) and measured["margin"] == measured["accuracy"] == 0
 
 
@@ -177,22 +179,21 @@ class Given(list):
     batch = list.__getitem__
 
 
-def made_reference(model: VLM, batches: list[dict], tmp_path, run: Run | None = None, **changes):
-    """`make_reference` over these batches."""
-    config = SCRIPT.Config(**{"out": tmp_path, **changes})
-    return SCRIPT.make_reference(config, run or a_run(tmp_path), model, "made", Given(batches), len(batches))
+def made_reference(model: VLM, batches: list[dict], tmp_path, run: Run | None = None, resume: bool = False):
+    """What dpo compares these batches with."""
+    return of_pairs(Given(batches), len(batches), "dpo", run or a_run(tmp_path), model, "made", None, resume)
 
 
 def test_a_cached_reference_is_the_live_one_and_stays_where_the_policy_leaves(tmp_path):
     """`the reference re-copied each step (loss stays ln 2)`: with the policy's own weights the margin could never move."""
     model = tiny_model()
     batches = [join(rendered(about_colours(6)[k : k + 2], model), eyes(model)) for k in (0, 2, 4)]
-    live = [SCRIPT.sums_now(model, a_run(tmp_path), batch) for batch in batches]
+    live = [sums_now(model, a_run(tmp_path), batch) for batch in batches]
     reference = made_reference(model, batches, tmp_path)
     with torch.no_grad():
         model.connector.proj.weight.add_(0.5)
     assert all(torch.equal(reference(batch), expected) for batch, expected in zip(batches, live))
-    assert not torch.allclose(SCRIPT.sums_now(model, a_run(tmp_path), batches[0]), live[0])
+    assert not torch.allclose(sums_now(model, a_run(tmp_path), batches[0]), live[0])
     from_file = made_reference(model, batches, tmp_path, resume=True)  # read back, not computed with the weights of now
     assert all(torch.equal(from_file(batch), expected) for batch, expected in zip(batches, live))
 
@@ -200,21 +201,21 @@ def test_a_cached_reference_is_the_live_one_and_stays_where_the_policy_leaves(tm
 def test_with_lora_the_reference_is_the_model_before_and_needs_no_file(tmp_path):
     model = tiny_model()
     batch = join(rendered(about_colours(3), model), eyes(model))
-    before = SCRIPT.sums_now(model, a_run(tmp_path), batch)
+    before = sums_now(model, a_run(tmp_path), batch)
     for name, part in model.parts.items():
         trainable(part, "lora:4" if name == "llm" else "freeze")
     reference = made_reference(model, [batch], tmp_path)
     for part in lora.adapters(model):
         torch.nn.init.normal_(part.lora_b)
     assert torch.equal(reference(batch), before)
-    assert not torch.allclose(SCRIPT.sums_now(model, a_run(tmp_path), batch), before)
+    assert not torch.allclose(sums_now(model, a_run(tmp_path), batch), before)
     assert not list(tmp_path.iterdir())
 
 
 def test_adapters_switched_off_are_no_reference_where_the_connector_moves_too(tmp_path):
     model = tiny_model()
     batch = join(rendered(about_colours(3), model), eyes(model))
-    before = SCRIPT.sums_now(model, a_run(tmp_path), batch)
+    before = sums_now(model, a_run(tmp_path), batch)
     for name, mode in (("llm", "lora:4"), ("connector", "full"), ("encoder", "freeze")):
         trainable(model.parts[name], mode)
     reference = made_reference(model, [batch], tmp_path)
@@ -229,10 +230,10 @@ def test_adapters_switched_off_are_no_reference_where_the_connector_moves_too(tm
 def trained(model: VLM, pairs, steps: int, lr: float, algo: str = "dpo", nll_weight: float = 0.0, beta: float = 0.1):
     """Whole-batch steps of the script's own functions; returns the batch and the reference."""
     batch = join(pairs, eyes(model))
-    reference = SCRIPT.sums_now(model, a_run(Path("unused")), batch)
+    reference = sums_now(model, a_run(Path("unused")), batch)
     optimizer = make_optimizer(model, "adamw", lr=lr, weight_decay=0.0)
     for _ in range(steps):
-        loss, _ = SCRIPT.preference_objective(as_pairs(*SCRIPT.answer_logps(model, batch), reference),
+        loss, _ = preference_objective(as_pairs(*answer_logps(model, batch), reference),
                                               PreferenceOptions(beta), algo, nll_weight)  # fmt: skip
         (loss / len(pairs)).backward()
         optimizer.step()
@@ -263,7 +264,7 @@ def test_a_shuffled_picture_lowers_reward_accuracy():
     shuffled = [dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, messages=(
         Message("user", (pictures[row.rejected], "What colour is it?")),))) for row in rows]  # fmt: skip
     other = join(rendered(shuffled, model), eyes(model))
-    assert scored(model, other, SCRIPT.sums_now(tiny_model(), a_run(Path("unused")), other))[1] <= 0.5
+    assert scored(model, other, sums_now(tiny_model(), a_run(Path("unused")), other))[1] <= 0.5
 
 
 def test_the_anchor_keeps_the_chosen_answer_likely():
@@ -280,11 +281,11 @@ def test_the_anchor_keeps_the_chosen_answer_likely():
 def test_sft_on_the_chosen_minimises_their_likelihood_alone():
     model = tiny_model()
     batch = join(rendered(about_colours(3), model), eyes(model))
-    pairs = as_pairs(*SCRIPT.answer_logps(model, batch), torch.randn(6))
-    loss, _ = SCRIPT.preference_objective(pairs, PreferenceOptions(0.1), "sft_chosen", 1.0)
+    pairs = as_pairs(*answer_logps(model, batch), torch.randn(6))
+    loss, _ = preference_objective(pairs, PreferenceOptions(0.1), "sft_chosen", 1.0)
     targets = next_token_targets(batch["labels"], batch["document_ids"])
     learned = targets != IGNORE
-    logps, documents = SCRIPT.answer_logps(model, batch)
+    logps, documents = answer_logps(model, batch)
     sums, tokens = answer_sums(logps, documents, 6)
     assert learned.sum() == tokens.sum()
     torch.testing.assert_close(loss, (-sums / tokens)[0::2].sum())

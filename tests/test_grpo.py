@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import runpy
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from dataset import rollouts
 from dataset.rewards import Reward
 from dataset.tokenizer import Tokenizer
-from model import checkpoint, cli
+from model import checkpoint, cli, critic
+from model.by_rules import ByRules
 from model.policy import ALGORITHMS
 from model.recipe import trainable
+from model.reference import at_start
 from model.registry import TEMPLATES
 from tests.conftest import ROOT, torchrun
 from tests.miniatures import lines
@@ -47,24 +51,23 @@ def arguments(start: Path, even: Path, *more) -> tuple:  # noqa: F811
 # ---------------------------------------------------------------- what is minimised
 
 
-def method(tmp_path, algo: str = "grpo", **changes):
-    """`ByRule` of the script on a tiny model, without its rollouts."""
+def method(tmp_path, algo: str = "grpo", **changes) -> SimpleNamespace:
+    """What is minimised (`ByRules`, with the script's own options) of a tiny model, and how it is asked."""
     model = tiny_model()
     for name, part in model.parts.items():
         trainable(part, "full" if name == "llm" else "freeze")
-    if algo == "ppo":
-        SCRIPT.critic.apply(model)
-    config = SCRIPT.filled(SCRIPT.Config(algo=algo, data=("arithmetic:rows=0",), problems=4, prompts=4, out=tmp_path,
-                                         device="cpu", max_steps=1, bench="", **changes))  # fmt: skip
-    sampling = dict(max_new_tokens=6, stop_ids={TOKENIZER.end}, banned=(TOKENIZER.image, TOKENIZER.pad, TOKENIZER.bos))
-    made = SCRIPT.ByRule(SCRIPT.Setting(config, a_run(tmp_path), model, TOKENIZER, TEMPLATE, eyes(model), None, sampling, "made"))
-    return made
+    trained = critic.apply(model) if algo == "ppo" else model
+    config = SCRIPT.filled(SCRIPT.Config(algo=algo, out=tmp_path, device="cpu", **changes))
+    banned = (TOKENIZER.image, TOKENIZER.pad, TOKENIZER.bos)
+    begun = at_start(model) if config.beta else None
+    objective = ByRules(a_run(tmp_path), trained, begun, SCRIPT.options_of(config), banned, config.clip)
+    return SimpleNamespace(model=model, objective=objective, eyes=eyes(model), minimised=objective.minimised)
 
 
-def an_update(made, right: int = 2):
+def an_update(made, right: int = 2) -> rollouts.Update:
     """One group of four answers to one picture, of which `right` are right, with the log-probabilities that they have now."""
-    rollouts = SCRIPT.rollouts
-    problem = made.rollouts.problem(0)
+    (problem,) = rollouts.problems(["arithmetic:rows=0"], 1, None, image_folder=None, allow_urls=False, bad_rows=Path("unused"),
+                                   max_bad=0)  # fmt: skip
     prompt = rollouts.render_prompt(problem.prompt, TEMPLATE, TOKENIZER, made.model.image_tokens)
     said = []
     for k in range(4):
@@ -73,27 +76,34 @@ def an_update(made, right: int = 2):
         reward = Reward(1.0, 1.0, 1.1) if k < right else Reward(0.0, 1.0, 0.1)
         said.append(rollouts.as_rollout(prompt, TOKENIZER.end, tokens, [0.0] * (len(tokens) + 1), True, text, reward))
     (batch,) = rollouts.micro_batches(said, made.eyes, 64, 0, 1)
+    made.model.eval()
     with torch.no_grad():
-        logps = made.scored(made.model.eval(), batch)[0].split([len(rollout) for rollout in said])
+        logps = made.objective.scored(made.objective.trained, batch)[0].split([len(rollout) for rollout in said])
     made.model.train()
     said = [dataclasses.replace(rollout, logps=part.tolist()) for rollout, part in zip(said, logps)]
     return rollouts.Update([rollouts.Group(problem, said)], 1, {})
 
 
+def learned(made, update: rollouts.Update) -> list[dict]:
+    """Its micro-batches, with all that the loss needs."""
+    batches = rollouts.micro_batches(update.rollouts, made.eyes, 64, 0, 1)
+    return made.objective.weighed(batches, update.rewards(), update.lengths())
+
+
 def sums(made, batch) -> torch.Tensor:
     with torch.no_grad():
-        logps, _, answers, _ = made.scored(made.model, batch)
+        logps, _, answers, _ = made.objective.scored(made.objective.trained, batch)
     return torch.zeros(4).index_add(0, answers, logps)
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_a_positive_advantage_raises_that_answer_and_a_negative_one_lowers_it(algo, tmp_path):
     made = method(tmp_path, algo, lam=1.0)
-    (batch,) = made.learned(an_update(made))
+    (batch,) = learned(made, an_update(made))
     before = sums(made, batch)
     optimizer = torch.optim.SGD([p for p in made.model.llm.parameters() if p.requires_grad], lr=0.05)
     loss, measured, peaks = made.minimised(batch)
-    (loss / made.weight(batch)).backward()
+    (loss / len(batch["places"])).backward()
     optimizer.step()
     after = sums(made, batch)
     assert (after - before)[:2].min() > 0 > (after - before)[2:].max()
@@ -103,7 +113,7 @@ def test_a_positive_advantage_raises_that_answer_and_a_negative_one_lowers_it(al
 
 def test_on_policy_the_loss_is_about_zero_and_its_gradient_is_not(tmp_path):
     made = method(tmp_path, per_sequence=True)
-    (batch,) = made.learned(an_update(made))
+    (batch,) = learned(made, an_update(made))
     loss, _, _ = made.minimised(batch)
     loss.backward()
     assert abs(loss.item()) < 1e-3
@@ -111,10 +121,10 @@ def test_on_policy_the_loss_is_about_zero_and_its_gradient_is_not(tmp_path):
 
 
 def test_without_beta_there_is_no_second_model_and_with_it_the_kl_begins_at_zero_and_pulls_back(tmp_path):
-    assert method(tmp_path).start is None
+    assert method(tmp_path).objective.start is None
     for kl in ("k2", "k3"):
         made = method(tmp_path, beta=10.0, kl=kl)
-        (batch,) = made.learned(an_update(made, right=4))  # no advantage: the KL is all there is
+        (batch,) = learned(made, an_update(made, right=4))  # no advantage: the KL is all there is
         assert made.minimised(batch)[1]["kl"] == pytest.approx(0, abs=1e-4)
         with torch.no_grad():
             made.model.llm.model.norm.weight.mul_(1.3)
@@ -132,7 +142,7 @@ def test_k1_is_taken_from_the_reward_of_the_whole_answer(tmp_path):
     with torch.no_grad():
         made.model.llm.model.norm.weight.mul_(1.3)
     update = an_update(made)
-    (batch,) = made.learned(update)
+    (batch,) = learned(made, update)
     penalty = torch.zeros(4).index_add(0, batch["places"], batch["rollout_logps"] - batch["reference_logps"])
     rewards = torch.tensor([1.1, 1.1, 0.1, 0.1]) - 0.5 * penalty
     torch.testing.assert_close(batch["advantages"], (rewards - rewards.mean())[batch["places"]], atol=1e-4, rtol=1e-4)
@@ -140,7 +150,7 @@ def test_k1_is_taken_from_the_reward_of_the_whole_answer(tmp_path):
 
 def test_ppo_gives_every_token_an_advantage_of_its_own_and_its_value_head_learns(tmp_path):
     made = method(tmp_path, "ppo")
-    (batch,) = made.learned(an_update(made))
+    (batch,) = learned(made, an_update(made))
     assert abs(batch["advantages"].mean()) < 1e-4 and abs(batch["advantages"].std(correction=0) - 1) < 1e-3
     assert len(batch["advantages"].unique()) > 4
     ends = torch.cat([batch["places"][1:] != batch["places"][:-1], torch.tensor([True])])
@@ -208,6 +218,15 @@ def test_a_killed_run_goes_on_to_exactly_the_same_weights(more, one, start, even
     logs = [[{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in log_of(folder)]
             for folder in (whole, tmp_path / "half")]  # fmt: skip
     assert logs[0] == logs[1]
+
+
+def test_a_finished_run_that_is_resumed_ends_as_it_did_and_forgets_nothing(one, start, even, run_script, tmp_path):  # noqa: F811
+    again = shutil.copytree(one, tmp_path / "out" / "grpo")
+    run_script("3-rl_vlm.py", *arguments(start, even, "--resume"), cwd=tmp_path)
+    ends = [load_file(folder / "model.safetensors") for folder in (one, again)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    states = [json.loads((folder / "resume" / "000004" / "state.json").read_text()) for folder in (one, again)]
+    assert states[0]["average"] == states[1]["average"] > 0
 
 
 @pytest.mark.parametrize("algo", [algo for algo in ALGORITHMS if algo not in ("grpo", "ppo")])

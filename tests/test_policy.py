@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from model import critic
-from model.clipping import DynamicClipping
+from model.clipping import Clipped, DynamicClipping
 from model.generate import sample
 from model.policy import (
     ADVANTAGES,
@@ -286,6 +286,11 @@ def test_gradients_are_scaled_to_the_threshold_and_left_alone_below_it():
         model.weight.grad = torch.tensor([gradient])
         clipped = DynamicClipping(1.0)(model)
         assert clipped.norm == pytest.approx(math.hypot(*gradient)) and model.weight.grad.norm().item() == pytest.approx(kept)
+
+
+def test_the_log_tells_the_threshold_where_it_moves_and_the_norm_alone_where_it_does_not():
+    assert Clipped(0.5).facts() == {"gradient_norm": 0.5} and not Clipped(0.5).skip
+    assert DynamicClipping(1.0).judge(0.5).facts() == {"gradient_norm": 0.5, "gradient_threshold": 1.0, "step_left_out": 0.0}
 
 
 def test_what_a_resumed_run_is_given_is_all_that_clipping_remembers():

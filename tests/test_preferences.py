@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import preferences
 from dataset.chat import Conversation, Message, render_prompt
 from dataset.chat import render as render_conversation
 from dataset.collate import IGNORE, Batches, collate
 from dataset.conversations import BadRows
 from dataset.images import BadRow, Picture
-from dataset.preferences import Preference, Reference, fingerprint, join, load, mixture, render
+from dataset.preferences import Preference, join, load, mixture, render, stream
 from dataset.tokenizer import Tokenizer
 from model.losses import next_token_targets
+from model.reference import Reference, fingerprint
 from model.registry import TEMPLATES
 from tests.miniatures import lines, picture
 
@@ -254,6 +254,19 @@ def test_bad_rows_are_skipped_named_and_counted_and_the_rest_is_seen(tmp_path):
     assert named.keys() == {"4", "5", "6"} and "same answer" in named["4"]
 
 
+def test_a_step_is_as_many_micro_batches_as_are_accumulated_and_a_stored_position_goes_on_behind_it(tmp_path):
+    rows = [preference(chosen=f"{k}.", pictures=0) for k in range(10)]
+    batches = Batches(rows, rendered, look, batch_size=2, window=1, seed=0, bad_rows=BadRows(tmp_path / "bad", 10, 0), rank=0,
+                      world=1, join=join)  # fmt: skip
+    steps = stream(batches, 0, 2, lambda batch: {**batch, "reference": "said"})
+    found = [next(steps) for _ in range(3)]
+    assert [(position, count, facts) for position, _, count, facts in found] == [(2, 4, {}), (4, 4, {}), (6, 4, {})]
+    expected = [batches.batch(number)["keys"] for number in range(6)]
+    assert [batch["keys"] for _, step, _, _ in found for batch in step] == expected
+    assert all(batch["reference"] == "said" for _, step, _, _ in found for batch in step)
+    assert [batch["keys"] for batch in next(stream(batches, 4, 2, dict))[1]] == expected[4:]
+
+
 # ---------------------------------------------------------------- the file of the reference
 
 
@@ -300,4 +313,4 @@ def test_the_fingerprint_changes_with_every_part():
 def test_nothing_in_the_file_can_run_code(tmp_path):
     np.savez(tmp_path / "reference.npz", made_by="made", keys=np.array([{"a": 1}], dtype=object), logps=np.zeros((1, 2)))
     with pytest.raises(ValueError, match="allow_pickle"):
-        preferences.Reference.read(tmp_path / "reference.npz", "made")
+        Reference.read(tmp_path / "reference.npz", "made")

@@ -284,6 +284,31 @@ def test_the_pair_of_a_group_is_its_best_and_its_worst_answer():
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [(said[3].document, said[0].document)]
 
 
+def test_an_update_is_weighed_once_and_given_out_as_often_as_there_are_passes():
+    made, given = stream(by_number({})), []
+
+    def weighed(batches, rewards, lengths):
+        given.append((rewards, lengths))
+        return batches
+
+    steps = made.batches(0, 3, 2, weighed)
+    (position, batches, count, facts), again, other = (next(steps) for _ in range(3))
+    update = made.update(0)
+    assert again[1] is batches and position == again[0] == update.position < other[0]
+    assert len(given) == 2 and all(map(torch.equal, given[0], (update.rewards(), update.lengths())))
+    assert count == update.lengths().sum() == sum(len(batch["rollout_logps"]) for batch in batches) and facts == update.facts
+
+
+def test_pairs_come_from_groups_that_differ_and_an_update_without_any_is_passed_over():
+    made = stream(by_number({}), count=40)
+    asked = [made.problem(k).prompt.id for k in range(20)]
+    made.sample = by_number({int(name[1:]): (False, False) for name in asked[:16]})  # P and three rounds of others
+    position, batches, count, facts = next(made.pairs(0, 3, lambda batch: {**batch, "reference": len(batch["keys"])}))
+    assert position == 20 and count == sum(batch["reference"] for batch in batches) == 4
+    assert [name for batch in batches for name in batch["ids"][::2]] == asked[16:]
+    assert facts["policy_groups"] == 4 and all(name.startswith("policy_") for name in facts)
+
+
 def test_a_broken_picture_of_a_problem_is_told_with_its_row(tmp_path):
     Path(tmp_path / "bad.png").write_text("no picture")
     row = {"conversations": [{"role": "user", "content": "<image>?"}], "answer": "1", "image_urls": [f"file://{tmp_path}/bad.png"]}
