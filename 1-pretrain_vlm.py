@@ -61,7 +61,7 @@ class Config:
     fit: str = "square"  # how pictures are fitted: square (crop) | pad | naive (squeeze); stored in the checkpoint
     tiles: int = 0  # cut a large picture into at most so many tiles, seen after the whole of it; 0: none; stored as well
     train: Train = field(default_factory=Train)
-    epochs: float = 0.55  # passes over the data; 16,000 captions and inventories are enough
+    epochs: float = 0.55  # passes over the data; 15,000 captions and inventories are enough
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
     batch_size: int = 40  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step
