@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dataset import drawings, inventories, questions, world
+from dataset.chat import Given
 from dataset.tasks.arithmetic import Arithmetic
 from dataset.tasks.easy_vqa import COLOURS, SHAPES, YES_NO, EasyVQA, known_shapes, shape_drawing
 from dataset.tasks.text import Text
@@ -607,6 +608,21 @@ def test_rows_that_are_only_read_follow_the_sums_and_name_what_is_drawn():
         assert 5 <= len(values) <= 9 and row.messages[-1].text == ", ".join(map(str, values)) + "."
         if row in dice:
             assert sum(values) == spots(row.pictures[0].load())
+
+
+def test_rows_that_only_add_are_right_learn_the_results_alone_and_tell_no_sum_of_another_split():
+    source = Arithmetic(rows=2, read=3, text=True, facts=60).train("sft")
+    rows = [source[i] for i in range(5, len(source))]
+    assert len(rows) == 60 and not any(row.pictures for row in rows)
+    sums = [tuple(Arithmetic(text=True).problem(split, i)[2]) for split in ("val", "test") for i in range(500)]
+    asked = {values for values in sums if len(values) == 2}
+    for row in rows:
+        given, learned = row.messages[-1].parts[::2], row.messages[-1].parts[1::2]
+        assert len(given) == len(learned) == 12 and all(isinstance(part, Given) for part in given)
+        for question, result in zip(given, learned, strict=True):
+            total, value = map(int, re.fullmatch(r"(?:, )?(\d+)\+(\d)=", question).groups())
+            assert not isinstance(result, Given) and int(result) == total + value
+            assert not {(total, value), (value, total)} & asked
 
 
 def test_brief_rows_say_a_sum_in_a_picture_at_once_and_one_in_words_step_by_step():

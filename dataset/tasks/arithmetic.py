@@ -60,6 +60,7 @@ def drawn(dice: bool, values: list[int], seed: float) -> Picture:
 
 
 READ = {"en": ("Which digits are there?", "What do the dice show?"), "zh": ("有哪些数字？", "骰子各是几点？")}
+ADD = {"en": "Add.", "zh": "计算。"}
 LOOK_AGAIN = {"en": " Wait, look again: ", "zh": "等等，再看："}
 
 
@@ -70,13 +71,16 @@ class Arithmetic:
     read      rows more, about pictures of five to nine numbers which are only read: most mistakes are made in reading
     brief     share of the rows about pictures that say the sum at once, as people do: what is imitated is a habit, good or bad,
               and RL finds out which one pays
+    facts     rows more, in words, of twelve additions as a running sum has them, of which the results are learned: a sum is right
+              where all of its steps are
     recheck   share of the rows that look at the picture twice (dataset/tasks/reflection.py measures what comes of it)
     """
 
     size = 500  # pictures' worth of questions that make the test set
 
-    def __init__(self, rows: int = 2_000, text: bool = False, recheck: float = 0.0, read: int = 0, brief: float = 0.0):
-        self.rows, self.text, self.recheck, self.read, self.brief = rows, text, recheck, read, brief
+    def __init__(self, rows: int = 2_000, text: bool = False, recheck: float = 0.0, read: int = 0, brief: float = 0.0,
+                 facts: int = 0):
+        self.rows, self.text, self.recheck, self.read, self.brief, self.facts = rows, text, recheck, read, brief, facts
 
     def problem(self, split: str, i: int) -> tuple[list[Picture], str, list[int], str]:
         """(pictures, question, numbers, language) number i; every third is in words, all of them with `text`."""
@@ -89,7 +93,7 @@ class Arithmetic:
         return [drawn(dice, values, rng.random())], ASK[language][dice], values, language
 
     def train(self, stage: str) -> Generated | None:
-        return Generated(self.rows + self.read, self.row) if stage == "sft" else None
+        return Generated(self.rows + self.read + self.facts, self.row) if stage == "sft" else None
 
     def reading(self, i: int) -> Conversation:
         """Five to nine digits or dice that are only read: three times as many as a sum has, for as many words."""
@@ -98,8 +102,22 @@ class Arithmetic:
         values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(5, 9))]
         return dialogue(f"arithmetic/reading/{i}", [drawn(dice, values, rng.random())], [(READ[language][dice], seen(values))])
 
+    def adding(self, i: int) -> Conversation:
+        """Twelve additions of a digit to what up to three others may sum to, '17+5=' given and '22' learned; of two digits only
+        those that no problem of another split asks for."""
+        rng = random.Random(f"arithmetic/adding/{i}")
+        parts: list[str] = []
+        while len(parts) < 24:
+            total, value = rng.randint(0, 27), rng.randint(0, 9)
+            if total > 9 or split_of((total, value)) == "train":
+                parts += [Given(f"{', ' * bool(parts)}{total}+{value}="), str(total + value)]
+        question = ADD[rng.choice(world.LANGUAGES)]
+        return Conversation(f"arithmetic/adding/{i}", (Message("user", (question,)), Message("assistant", tuple(parts))))
+
     def row(self, i: int) -> Conversation:
-        """Sum i with its reasoning; behind the sums come the rows that are only read."""
+        """Sum i with its reasoning; behind the sums come the rows that are only read, and those that only add."""
+        if i >= self.rows + self.read:
+            return self.adding(i - self.rows - self.read)
         if i >= self.rows:
             return self.reading(i - self.rows)
         pictures, question, values, language = self.problem("train", i)
