@@ -76,7 +76,7 @@ def picture(split: str, number: int) -> Picture:
     return Picture(f"easy_vqa:{split}:{number}", lambda: open_rgb(Path(path)), lambda: upright_size(Path(path)))
 
 
-YES_NO = 4  # questions of a row that are answered yes or no, of seven or so: inventories teach the same
+YES_NO = 2  # questions of a row that are answered yes or no, of seven or so: inventories teach the same
 
 
 @TASKS.register("easy_vqa")

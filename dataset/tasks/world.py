@@ -46,7 +46,7 @@ class World:
 
     size = 300  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 26_500, scenes: int = 3_200, most: int = 4,
+    def __init__(self, concepts: str = "nano", rows: int = 26_500, scenes: int = 3_000, most: int = 4,
                  description_noise: float = 0.85):
         self.concepts, self.rows, self.scenes, self.most, self.noise = concepts, rows, scenes, most, description_noise
 
