@@ -6,7 +6,7 @@ by default nothing pretrained exists, so it trains both. On data without picture
 
 In:  captions (default: the embedded world).  Out: out/pretrain, a checkpoint; log.jsonl, curves.png, out/report.md.
 
-    python 1-pretrain_vlm.py                                        two minutes on two CPU cores
+    python 1-pretrain_vlm.py                                        a good minute on two CPU cores
     python 1-pretrain_vlm.py --preset small --data llava_cc3m_595k.json --image_folder images
     python 1-pretrain_vlm.py --llm gpt:HuggingFaceTB/SmolLM2-135M-Instruct --train.llm freeze --optimizer adamw --lr 3e-3
     torchrun --nproc_per_node 2 1-pretrain_vlm.py
