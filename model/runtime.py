@@ -34,7 +34,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.05) -> float:
-    """Linear warm-up to `peak` over `warmup` steps, then a cosine down to `floor` x peak at step `total` (arXiv 1608.03983)."""
+    """Linear warm-up to `peak` over `warmup` steps, then a cosine down to `floor` x peak at step `total` (arXiv 1608.03983).
+
+    ValueError for a floor that is no share of the peak.
+    """
+    if not 0 <= floor <= 1:
+        raise ValueError(f"the last learning rate is a share of the peak, 0 to 1, not {floor} (--lr_end)")
     if step < warmup:
         return peak * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, total - warmup))

@@ -35,6 +35,12 @@ def test_the_learning_rate_rises_in_a_line_to_its_peak():
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("floor", [-0.1, 1.5])
+def test_a_last_learning_rate_that_is_no_share_of_the_peak_is_refused(floor):
+    with pytest.raises(ValueError, match="--lr_end"):
+        learning_rate(0, peak=1.0, warmup=4, total=20, floor=floor)
+
+
 def test_the_learning_rate_falls_as_a_cosine_to_its_floor_and_stays_there():
     rate = partial(learning_rate, peak=2.0, warmup=10, total=110, floor=0.1)
     assert rate(60) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))  # half way down the cosine
