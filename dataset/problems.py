@@ -60,11 +60,29 @@ def body(answer: str) -> str | None:
     return inside if opened and closed else None
 
 
+def in_words(text: bool | None, i: int) -> bool:
+    """Whether problem i is told in words alone: every third, or all (`text`), or none (`text=false`)."""
+    return i % 3 == 2 if text is None else text
+
+
+def number(split: str, i: int, first: int) -> int:
+    """The number of problem i of a split: those of `train` begin at `first`, to tune on and for RL alike."""
+    return first + i if split == "train" else i
+
+
+def checked(name: str, first: int) -> int:
+    """`first` where problems can begin; ValueError where they cannot."""
+    if first < 0:
+        raise ValueError(f"{name}: first is the number of a problem, 0 or more, not {first}")
+    return first
+
+
 class Problems:
     """A task made of problems: a subclass says what problem number i of a split is.
 
     rows   rows to tune on
-    text   True: all in words; else every third
+    text   true: all in words; false: none; left out: every third
+    first  the number of the first problem of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
     """
 
     name = ""
@@ -72,14 +90,14 @@ class Problems:
     kinds: Sequence[str] = ()  # trained and tested
     held_out: Sequence[str] = ()  # tested only
 
-    def __init__(self, rows: int, text: bool):
-        self.rows, self.text = rows, text
+    def __init__(self, rows: int, text: bool | None, first: int):
+        self.rows, self.text, self.first = rows, text, checked(self.name, first)
 
     def problem(self, split: str, i: int) -> Problem:
         raise NotImplementedError
 
     def words_only(self, i: int) -> bool:
-        return self.text or i % 3 == 2
+        return in_words(self.text, i)
 
     def kind(self, split: str, rng: random.Random) -> str:
         """A kind of problem that the split may hold."""
@@ -91,7 +109,8 @@ class Problems:
         return Generated(self.rows, self.row) if stage == "sft" else None
 
     def row(self, i: int) -> Conversation:
-        """Problem i with its reasoning: a demonstration."""
+        """The problem of row i with its reasoning: a demonstration."""
+        i = number("train", i, self.first)
         one = self.problem("train", i)
         answer = f"<think>{one.thoughts}</think><answer>{one.answer}</answer>"
         return dialogue(f"{self.name}/train/{i}", one.pictures, [(one.question + THINK[one.language], answer)])
@@ -101,7 +120,7 @@ class Problems:
     def examples(self, split: str, n: int) -> list[Example]:
         """n problems of a split; those of `train` are the prompts of RL."""
         found = []
-        for i in range(n):
+        for i in (number(split, k, self.first) for k in range(n)):
             one = self.problem(split, i)
             prompt = dialogue(f"{self.name}/{split}/{i}", one.pictures, [(one.question + THINK[one.language], "")])
             found.append(Example(prompt, one.answer, one.kind, (one.language, "image" if one.pictures else "text")))

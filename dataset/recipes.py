@@ -13,16 +13,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from dataset.scripts import Failed, markdown, start
 from model.registry import CONNECTORS, ENCODERS
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -38,18 +35,6 @@ class Config:
     seed: int = 0
     device: str = "auto"
     out: Path = Path("out/recipes")
-
-
-class Failed(Exception):
-    """A script that ended with an error: its last line."""
-
-
-def start(script: str, *arguments) -> str:
-    """Run a script as `python SCRIPT ARGUMENTS`; returns what it printed. Failed where it ends with an error."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], text=True, capture_output=True)
-    if done.returncode:
-        raise Failed(done.stderr.strip().rpartition("\n")[2] or f"{script} ended with status {done.returncode}")
-    return done.stdout
 
 
 def stage(config: Config, script: str, out: Path, *arguments) -> str:
@@ -106,6 +91,9 @@ def samples_per_second(log: Path, batch_size: int) -> float | None:
     return steps * batch_size / seconds if steps and seconds > 0 else None
 
 
+HEAD = ("", "world", "easy-VQA", "trained parameters", "tokens a picture", "samples/s")
+
+
 def cells(name: str, facts: dict) -> list[str]:
     """A row of the table."""
     if "error" in facts:
@@ -113,12 +101,6 @@ def cells(name: str, facts: dict) -> list[str]:
     speed = f"{facts['speed']:.0f}" if facts["speed"] else "-"
     return [name, f"{100 * facts['world/exact']:.1f} %", f"{100 * facts['easy_vqa/accuracy']:.1f} %", f"{facts['trained']:,}",
             str(facts["tokens"]), speed]  # fmt: skip
-
-
-def markdown(rows: dict[str, dict]) -> str:
-    """The table."""
-    head = ["", "world", "easy-VQA", "trained parameters", "tokens a picture", "samples/s"]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *(cells(*row) for row in rows.items())))
 
 
 def main(config: Config) -> None:
@@ -136,8 +118,9 @@ def main(config: Config) -> None:
             rows[name] = {"error": str(failed)}
         print(f"| {' | '.join(cells(name, rows[name]))} |", flush=True)
     config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "table.md").write_text(markdown(rows) + "\n", encoding="utf-8")
-    print(f"\n{markdown(rows)}\n\n{config.steps} steps of {config.batch_size} in each stage. Wrote {config.out / 'table.md'}")
+    table = markdown(HEAD, [cells(*row) for row in rows.items()])
+    (config.out / "table.md").write_text(table + "\n", encoding="utf-8")
+    print(f"\n{table}\n\n{config.steps} steps of {config.batch_size} in each stage. Wrote {config.out / 'table.md'}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def parse_value(text: str) -> int | float | bool | str:
 
 def typed(text: str, annotation: type | str, where: str) -> int | float | bool | str:
     """The value of an option; ValueError where its type is plain and the value is of another."""
-    value, name = parse_value(text), getattr(annotation, "__name__", str(annotation))
+    value, name = parse_value(text), annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    name = name.removesuffix(" | None")  # None is what an option is that is left out
     wanted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}.get(name, (type(value),))
     if name == "str":
         return value if isinstance(value, str) else text  # a folder may be named 2024

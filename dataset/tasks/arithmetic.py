@@ -68,6 +68,8 @@ LOOK_AGAIN = {"en": " Wait, look again: ", "zh": "等等，再看："}
 class Arithmetic:
     """Sums of 2 to 4 drawn digits or dice, with the same sums in words; answers come with their reasoning.
 
+    text      true: all in words; false: none; left out: every third
+    first     the number of the first sum of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
     read      rows more, about pictures of five to nine numbers which are only read: most mistakes are made in reading
     brief     share of the rows about pictures that say the sum at once, as people do: what is imitated is a habit, good or bad,
               and RL finds out which one pays
@@ -78,17 +80,18 @@ class Arithmetic:
 
     size = 500  # pictures' worth of questions that make the test set
 
-    def __init__(self, rows: int = 2_000, text: bool = False, recheck: float = 0.0, read: int = 0, brief: float = 0.0,
-                 facts: int = 0):
+    def __init__(self, rows: int = 2_000, text: bool | None = None, recheck: float = 0.0, read: int = 0, brief: float = 0.0,
+                 facts: int = 0, first: int = 0):
         self.rows, self.text, self.recheck, self.read, self.brief, self.facts = rows, text, recheck, read, brief, facts
+        self.first = problems.checked("arithmetic", first)
 
     def problem(self, split: str, i: int) -> tuple[list[Picture], str, list[int], str]:
-        """(pictures, question, numbers, language) number i; every third is in words, all of them with `text`."""
+        """(pictures, question, numbers, language) number i of a split, in a picture or in words."""
         rng = random.Random(f"arithmetic/{split}/{i}")
         dice = rng.random() < 0.5
         values = numbers(split, rng, dice)
         language = rng.choice(world.LANGUAGES)
-        if self.text or i % 3 == 2:
+        if problems.in_words(self.text, i):
             return [], "+".join(map(str, values)) + ("=?" if language == "en" else "等于多少？"), values, language
         return [drawn(dice, values, rng.random())], ASK[language][dice], values, language
 
@@ -115,11 +118,12 @@ class Arithmetic:
         return Conversation(f"arithmetic/adding/{i}", (Message("user", (question,)), Message("assistant", tuple(parts))))
 
     def row(self, i: int) -> Conversation:
-        """Sum i with its reasoning; behind the sums come the rows that are only read, and those that only add."""
+        """The sum of row i with its reasoning; behind the sums come the rows that are only read, and those that only add."""
         if i >= self.rows + self.read:
             return self.adding(i - self.rows - self.read)
         if i >= self.rows:
             return self.reading(i - self.rows)
+        i = problems.number("train", i, self.first)
         pictures, question, values, language = self.problem("train", i)
         asked = dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], "")])
         rest = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
@@ -135,7 +139,7 @@ class Arithmetic:
 
     def examples(self, split: str, n: int) -> list[Example]:
         found = []
-        for i in range(n):
+        for i in (problems.number(split, k, self.first) for k in range(n)):
             pictures, question, values, language = self.problem(split, i)
             prompt = dialogue(f"arithmetic/{split}/{i}", pictures, [(question + THINK[language], "")])
             found.append(Example(prompt, str(sum(values)), "image" if pictures else "text", (language,)))

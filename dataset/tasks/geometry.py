@@ -124,8 +124,8 @@ class Geometry(Problems):
     kinds = ("angle", "area", "perimeter", "l_area", "hypotenuse")
     held_out = ("l_perimeter",)
 
-    def __init__(self, rows: int = 1_000, text: bool = False):
-        super().__init__(rows, text)
+    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0):
+        super().__init__(rows, text, first)
 
     def problem(self, split: str, i: int) -> Problem:
         rng = random.Random(f"geometry/{split}/{i}")

@@ -191,8 +191,8 @@ class Perception(Problems):
     kinds = ("count", "compare", "largest", "together", "highest")
     held_out = ("shapes_together",)
 
-    def __init__(self, rows: int = 1_000, text: bool = False):
-        super().__init__(rows, text)
+    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0):
+        super().__init__(rows, text, first)
 
     def problem(self, split: str, i: int) -> Problem:
         rng = random.Random(f"perception/{split}/{i}")

@@ -231,9 +231,9 @@ class Sokoban(Problems):
 
     name = "sokoban"
 
-    def __init__(self, rows: int = 1_000, text: bool = False, boxes: int = 1, walls: int = 1, most: int = 6,
-                 reward: str = "solved"):
-        super().__init__(rows, text)
+    def __init__(self, rows: int = 1_000, text: bool | None = None, boxes: int = 1, walls: int = 1, most: int = 6,
+                 reward: str = "solved", first: int = 0):
+        super().__init__(rows, text, first)
         if reward not in REWARDS:
             raise ValueError(f"sokoban: reward is one of {', '.join(REWARDS)}, not {reward!r}")
         self.boxes, self.walls, self.most, self.paid = boxes, walls, most, REWARDS[reward]
