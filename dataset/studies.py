@@ -248,7 +248,7 @@ def difference(found: dict[str, list[dict]], arm: str, other: str, metric: str) 
     a, b = values(found, arm, metric), values(found, other, metric)
     by = statistics.mean(a) - statistics.mean(b)
     errors = [standard_error(numbers) for name, numbers in ((arm, a), (other, b)) if name != START]
-    way = f"{'' if metric in COUNTS else ' points'} {'higher' if by > 0 else 'lower'}"
+    way = f"{'' if metric in COUNTS else ' points'} {'higher' if by > 0 else 'lower' if by < 0 else 'apart'}"
     if None in errors:
         return f"{metric} {abs(by):.1f}{way} (one seed: it may be chance)"
     error = math.hypot(*errors)

@@ -128,7 +128,8 @@ def test_every_metric_is_one_of_a_task_that_judges_and_what_is_compared_is_an_ar
 def small(monkeypatch, start, run_script, tmp_path):  # noqa: F811
     """`stages` of two arms by the forking launcher, in small steps; returns (Config, the scripts that ran)."""
     ran = []
-    quick = {RL: ("--problems", 4, "--prompts", 2, "--answers", 2, "--batch_size", 4, "--max_new_tokens", 6, "--eval_examples", 2),
+    quick = {RL: ("--problems", 4, "--prompts", 2, "--answers", 2, "--batch_size", 4, "--max_new_tokens", 6,
+                  "--eval_examples", 2),
              "4-eval_chat.py": ("--max_new_tokens", 6)}  # fmt: skip
 
     def launched(script, *arguments, threads=None):
@@ -284,6 +285,8 @@ def test_the_verdict_follows_from_the_numbers():
     assert "a against start: arithmetic/image 30.0 ± 5.8 points higher, sokoban/moves 1.0 ± 0.6 higher (not told apart)." in said
     lower = {**FOUND, "b": facts((0.9, 9.0), (0.95, 9.0), (0.97, 9.0))}
     assert "arithmetic/image 14.0 ± 6.1 points lower, sokoban/moves 4.0 ± 0.6 lower" in studies.verdict(STUDY, lower)
+    equal = {**FOUND, "a": FOUND["b"]}
+    assert "a against b: arithmetic/image 0.0 ± 14.1 points apart (not told apart)" in studies.verdict(STUDY, equal)
     single = {**FOUND, "a": facts((0.7, 4.0))}
     assert "a against start: arithmetic/image 20.0 points higher (one seed: it may be chance)" in studies.verdict(STUDY, single)
 
