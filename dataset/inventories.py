@@ -14,22 +14,21 @@ from collections.abc import Sequence
 
 from dataset.chat import Conversation, Given, Message
 from dataset.images import Picture
-from dataset.questions import SIDES, WORDS, related, single_things
+from dataset.questions import SIDES, WORDS, changed, named, related, single_things
 from dataset.world import PLACES, Concept, Scene, concepts, plural, with_article
 
-ONE = ("place", "exists", "count", "relation")  # kinds about one scene; "relation" asks of pairs of things
+ONE = ("place", "exists", "count", "what", "relation")  # kinds about one scene; "what" asks of places, "relation" of pairs
 TWO = ("which_picture", "together", "change")  # kinds about two; "change" asks of places, the others of things
-ASKED = 6  # places of nine in an inventory of changes, pairs of things in one of relations
+ASKED = 6  # places of nine in an inventory of places, pairs of things in one of relations
 ASK = {
     "en": {"place": "Give the place of each.", "exists": "Check for each.", "count": "Count each.",
-           "relation": "Check each pair.",
+           "what": "What is at each place?", "relation": "Check each pair.",
            "which_picture": "In which picture is each?", "together": "Count each in both pictures together.",
            "change": "Compare each place."},
     "zh": {"place": "说出每个的位置。", "exists": "检查每个。", "count": "数一数每个。",
-           "relation": "检查每一对。", "which_picture": "每个在哪张图里？",
+           "what": "每个位置是什么？", "relation": "检查每一对。", "which_picture": "每个在哪张图里？",
            "together": "数一数两张图里的每个。", "change": "比较每个位置。"},
 }
-CHANGES = {"en": ("nothing", "same", "added", "removed", "became"), "zh": ("没有东西", "没有变化", "多了", "少了", "变成了")}
 IN_WHICH = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
 ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
                    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")  # two pictures of nine places
@@ -44,8 +43,9 @@ def conversation(id: str, pictures: Sequence[Picture], question: str, said: Sequ
 def lines(kind: str, scenes: Sequence[Scene], language: str, rng: random.Random, which: str) -> list[tuple[str, str]]:
     """Names in any order, each with its answer: [("a bus", " yes"), (", an ant", " no")]; [] where no pair is clear."""
     comma, space = (", ", " ") if language == "en" else ("，", "")
-    if kind == "change":
-        found = [(place(cell, language), change(scenes, cell, language)) for cell in rng.sample(range(9), ASKED)]
+    if kind in ("what", "change"):
+        tell = {"what": what, "change": change}[kind]
+        found = [(place(cell, language), tell(scenes, cell, language)) for cell in rng.sample(range(9), ASKED)]
     elif kind == "relation":
         found = list(dict(line for _ in range(ASKED) if (line := relation(scenes[0], language, rng))).items())
     else:
@@ -71,12 +71,24 @@ def place(cell: int, language: str) -> str:
     return f"the {PLACES['en'][cell]}" if language == "en" else PLACES["zh"][cell]
 
 
+def at(scene: Scene, cell: int) -> Concept | None:
+    """What lies in a cell."""
+    return next((thing.concept for thing in scene.things if thing.cell == cell), None)
+
+
+def what(scenes: Sequence[Scene], cell: int, language: str) -> str:
+    """What is at a place of the one scene: 'an ant', 'nothing'."""
+    concept = at(scenes[0], cell)
+    return named(concept, language) if concept else WORDS[language]["nothing"]
+
+
 def change(scenes: Sequence[Scene], cell: int, language: str) -> str:
-    """What became of a place from the first scene to the second."""
-    before, after = (next((thing.concept for thing in scene.things if thing.cell == cell), None) for scene in scenes)
+    """What became of a place from the first scene to the second, as the question about a whole picture is answered."""
+    before, after = (at(scene, cell) for scene in scenes)
     if before == after:
-        return CHANGES[language][before is not None]
-    return CHANGES[language][2 if before is None else 3 if after is None else 4]
+        return WORDS[language]["nothing" if before is None else "same"]
+    kind = "added" if before is None else "removed" if after is None else "replaced"
+    return changed(kind, before, after, language)
 
 
 def names(kind: str, scenes: Sequence[Scene], rng: random.Random, which: str) -> list[Concept]:

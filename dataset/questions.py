@@ -163,14 +163,17 @@ def listing(scene: Scene, language: str, rng: random.Random, which: str) -> Ques
 def difference(change: str, old: Thing | None, new: Thing | None, language: str) -> Question:
     """Spot the difference between two pictures; `change`, `old` and `new` come from `world.changed`."""
     text = "What changed from the first picture to the second?" if language == "en" else "第二张图和第一张图相比有什么变化？"
-    gone, came = old and named(old.concept, language), new and named(new.concept, language)
+    return Question("difference", text, changed(change, old and old.concept, new and new.concept, language))
+
+
+def changed(change: str, old: Concept | None, new: Concept | None, language: str) -> str:
+    """'an ant became a bus', 'a bus was added', 'nothing changed'."""
+    gone, came = old and named(old, language), new and named(new, language)
     if language == "en":
-        answer = {"same": WORDS["en"]["same"], "added": f"{came} was added", "removed": f"{gone} was removed",
-                  "replaced": f"{gone} became {came}"}[change]
-    else:
-        answer = {"same": WORDS["zh"]["same"], "added": f"多了{came}", "removed": f"少了{gone}",
-                  "replaced": f"{gone}变成了{came}"}[change]
-    return Question("difference", text, answer)
+        return {"same": WORDS["en"]["same"], "added": f"{came} was added", "removed": f"{gone} was removed",
+                "replaced": f"{gone} became {came}"}[change]
+    return {"same": WORDS["zh"]["same"], "added": f"多了{came}", "removed": f"少了{gone}",
+            "replaced": f"{gone}变成了{came}"}[change]
 
 
 def which_picture(first: Scene, second: Scene, language: str, rng: random.Random, which: str) -> Question:

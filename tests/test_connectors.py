@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from model.connector.alike import Alike, between
 from model.registry import CONNECTORS
 
 
@@ -68,6 +70,49 @@ def test_pixel_shuffle_knows_where_a_picture_differs_from_the_one_before():
     torch.testing.assert_close(first, seen[0])
     torch.testing.assert_close(second, seen[1] + (seen[1] - seen[0]).abs())
     assert ((second - seen[1]).abs().sum(1) > 0).tolist() == [False, False, False, True]
+
+
+def alike(tokens: int, dim: int) -> Alike:
+    """Compares what it is given as it is; tells the number in the first channel, with the picture before in the second."""
+    made = Alike(nn.Linear(dim, dim, bias=False), tokens, channels=2)
+    with torch.no_grad():
+        made.look.weight.copy_(torch.eye(dim))
+        made.here.weight[:, 0] = torch.arange(tokens + 1)
+        made.both.weight[:, 1] = torch.arange(2 * tokens + 1)
+    return made
+
+
+def test_each_token_is_told_how_many_of_its_picture_look_alike():
+    things = torch.eye(3)  # three things that have nothing in common
+    picture = things[[0, 1, 0, 2, 0, 1]][None] * torch.rand(1, 6, 1).add(0.5)  # brighter or darker, the same
+    numbers = alike(6, 3)(picture, torch.tensor([], dtype=torch.long))
+    torch.testing.assert_close(numbers[0, :, 0], torch.tensor([3.0, 2, 3, 1, 3, 2]), atol=1e-3, rtol=0)
+    assert (numbers[..., 1] == 0).all()  # there is no picture before
+
+
+def test_a_later_picture_is_told_how_many_there_are_with_the_one_before():
+    things = torch.eye(3)
+    pictures = things[torch.tensor([[0, 0, 1], [0, 1, 2], [0, 0, 0]])]
+    numbers = alike(3, 3)(pictures, torch.tensor([1]))  # the third begins a conversation of its own
+    torch.testing.assert_close(numbers[..., 0], torch.tensor([[2.0, 2, 1], [1, 1, 1], [3, 3, 3]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(numbers[..., 1], torch.tensor([[0.0, 0, 0], [3, 2, 1], [0, 0, 0]]), atol=1e-3, rtol=0)
+
+
+def test_a_number_between_two_has_a_part_of_both_and_a_gradient():
+    table, number = torch.tensor([[0.0, 0], [1, 10], [4, 20]]), torch.tensor([[1.25]], requires_grad=True)
+    found = between(number, table)
+    torch.testing.assert_close(found, torch.tensor([[[1.75, 12.5]]]))
+    found.sum().backward()
+    assert number.grad.item() == pytest.approx(13)  # 4 + 20 - 1 - 10
+
+
+def test_counting_begins_silent_and_is_learned():
+    connector = CONNECTORS.make("pixel_shuffle", encoder=encoder(4, False), channels=5)
+    features, numbers = torch.randn(2, 16, 3), torch.tensor([0, 1])
+    squares = features.view(2, 2, 2, 2, 2, 3).transpose(2, 3).reshape(2, 4, 12)
+    assert not connector.alike(squares, torch.tensor([1])).any()
+    connector(features, numbers).square().sum().backward()
+    assert connector.alike.here.weight.grad.any() and connector.alike.both.weight.grad.any()
 
 
 @pytest.mark.parametrize(("name", "patches"), [("linear", 1), ("pixel_shuffle", 4)])

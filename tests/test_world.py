@@ -324,12 +324,18 @@ NUMBERS = ("none one two three four five six seven eight nine ten eleven twelve 
 
 def inventory_truth(kind: str, asked: str, shown: list[world.Scene], language: str) -> list[str]:
     """What may stand behind a name: several answers only where its place is asked for and it appears more than once."""
-    if kind == "change":
+    if kind in ("what", "change"):
         cell = PLACES[language].index(asked.removeprefix("the "))
-        before, after = ([thing.concept.en for thing in one.things if thing.cell == cell] for one in shown)
-        words = {"en": ("nothing", "same", "added", "removed", "became"),
-                 "zh": ("没有东西", "没有变化", "多了", "少了", "变成了")}  # fmt: skip
+        there = [next((thing.concept.name(language) for thing in one.things if thing.cell == cell), None) for one in shown]
+        if language == "en":
+            there = [name and f"{'an' if name[0] in 'aeiou' and name != 'unicorn' else 'a'} {name}" for name in there]
+        nothing = {"en": "nothing", "zh": "没有东西"}[language]
+        if kind == "what":
+            return [there[0] or nothing]
+        before, after = there
         cases = (not before and not after, before == after, not before, not after, True)
+        words = {"en": (nothing, "nothing changed", f"{after} was added", f"{before} was removed", f"{before} became {after}"),
+                 "zh": (nothing, "没有变化", f"多了{after}", f"少了{before}", f"{before}变成了{after}")}  # fmt: skip
         return [words[language][cases.index(True)]]
     if kind == "relation":  # the question about the same pair
         asked = re.sub(" (left|right) of ", r" to the \1 of ", asked)
