@@ -17,7 +17,7 @@ from model.registry import TASKS
 
 # Kinds of inventories: two at first, because five kinds at once are not learned in the same steps; then the rest.
 FIRST = ("place", "exists")
-LATER = ("count", *2 * ("what",), *3 * ("relation",), "which_picture", "together", *2 * ("change",))
+LATER = ("count", "what", *3 * ("relation",), "which_picture", *2 * ("together",), *2 * ("change",))
 ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 3, "relation": 4}  # shares: the harder, the more
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
@@ -67,7 +67,7 @@ class World:
         """Scene i in one turn of one language: its caption, its description, or an inventory."""
         rng = random.Random(f"captions/{i}")
         scene, language = self.scene("train", i), rng.choice(world.LANGUAGES)
-        form = rng.choices((self.caption, self.description, None), (20, 15, 65))[0]
+        form = rng.choices((self.caption, self.description, None), (15, 10, 75))[0]
         if form is None:
             return self.inventory(f"world/pretrain/{i}", FIRST, i, language, rng)
         return dialogue(f"world/pretrain/{i}", [picture(scene)], [form(scene, language, rng)])
@@ -80,7 +80,7 @@ class World:
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(world.LANGUAGES)
-        form = rng.choices(("told", "asked", "pair", "inventory"), (25, 22, 21, 32))[0]
+        form = rng.choices(("told", "asked", "pair", "inventory"), (27, 21, 21, 31))[0]
         if form == "inventory":
             return self.inventory(f"world/sft/{i}", LATER, i, language, rng)
         if form == "pair":
