@@ -120,7 +120,7 @@ def main(config: Config) -> None:
     eyes.prepare(pictures(batches, steps * per_step), config.feature_cache_gb, run.say)
 
     ask = Ask(template, tokenizer, model.image_tokens, see(), run.generator(
-        generate, model, max_new_tokens=96, stop_ids={tokenizer.id(template.stop)}, temperature=0.0,
+        generate, model, max_new_tokens=128, stop_ids={tokenizer.id(template.stop)}, temperature=0.0,
         banned=(tokenizer.image, tokenizer.pad, tokenizer.bos)))
 
     first_step, position = run.resume(model, optimizer)

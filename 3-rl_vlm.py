@@ -77,7 +77,7 @@ class Config:
     prompts: int = 32  # groups that an update learns from, each of so many --answers
     rounds: int = 3  # how often others are asked in the place of problems whose answers are all alike
     reward: str = "rule"  # rule: a right answer in the right form, + 0.1 for the form | my_file.py:function
-    max_new_tokens: int = 96  # of an answer
+    max_new_tokens: int = 128  # of an answer
     chunk: int = 32  # problems that are answered together
     # Rules alone
     keep_all: bool = False  # learn from groups whose answers are all alike, too, and ask no others

@@ -76,6 +76,15 @@ def test_splits_share_no_level():
     assert all(len(levels) > 395 for levels in found.values())
 
 
+def test_what_is_wanted_names_every_straight_line_of_pushes():
+    made = Level.read(["      ", "  @   ", "  $   ", "     .", "      ", "      "])
+    plan = ["left", "down", "right", "right", "right", "up", "right", "down"]  # the box goes right three times, then down
+    assert play(made, plan).end.solved
+    assert sokoban.wanted(made, plan, "en") == "32-36, 26-46." and sokoban.wanted(made, plan, "zh") == "32-36，26-46。"
+    around = ["left", "down", "right", "left", "right", "right"]  # lets go of the box for a while: two lines in one direction
+    assert sokoban.wanted(made, around, "en") == "32-34, 33-35."
+
+
 @pytest.mark.parametrize("task", [TASK, Sokoban(boxes=2, rows=20)])
 def test_demonstrations_solve_their_level_in_both_languages(task):
     rows, languages = task.train("sft"), set()

@@ -3,10 +3,15 @@
 A level is 6 x 6 squares with one inner wall, made at random and kept where breadth-first search finds a plan of at most `most`
 moves. Nothing is compared with that plan: an answer is played, and whatever solves the level is right.
 
-The reasoning names the squares (row and column, from 1) and then plays: each move with the square the player comes to, and for
-a push the square the box comes to. So every step follows from the one before it, and the answer only copies the moves:
+The reasoning names the squares (row and column, from 1), then what is wanted: from which square the box is pushed to where, one
+straight line at a time. Then it plays: each move with the square the player comes to, and for a push the square the box comes
+to. So every step follows from those before it, and the answer only copies the moves:
 
-    player 23, box 33, target 35, wall 51. left 22, down 32, right 33 box 34, right 34 box 35.   ->   left, down, right, right
+    player 23, box 33, target 35, wall 51. 32-35. left 22, down 32, right 33 box 34, right 34 box 35.
+    -> left, down, right, right
+
+Without the second part the first move had to know the whole plan, and models seldom found out how (8 to 29 % of levels solved
+after tuning alone).
 """
 from __future__ import annotations
 
@@ -164,6 +169,22 @@ def listed(level: Level, language: str) -> str:
     return "，".join(f"{name}{at(square)}" for name, squares in groups for square in squares) + "。"
 
 
+def wanted(level: Level, plan: Sequence[str], language: str) -> str:
+    """'32-35, 25-45.': every straight line of pushes, where the player stands before it and where the box ends."""
+    lines: list[tuple[str, Square, Square]] = []  # move, where the player stands, where the box ends
+    here, pushing = level, False
+    for move in plan:
+        there = here.after(move)
+        ends = [box for box in there.boxes if box not in here.boxes]
+        if ends and pushing and lines[-1][0] == move:
+            lines[-1] = (move, lines[-1][1], ends[0])
+        elif ends:
+            lines.append((move, here.player, ends[0]))
+        here, pushing = there, bool(ends)
+    comma, stop = (", ", ".") if language == "en" else ("，", "。")
+    return comma.join(f"{at(stand)}-{at(end)}" for _, stand, end in lines) + stop
+
+
 def played(level: Level, plan: Sequence[str], language: str) -> str:
     """'left 22, down 32, right 33 box 34.': every move with where it leads."""
     steps, here = [], level
@@ -247,7 +268,8 @@ class Sokoban(Problems):
             question = listed(made, language) + (" " if language == "en" else "") + question
         else:
             pictures = (drawn(f"sokoban:{made.rows()}", lambda own: drawings.board(made.rows(), own), seed),)
-        thoughts = listed(made, language) + (" " if language == "en" else "") + played(made, plan, language)
+        parts = (listed(made, language), wanted(made, plan, language), played(made, plan, language))
+        thoughts = (" " if language == "en" else "").join(parts)
         kind = f"{self.boxes}_box" + "es" * (self.boxes > 1)
         return Problem(kind, language, pictures, question, thoughts, told(plan, language), ("sokoban", *made.rows()))
 
