@@ -1,10 +1,12 @@
 """Mini-Sokoban against a second implementation that edits rows of signs, and a search that knows nothing of the first."""
 
 import random
+import re
 from itertools import product
 
 import pytest
 
+from dataset.chat import Given
 from dataset.tasks import sokoban
 from dataset.tasks.sokoban import MOVES, Level, Sokoban, level, moves_of, play, shortest_plan
 
@@ -171,3 +173,16 @@ def test_random_bytes_crash_no_reward():
 
 def test_one_plan_for_all_levels_solves_few():
     assert TASK.guess(TASK.examples("test", 300)) < 0.1
+
+
+def test_rows_that_only_play_learn_the_moves_alone_and_solve_their_levels():
+    rows = Sokoban(rows=2, plays=3).train("sft")
+    assert len(rows) == 5
+    for i in range(2, 5):
+        told, learned = rows[i].messages[-1].parts[::2], rows[i].messages[-1].parts[1::2]
+        assert all(isinstance(part, Given) for part in told) and not any(isinstance(part, Given) for part in learned)
+        for k, (given, said) in enumerate(zip(told, learned, strict=True)):
+            made, plan = level("train", sokoban.ONLY_PLAYED + 4 * (i - 2) + k, 1, 1, 6)
+            assert all(sokoban.at(square) in given for square in (made.player, *made.boxes, *made.targets, *made.walls))
+            moves = [sokoban.MEANING[word] for word in re.findall("|".join(sokoban.MEANING), said)]
+            assert moves == list(plan) and play(made, moves).end.solved

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from dataset import drawings, world
+from dataset.chat import Conversation, Given, Message
 from dataset.problems import Problem, Problems, body, drawn, split_of
-from dataset.tasks import Example
+from dataset.tasks import Example, Generated
 from model.registry import TASKS
 
 SIDE = 6
@@ -34,6 +35,8 @@ MOVES: dict[str, Square] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "rig
 CHINESE = {"up": "上", "down": "下", "left": "左", "right": "右"}
 MEANING = {**{move: move for move in MOVES}, **{word: move for move, word in CHINESE.items()}}
 ASK = {"en": "Push the boxes onto the targets. What are the moves?", "zh": "把箱子推到目标上。怎么走？"}
+PLAY = {"en": "Play each.", "zh": "逐个走。"}
+PLAYED, ONLY_PLAYED = 4, 1_000_000  # levels in a row that only plays, and the number of the first
 NAMES = {"en": ("player", "box", "target", "wall"), "zh": ("玩家", "箱子", "目标", "墙")}
 
 # ---------------------------------------------------------------- the game
@@ -248,16 +251,36 @@ class Sokoban(Problems):
     walls   walls inside
     most    moves of the longest shortest plan
     reward  what RL is paid for: solved, hackable (the published reward of LMM-R1), or potential; scores are always `solved`
+    plays   rows more, in words, of four levels each, of which what is wanted is told and only the moves are learned: most plans
+            fail in their steps
     """
 
     name = "sokoban"
 
     def __init__(self, rows: int = 1_000, text: bool | None = None, boxes: int = 1, walls: int = 1, most: int = 6,
-                 reward: str = "solved", first: int = 0):
+                 reward: str = "solved", first: int = 0, plays: int = 0):
         super().__init__(rows, text, first)
+        self.plays = plays
         if reward not in REWARDS:
             raise ValueError(f"sokoban: reward is one of {', '.join(REWARDS)}, not {reward!r}")
         self.boxes, self.walls, self.most, self.paid = boxes, walls, most, REWARDS[reward]
+
+    def train(self, stage: str) -> Generated | None:
+        return Generated(self.rows + self.plays, self.row) if stage == "sft" else None
+
+    def row(self, i: int) -> Conversation:
+        """Level i with its reasoning; behind the levels come the rows that only play."""
+        return super().row(i) if i < self.rows else self.playing(i - self.rows)
+
+    def playing(self, i: int) -> Conversation:
+        """Four levels in words, with numbers of their own: the squares and what is wanted are read, the moves are learned."""
+        language = random.Random(f"sokoban/playing/{i}").choice(world.LANGUAGES)
+        space, parts = " " if language == "en" else "", []
+        for k in range(PLAYED * i, PLAYED * i + PLAYED):
+            made, plan = level("train", ONLY_PLAYED + k, self.boxes, self.walls, self.most)
+            told = listed(made, language) + space + wanted(made, plan, language)
+            parts += [Given(space * bool(parts) + told), space + played(made, plan, language)]
+        return Conversation(f"sokoban/playing/{i}", (Message("user", (PLAY[language],)), Message("assistant", tuple(parts))))
 
     def problem(self, split: str, i: int) -> Problem:
         rng = random.Random(f"sokoban/drawing/{split}/{i}")
