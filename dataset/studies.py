@@ -8,7 +8,7 @@ Out: out/studies/NAME/table.md, which is also printed, figure.png, and ARM-SEED/
     python -m dataset.studies arithmetic --seeds 1 --steps 10 --examples 50
 
 The numbered scripts run as processes of their own, and each result is judged on the test split. A run that is there, made with
-the same settings from the same weights, is not made again.
+the same settings from the same weights, is not made again; with other --examples it is only asked again.
 """
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ START = "start"  # the row of the checkpoint that all arms begin from
 COUNTS = {"sokoban/moves"}  # metrics that are no share
 MADE_BY = {"init": "python 2-sft_vlm.py --out {}",
            "problems_init": "python 2-sft_vlm.py --init out/sft --out {} "
-                            "--data geometry perception sokoban arithmetic:0.5 --epochs 4"}
+                            "--data sokoban:rows=8000,plays=3000,most=5 geometry:rows=4000 perception:rows=4000 world:0.08 "
+                            "--lr 6e-3"}
 SFT, RL = "2-sft_vlm.py", "3-rl_vlm.py"
 CHECKED = "--eval_every 20 --bench"  # the best checkpoint of these checks on the validation split is kept, the start among them
 SUMS = f"{CHECKED} arithmetic"
@@ -135,7 +136,7 @@ class Config:
     study: Positional[str]  # arithmetic | sokoban | geometry | perception | efficiency | stages | ablations
     seeds: int | None = None  # of each arm, from 0 on; default: the study's own, 3; stages: 5
     steps: int | None = None  # of each arm; default: the study's own
-    examples: int = 500  # test problems that each result is asked
+    examples: int = 750  # test problems that each result is asked: of sums 500 in pictures and 250 in words
     init: Path = Path("out/sft")  # the checkpoint to begin from
     problems_init: Path = Path("out/sft-problems")  # that of geometry, perception and sokoban
     out: Path = Path("out/studies")
@@ -164,28 +165,40 @@ def result(study: Study, arm: Arm, seed: int, init: Path, folder: Path, config: 
     steps = [[script, *flags] for script, flags in commands(arm, config.steps)]
     settings = {"start": fingerprint(init), "steps": steps, "seed": seed, "judged": judged}
     file = folder / "result.json"
-    if file.is_file() and (known := json.loads(file.read_text()))["settings"] == settings:
+    known = json.loads(file.read_text()) if file.is_file() else {"settings": {}}
+    if known["settings"] == settings:
         return known
-    shutil.rmtree(folder, ignore_errors=True)
+    model = folder / (f"step-{len(steps)}" if steps else "model")
     threads = 1 if config.jobs > 1 else None
+    if {**known["settings"], "judged": judged} == settings and (model / "config.json").is_file():
+        seconds = known["seconds"]  # trained already, and asked other questions
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        seconds = train(steps, seed, init, folder, threads)
+    for tasks, examples in judged:
+        start("4-eval_chat.py", "--model", model, "--bench", tasks, "--examples", examples, "--controls", 0, threads=threads)
+    scores = json.loads((model / "scores.json").read_text())
+    facts = {"settings": settings, "seconds": seconds, "scores": {metric: scores[metric] for metric in study.metrics}}
+    file.write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+def train(steps: Sequence[list[str]], seed: int, init: Path, folder: Path, threads: int | None) -> float:
+    """Run the steps of an arm one after another, into FOLDER/step-1, step-2, ...; returns the seconds that they took.
+
+    Without a step it is the start that is judged, in a copy, FOLDER/model: beside it stand scores of other questions.
+    """
     model, began = init, time.time()
     for number, (script, *flags) in enumerate(steps, 1):
         made = folder / f"step-{number}"  # the scripts write a report beside it, which no other run writes to
         start(script, "--init", model, "--out", made, "--seed", seed, *flags, threads=threads)
         model = made
-    seconds = time.time() - began
-    if model == init:  # to be judged elsewhere: beside it stand scores of other questions
-        model = folder / "model"
-        model.mkdir(parents=True)
+    if not steps:
+        (folder / "model").mkdir(parents=True)
         for part in init.glob("*"):
             if part.is_file() and part.name != "scores.json":
-                shutil.copy(part, model)
-    for tasks, examples in judged:
-        start("4-eval_chat.py", "--model", model, "--bench", tasks, "--examples", examples, "--controls", 0, threads=threads)
-    scores = json.loads((model / "scores.json").read_text())
-    facts = {"settings": settings, "seconds": round(seconds, 1), "scores": {metric: scores[metric] for metric in study.metrics}}
-    file.write_text(json.dumps(facts, indent=1))
-    return facts
+                shutil.copy(part, folder / "model")
+    return round(time.time() - began, 1)
 
 
 def results(study: Study, init: Path, config: Config) -> dict[str, list[dict]]:

@@ -191,6 +191,7 @@ def pretended(monkeypatch, tmp_path):
             raise Failed("out of luck")
         time.sleep(0.02 if threads else 0)  # as long as it takes that another one fails
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").touch()
         (folder / "scores.json").write_text(json.dumps({"arithmetic/image": 0.5, "arithmetic/text": 0.25}))
         return ""
 
@@ -207,7 +208,7 @@ def test_every_arm_and_seed_has_a_command_of_its_own(pretended):
     assert ["--beta", "0.01"] == trained[1][7:9] and trained[0][1:7] == [
         "--init", str(config.init), "--out", str(config.out / "ablations" / "default-0" / "step-1"), "--seed", "0"]  # fmt: skip
     assert all(command[-2:] == ["--max_steps", "3"] for command in trained)
-    assert commands[0][3:] == ["--bench", "arithmetic", "--examples", "500", "--controls", "0"]
+    assert commands[0][3:] == ["--bench", "arithmetic", "--examples", "750", "--controls", "0"]
     assert set(threads_of) == {None}
 
 
@@ -226,8 +227,18 @@ def test_what_another_start_or_other_settings_make_is_made_again(pretended):
     weights(config.init, "other weights")
     studies.main(config)
     assert len(commands) == 2 * count
-    studies.main(dataclasses.replace(config, examples=4))
+    studies.main(dataclasses.replace(config, steps=4))
     assert len(commands) == 3 * count
+
+
+def test_with_other_examples_what_was_trained_is_only_asked_again(pretended):
+    config, commands, _, _ = pretended
+    studies.main(config)
+    seconds = {file: json.loads(file.read_text())["seconds"] for file in config.out.rglob("result.json")}
+    commands.clear()
+    studies.main(dataclasses.replace(config, examples=4))
+    assert len(commands) == 9 and {command[0] for command in commands} == {"4-eval_chat.py"}
+    assert {file: json.loads(file.read_text())["seconds"] for file in config.out.rglob("result.json")} == seconds
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -251,7 +262,7 @@ def test_what_makes_no_sense_is_refused_with_the_remedy(tmp_path):
     nowhere = tmp_path / "nowhere"
     with pytest.raises(SystemExit, match=r"run `python 2-sft_vlm.py --out .*nowhere` first"):
         studies.main(Config("stages", init=nowhere))
-    with pytest.raises(SystemExit, match="--data geometry perception sokoban arithmetic:0.5 --epochs 4` first"):
+    with pytest.raises(SystemExit, match="--data sokoban:rows=8000,plays=3000,most=5 .* --lr 6e-3` first"):
         studies.main(Config("sokoban", problems_init=nowhere))
     for flag, value in (("seeds", 0), ("steps", 1), ("examples", 0), ("jobs", 0)):
         with pytest.raises(SystemExit, match=f"--{flag} is at least"):
