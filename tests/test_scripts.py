@@ -235,7 +235,8 @@ def test_only_what_is_asked_for_moves(stage_one, samples, run_script, tmp_path):
     before, after = (load_file(path / "model.safetensors") for path in (folder / "out" / "pretrain", tmp_path / "out" / "sft"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     blocks = {name for name in before if name.startswith("encoder.transformer.resblocks.0.")}
-    assert moved == {"connector.proj.weight", "connector.number.weight", "connector.before.weight", *blocks}
+    alike = {f"connector.alike.{name}.weight" for name in ("look", "here", "both")}
+    assert moved == {"connector.proj.weight", "connector.number.weight", "connector.before.weight", *alike, *blocks}
     assert json.loads((tmp_path / "out" / "sft" / "config.json").read_text())["template"] == "pretrain"
     assert not list(tmp_path.rglob("*.npy"))  # an encoder that learns has no features to keep
 
