@@ -27,7 +27,7 @@ class Alike(nn.Module):
         self.look = look  # its own map, not the one that the language model reads: there two oranges may lie far apart
         self.here, self.both = nn.Embedding(tokens + 1, channels), nn.Embedding(2 * tokens + 1, channels)
         for table in (self.here, self.both):
-            nn.init.zeros_(table.weight)  # at random, they hid the names that are learned first
+            nn.init.zeros_(table.weight)  # silent at birth: names are learned first, numbers later
 
     def forward(self, squares: Tensor, later: Tensor) -> Tensor:
         """(N, S, F), (L,) rows with another picture of their conversation in the row above -> (N, S, C)."""
