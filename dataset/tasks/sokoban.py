@@ -10,7 +10,7 @@ to. So every step follows from those before it, and the answer only copies the m
     player 23, box 33, target 35, wall 51. 32-35. left 22, down 32, right 33 box 34, right 34 box 35.
     -> left, down, right, right
 
-Without the second part the first move has to know the whole plan. Whether it helps was not measured apart from how long was tuned.
+Without the second part the first move has to know the whole plan. Whether it helps was not measured apart from longer tuning.
 """
 from __future__ import annotations
 
