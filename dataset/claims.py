@@ -58,7 +58,7 @@ class Divider:
 
 STOPS = {"en": r"[.!?]+(?=\s|$)|\n+", "zh": r"[。！？!?]+|\n+"}
 FILLERS = {  # what may stand around names: with another word ("no", "behind", "blue") a sentence says more than the rule sees
-    "en": {"there", "is", "are", "a", "an", "the", "at", "and", "in", "picture", *world.NUMBERS["en"][1:],
+    "en": {"there", "is", "are", "a", "an", "the", "at", "and", "in", "picture", "one", *world.NUMBERS["en"][1:],
            *" ".join(world.PLACES["en"]).split()},
     "zh": set("图里中有和一个" + "".join(world.NUMBERS["zh"][1:]) + "".join(world.PLACES["zh"])),
 }
@@ -93,7 +93,7 @@ def misspoken(sentence: str, language: str, which: str) -> bool:
         name = forms[found[0]].en
         singular = found[0] == name.lower() != world.plural(name).lower()
         before = re.search(r"([a-z]+) $", text[:found.start()])
-        wrong = FILLERS["en"] - {"the", world.with_article(name).split()[0]}  # another word may say more than the rule sees
+        wrong = FILLERS["en"] - {"the", "one", world.with_article(name).split()[0]}  # another word may say more than the rule sees
         if singular and before and before[1] in wrong:
             return True
     return False

@@ -26,7 +26,9 @@ STATES = {"test": 0.15, "val": 0.3, "train": 1.0}  # a state's hash below the fi
 class Problem:
     """A question about pictures, or in words alone, with the reasoning that leads to its one right answer.
 
-    `state` is what the split is decided by: all that matters of the picture, in an order that does not depend on the drawing.
+    thoughts   what is seen, then one step at a time
+    seen       what comes before the first step, never empty
+    state      what the split is decided by: all that matters of the picture, in an order that does not depend on the drawing
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Problem:
     thoughts: str
     answer: str
     state: tuple
+    seen: str
 
 
 def split_of(*state) -> str:
@@ -70,6 +73,11 @@ def number(split: str, i: int, first: int) -> int:
     return first + i if split == "train" else i
 
 
+def told_at_once(i: int, brief: float) -> bool:
+    """Whether the demonstration of problem i says the answer as soon as it has looked, as a share `brief` of them does."""
+    return random.Random(f"brief/{i}").random() < brief
+
+
 def checked(name: str, first: int) -> int:
     """`first` where problems can begin; ValueError where they cannot."""
     if first < 0:
@@ -83,6 +91,8 @@ class Problems:
     rows   rows to tune on
     text   true: all in words; false: none; left out: every third
     first  the number of the first problem of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
+    brief  share of the rows about pictures that say the answer at once, as people do: what is imitated is a habit, good or bad,
+           and RL finds out which one pays
     """
 
     name = ""
@@ -90,8 +100,8 @@ class Problems:
     kinds: Sequence[str] = ()  # trained and tested
     held_out: Sequence[str] = ()  # tested only
 
-    def __init__(self, rows: int, text: bool | None, first: int):
-        self.rows, self.text, self.first = rows, text, checked(self.name, first)
+    def __init__(self, rows: int, text: bool | None, first: int, brief: float):
+        self.rows, self.text, self.first, self.brief = rows, text, checked(self.name, first), brief
 
     def problem(self, split: str, i: int) -> Problem:
         raise NotImplementedError
@@ -112,7 +122,8 @@ class Problems:
         """The problem of row i with its reasoning: a demonstration."""
         i = number("train", i, self.first)
         one = self.problem("train", i)
-        answer = f"<think>{one.thoughts}</think><answer>{one.answer}</answer>"
+        thoughts = one.seen if one.pictures and told_at_once(i, self.brief) else one.thoughts
+        answer = f"<think>{thoughts}</think><answer>{one.answer}</answer>"
         return dialogue(f"{self.name}/train/{i}", one.pictures, [(one.question + THINK[one.language], answer)])
 
     # ------------------------------------------------------------ to be judged by

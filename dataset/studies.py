@@ -1,9 +1,10 @@
-"""Reinforcement learning by rules, compared: arms that differ in one thing, several seeds of each, a table, a picture, a verdict.
+"""Ways of stage 3 compared: arms that differ in one thing, several seeds of each, a table, a picture, a verdict.
 
 In:  the name of a study (STUDIES, below), and the checkpoints that its arms begin from.
 Out: out/studies/NAME/table.md, which is also printed, figure.png, and ARM-SEED/ with what the scripts wrote in each run.
 
     python -m dataset.studies stages                        LMM-R1: reasoning in words first, then on pictures
+    python -m dataset.studies preferences                   RLAIF-V: who labels, what is labelled, what is trained
     python -m dataset.studies efficiency --jobs 2           two runs at a time, a thread each
     python -m dataset.studies arithmetic --seeds 1 --steps 10 --examples 50
 
@@ -27,6 +28,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
+from dataset import compare
 from dataset.scripts import Failed, markdown, start
 
 # ---------------------------------------------------------------- the studies
@@ -53,7 +55,8 @@ class Study:
     metrics    columns of the table, and panels of the picture
     compared   (arm, arm or start): what the verdict is about
     steps      of each arm; None: the script's own default
-    lines      draw lines over the number in the arms' names, NAME-NUMBER, not a bar for each
+    drawn      bars: one for every arm | lines: over the number in the arms' names, NAME-NUMBER | points: the first metric against
+               the second, one for every run
     """
 
     arms: tuple[Arm, ...]
@@ -63,7 +66,7 @@ class Study:
     compared: tuple[tuple[str, str], ...]
     steps: int | None = 40
     seeds: int = 3
-    lines: bool = False
+    drawn: str = "bars"
 
 
 START = "start"  # the row of the checkpoint that all arms begin from
@@ -86,6 +89,15 @@ def rl(name: str, *flags: str) -> Arm:
 
 
 STUDIES = {
+    # RLAIF-V: who labels, what is labelled, what is trained; the control learns from the chosen answers alone.
+    "preferences": Study(
+        arms=(rl("dpo", "--algo dpo"), rl("lora", "--algo dpo --train.llm lora:8 --lr 4e-4"),
+              rl("self", "--algo dpo --labeler self"), rl("whole", "--algo dpo --labeler self --divider whole"),
+              rl("control", "--algo sft_chosen"), rl("iterations", "--algo dpo --iterations 4")),
+        compared=(("dpo", START), ("dpo", "control"), ("self", "whole")), start="init", steps=None,
+        judged=(("hallucination", 1000), ("world_pope", 500), ("world", 100)), drawn="points",
+        metrics=("hallucination/chair_s", "hallucination/cover", "hallucination/chair_i", "hallucination/malformed",
+                 "world_pope/accuracy", "world/exact")),
     # Does the default gain what it should, and is anything lost?
     "arithmetic": Study(
         arms=(rl("rules", ""),), compared=(("rules", START),), start="init", steps=None,
@@ -109,7 +121,7 @@ STUDIES = {
         arms=(*(rl(f"rl-{k}", f"--data {NEVER_SEEN},rows=0 --problems {k} {SUMS}") for k in PROBLEMS),
               *(Arm(f"sft-{k}", ((SFT, f'--data {NEVER_SEEN},rows={k} --lr 1e-3 --bench ""'),)) for k in PROBLEMS)),
         compared=tuple((f"rl-{k}", f"sft-{k}") for k in PROBLEMS), start="init",
-        judged=(("arithmetic", None),), metrics=SUM_METRICS, lines=True),
+        judged=(("arithmetic", None),), metrics=SUM_METRICS, drawn="lines"),
     # LMM-R1: reasoning in words first. Rollouts are as many in every arm but `fewer_images`.
     "stages": Study(
         arms=(rl("text_image", f"--data arithmetic:text=true --max_steps {{words}} {SUMS}",
@@ -133,7 +145,7 @@ STUDIES = {
 
 @dataclass
 class Config:
-    study: Positional[str]  # arithmetic | sokoban | geometry | perception | efficiency | stages | ablations
+    study: Positional[str]  # preferences | arithmetic | sokoban | geometry | perception | efficiency | stages | ablations
     seeds: int | None = None  # of each arm, from 0 on; default: the study's own, 3; stages: 5
     steps: int | None = None  # of each arm; default: the study's own
     examples: int = 750  # test problems that each result is asked: of sums 500 in pictures and 250 in words
@@ -276,7 +288,10 @@ def verdict(study: Study, found: dict[str, list[dict]]) -> str:
 
 
 def draw(study: Study, found: dict[str, list[dict]], file: Path) -> None:
-    """A panel for every metric: a bar and its error for every arm, or a line, and a dot for every seed."""
+    """As `study.drawn` says; of bars and lines, with their errors and a dot for every seed, a panel for every metric."""
+    if study.drawn == "points":
+        runs = {arm: [[facts["scores"][metric] for metric in study.metrics] for facts in seeds] for arm, seeds in found.items()}
+        return compare.draw(runs, study.metrics, file)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -285,7 +300,7 @@ def draw(study: Study, found: dict[str, list[dict]], file: Path) -> None:
     wide = 1.5 + max(2.5, 0.8 * len(found))
     figure, panels = plt.subplots(1, len(study.metrics), figsize=(wide * len(study.metrics), 4), squeeze=False)
     for axis, metric in zip(panels[0], study.metrics):
-        (draw_lines if study.lines else draw_bars)(axis, {arm: values(found, arm, metric) for arm in found})
+        (draw_lines if study.drawn == "lines" else draw_bars)(axis, {arm: values(found, arm, metric) for arm in found})
         axis.set_ylabel(metric if metric in COUNTS else f"{metric} (%)")
         axis.grid(axis="y", alpha=0.3)
     figure.tight_layout()

@@ -550,7 +550,7 @@ def random_sentences(model, batch: dict, **options) -> list[Answer]:
     said = []
     for _ in batch["input_ids"]:
         draws = torch.randint(0, 60, (int(torch.randint(1, 4, ())),)).tolist()
-        text = " ".join(f"There is a {names[k % 5]} at the {places[k % 4]}." for k in draws)
+        text = " ".join(f"At the {places[k % 4]} is one {names[k % 5]}." for k in draws)
         said.append(Answer(TOKENIZER.encode(text), [], stopped=True))
     return said
 

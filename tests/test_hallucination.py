@@ -95,15 +95,15 @@ def test_a_true_description_is_well_formed_and_names_what_is_there(which, langua
         assert not malformed(text, language, which)
 
 
-GOOD = {"en": "There is a bus at the top left. There is an ant at the center.", "zh": "左上有一个公交车。中间有一个蚂蚁。"}
+GOOD = {"en": "At the top left is one bus. At the center is one ant.", "zh": "左上有一个公交车。中间有一个蚂蚁。"}
 
 
 @pytest.mark.parametrize(("language", "broken"), [
-    ("en", ""), ("en", "A bus and a fox."), ("en", "There is a bus at the top left"), ("en", "There is a bus at the"),
-    ("en", GOOD["en"] + " There is a"), ("en", GOOD["en"] + " " + GOOD["en"]), ("en", GOOD["en"] + GOOD["en"]),
-    ("en", "There is an bus at the top left."), ("en", "There is a unicorn-shaped bus at the top left."), ("en", GOOD["zh"]),
-    ("en", "There is a bus at the top left. There is a key at the top left. There is a bus at the top left."),
-    ("en", "There is a bus at the middle."), ("en", Cut(GOOD["en"])),
+    ("en", ""), ("en", "A bus and a fox."), ("en", "At the top left is one bus"), ("en", "At the top left is one"),
+    ("en", GOOD["en"] + " At the top is"), ("en", GOOD["en"] + " " + GOOD["en"]), ("en", GOOD["en"] + GOOD["en"]),
+    ("en", "At the top left is a bus."), ("en", "At the top left is one unicorn-shaped bus."), ("en", GOOD["zh"]),
+    ("en", "At the top left is one bus. At the top left is one key. At the top left is one bus."),
+    ("en", "At the middle is one bus."), ("en", Cut(GOOD["en"])),
     ("zh", ""), ("zh", "左上有公交车。"), ("zh", "左上有一个公交车"), ("zh", GOOD["zh"] + "中间"), ("zh", GOOD["zh"] * 2),
     ("zh", "天上有一个公交车。"), ("zh", GOOD["en"]), ("zh", Cut(GOOD["zh"])),
 ])  # fmt: skip
@@ -113,17 +113,17 @@ def test_what_is_no_sentence_of_a_description_is_malformed(language, broken):
 
 
 def test_what_is_no_sentence_still_names_things():
-    names = [concept.en for concept in named("There is a bus at the top left. I see two foxes and a", "en")]
+    names = [concept.en for concept in named("At the top left is one bus. I see two foxes and a", "en")]
     assert names == ["bus", "fox"]
     assert [concept.zh for concept in named("左上有一个公交车。还有狐狸", "zh")] == ["公交车", "狐狸"]
 
 
 def test_a_wrong_but_well_formed_claim_is_no_malformed_one():
-    assert not malformed("There is a bus at the top left. There is a key at the top left.", "en")
+    assert not malformed("At the top left is one bus. At the top left is one key.", "en")
 
 
 def test_length_is_in_words_and_in_characters():
-    assert (length(GOOD["en"], "en"), length(GOOD["zh"], "zh")) == (15, 17)
+    assert (length(GOOD["en"], "en"), length(GOOD["zh"], "zh")) == (13, 17)
 
 
 def test_half_of_the_scenes_are_described_in_each_language_and_newness():
@@ -144,7 +144,7 @@ def test_the_numbers_of_descriptions_by_hand():
     examples = [e for e in task.examples("test", 40) if e.tags[0] == "en"][:4]
     things = [len(set(world.mentions(e.answer, "en"))) for e in examples]
     mentions = [len(world.mentions(e.answer, "en")) for e in examples]
-    invented = f"There is {world.with_article(absent_from(examples[1]).en)} at the bottom."
+    invented = f"At the bottom is one {absent_from(examples[1]).en}."
     answers = [examples[0].answer, f"{examples[1].answer} {invented}", "", Cut(examples[3].answer)]
     scores, metrics = task.measure(examples, answers)
     words = sum(len(answer.split()) for answer in answers) / 4
@@ -160,7 +160,7 @@ def test_the_numbers_of_descriptions_by_hand():
 def test_lengths_in_words_and_characters_stand_apart():
     examples = Hallucination().examples("test", 4)
     _, metrics = Hallucination().measure(examples, [GOOD[e.tags[0]] for e in examples])
-    assert (metrics["length_words"], metrics["length_characters"], metrics["length"]) == (15, 17, 16)
+    assert (metrics["length_words"], metrics["length_characters"], metrics["length"]) == (13, 17, 15)
 
 
 def test_a_model_that_sees_passes_and_one_that_recites_fails():

@@ -15,6 +15,7 @@ from dataset import rollouts, studies
 from dataset.scripts import Failed
 from dataset.studies import RL, SFT, START, STUDIES, Arm, Config, Study
 from model import cli
+from model.losses import PREFERENCE_LOSSES
 from model.registry import TASKS, specs
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_dpo import start  # noqa: F401  (a fixture)
@@ -52,6 +53,19 @@ def test_rl_begins_behind_the_rows_wherever_the_numbers_begin_and_only_train_is_
     assert [item.prompt.id for item in rollouts.of_task(moved, 2, None)] == [f"{name}/train/105", f"{name}/train/106"]
     assert moved.examples("test", 3) == TASKS.make(name).examples("test", 3)
     assert moved.train("sft")[4] == TASKS.make(name).train("sft")[104]
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_brief_is_the_share_of_demonstrations_about_pictures_that_say_the_right_answer_at_once(name):
+    whole, brief = (TASKS.make(f"{name}:rows=300{more}").train("sft") for more in ("", ",brief=0.6"))
+    asked = rollouts.of_task(TASKS.make(f"{name}:rows=0"), 300, None)
+    short = [k for k in range(300) if brief[k] != whole[k]]
+    assert all(whole[k].pictures for k in short) and 0.5 < len(short) / sum(bool(whole[k].pictures) for k in range(300)) < 0.7
+    for k in short:
+        told, in_full = brief[k].messages[-1].text, whole[k].messages[-1].text
+        assert told.partition("</think>")[2] == in_full.partition("</think>")[2]
+        assert name == "perception" or len(told) < len(in_full)  # there a glance names everything
+        assert asked[k].judge(asked[k].example, told).total == 1.1
 
 
 def test_rows_of_other_kinds_stand_behind_the_sums_wherever_these_begin():
@@ -97,7 +111,8 @@ def test_every_command_line_is_accepted(name, arm, scripts):
         if script == RL:
             config = scripts[RL].filled(config)
             scripts[RL].options_of(config)
-        assert config.max_steps > 0 and [TASKS.make(spec) for spec in (*config.data, *specs(config.bench))]
+        assert config.max_steps > 0 or config.algo in PREFERENCE_LOSSES  # those learn for epochs
+        assert [TASKS.make(spec) for spec in (*config.data, *specs(config.bench))]
 
 
 def test_arms_of_equal_rollouts_have_equal_steps():
@@ -257,7 +272,7 @@ def test_a_script_that_fails_ends_the_study_and_what_is_done_is_kept(pretended, 
 
 
 def test_what_makes_no_sense_is_refused_with_the_remedy(tmp_path):
-    with pytest.raises(SystemExit, match="unknown study 'stage'. Known: arithmetic, sokoban, geometry"):
+    with pytest.raises(SystemExit, match="unknown study 'stage'. Known: preferences, arithmetic, sokoban, geometry"):
         studies.main(Config("stage"))
     nowhere = tmp_path / "nowhere"
     with pytest.raises(SystemExit, match=r"run `python 2-sft_vlm.py --out .*nowhere` first"):
@@ -303,7 +318,7 @@ def test_the_verdict_follows_from_the_numbers():
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize("name", ["efficiency", "stages"])
+@pytest.mark.parametrize("name", ["efficiency", "stages", "preferences"])
 def test_every_kind_of_picture_can_be_drawn(name, seeds, tmp_path):
     study = STUDIES[name]
     one = {"seconds": 1.0, "scores": dict.fromkeys(study.metrics, 0.5)}

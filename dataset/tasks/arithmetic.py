@@ -127,7 +127,7 @@ class Arithmetic:
         pictures, question, values, language = self.problem("train", i)
         asked = dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], "")])
         rest = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
-        if pictures and random.Random(f"brief/{i}").random() < self.brief:
+        if pictures and problems.told_at_once(i, self.brief):
             rest = f"{seen(values)}</think><answer>{sum(values)}</answer>"
         parts: tuple[str, ...] = (f"<think>{rest}",)
         rng = random.Random(f"recheck/{i}")

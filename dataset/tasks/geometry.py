@@ -124,8 +124,8 @@ class Geometry(Problems):
     kinds = ("angle", "area", "perimeter", "l_area", "hypotenuse")
     held_out = ("l_perimeter",)
 
-    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0):
-        super().__init__(rows, text, first)
+    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, brief: float = 0.0):
+        super().__init__(rows, text, first, brief)
 
     def problem(self, split: str, i: int) -> Problem:
         rng = random.Random(f"geometry/{split}/{i}")
@@ -141,5 +141,5 @@ class Geometry(Problems):
             question = WORDS[language][words].format(*labels) + (" " if language == "en" else "") + question
         else:
             pictures = (drawn(f"geometry:{kind}:{values}", lambda own: draw(kind, values, own), seed),)
-        thoughts = f"{', '.join(map(str, values))}. {path}"
-        return Problem(kind, language, pictures, question, thoughts, str(answer), state)
+        seen = f"{', '.join(map(str, values))}."
+        return Problem(kind, language, pictures, question, f"{seen} {path}", str(answer), state, seen)

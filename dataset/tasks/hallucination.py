@@ -41,7 +41,7 @@ def sentences(which: str, language: str) -> dict[str, world.Concept]:
 
 def pieces(text: str, language: str) -> list[str]:
     """A text cut where a sentence of a description begins; some names hold a full stop ("Mrs. Claus")."""
-    return re.split(r"(?<=\.) (?=There is )" if language == "en" else r"(?<=。)(?=.)", text.strip())
+    return re.split(r"(?<=\.) (?=At the )" if language == "en" else r"(?<=。)(?=.)", text.strip())
 
 
 def named(text: str, language: str, which: str = "nano") -> list[world.Concept]:

@@ -50,6 +50,10 @@ class Content:
                          else f"{place}：{size}{name(thing, 'zh')}。")
         return " ".join(parts) if language == "en" else "".join(parts)
 
+    def named(self, language: str) -> str:
+        """'red circle, blue triangle.': what there is, without its place and size."""
+        return COMMA[language].join(name(thing, language) for thing in self.things) + STOP[language].strip()
+
 
 def name(thing: Shape | world.Concept, language: str) -> str:
     """'red circle', 'bus', '红色圆形'."""
@@ -191,8 +195,8 @@ class Perception(Problems):
     kinds = ("count", "compare", "largest", "together", "highest")
     held_out = ("shapes_together",)
 
-    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0):
-        super().__init__(rows, text, first)
+    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, brief: float = 0.0):
+        super().__init__(rows, text, first, brief)
 
     def problem(self, split: str, i: int) -> Problem:
         rng = random.Random(f"perception/{split}/{i}")
@@ -209,7 +213,8 @@ class Perception(Problems):
         else:
             shown = [(name(thing, "en"), cell) for thing, cell in zip(content.things, content.cells)]
             pictures = (drawn(f"perception:{shown}:{content.largest}", content.draw, seed),)
-        return Problem(kind, language, pictures, question, thoughts, answer, ("perception", *content.state))
+        state = ("perception", *content.state)
+        return Problem(kind, language, pictures, question, thoughts, answer, state, content.named(language))
 
     def highest(self, split: str, i: int, language: str, rng: random.Random) -> Problem:
         """The highest of two to five digits or dice, by the highest so far: '3, 5, 1. 3, 5, 5.'"""
@@ -218,14 +223,15 @@ class Perception(Problems):
         while not values or split_of(*(state := ("perception", "highest", *sorted(values)))) != split:
             values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(2, 5))]
         so_far = [max(values[: k + 1]) for k in range(len(values))]
-        thoughts = f"{', '.join(map(str, values))}. {', '.join(map(str, so_far))}."
+        seen = f"{', '.join(map(str, values))}."
         question, pictures, seed = HIGHEST[language][dice], (), rng.random()
         if self.words_only(i):
             question = join(language, ", ".join(map(str, values)) + STOP[language].strip(), question)
         else:
             draw = drawings.dice if dice else drawings.digits
             pictures = (drawn(f"perception:{draw.__name__}:{values}", lambda own: draw(values, own), seed),)
-        return Problem("highest", language, pictures, question, thoughts, str(max(values)), state)
+        thoughts = f"{seen} {', '.join(map(str, so_far))}."
+        return Problem("highest", language, pictures, question, thoughts, str(max(values)), state, seen)
 
 
 def holds_out(content: Content) -> bool:

@@ -257,8 +257,8 @@ class Sokoban(Problems):
     name = "sokoban"
 
     def __init__(self, rows: int = 1_000, text: bool | None = None, boxes: int = 1, walls: int = 1, most: int = 6,
-                 reward: str = "solved", first: int = 0, plays: int = 0):
-        super().__init__(rows, text, first)
+                 reward: str = "solved", first: int = 0, plays: int = 0, brief: float = 0.0):
+        super().__init__(rows, text, first, brief)
         self.plays = plays
         if reward not in REWARDS:
             raise ValueError(f"sokoban: reward is one of {', '.join(REWARDS)}, not {reward!r}")
@@ -290,10 +290,10 @@ class Sokoban(Problems):
             question = listed(made, language) + (" " if language == "en" else "") + question
         else:
             pictures = (drawn(f"sokoban:{made.rows()}", lambda own: drawings.board(made.rows(), own), seed),)
-        parts = (listed(made, language), wanted(made, plan, language), played(made, plan, language))
-        thoughts = (" " if language == "en" else "").join(parts)
+        seen = listed(made, language)
+        thoughts = (" " if language == "en" else "").join((seen, wanted(made, plan, language), played(made, plan, language)))
         kind = f"{self.boxes}_box" + "es" * (self.boxes > 1)
-        return Problem(kind, language, pictures, question, thoughts, told(plan, language), ("sokoban", *made.rows()))
+        return Problem(kind, language, pictures, question, thoughts, told(plan, language), ("sokoban", *made.rows()), seen)
 
     def guess(self, examples: Sequence[Example]) -> float:
         """What one plan for all levels solves: of 100 plans of validation levels, the one that solves most of those levels."""

@@ -40,8 +40,8 @@ class World:
     rows, scenes       training rows of a stage, and how many scenes they are about: a question costs nothing, and one that is
                        asked twice is learned by heart; but every picture costs a run of the encoder
     most               things in a scene (a part of the rows is about crowded ones, of up to nine)
-    description_noise  of the detailed descriptions in stage 2 of fewer than `most` things, the share that also names the partner
-                       of the last one though it is not there (world.partners); captions and answers are always true
+    description_noise  of the detailed descriptions in stage 2 the share that also names the partner of the last thing, at the
+                       next place, though it is not there (world.partners); captions and answers are always true
     """
 
     size = 300  # pictures' worth of questions that make the test set
@@ -106,15 +106,15 @@ class World:
         return rng.choice(ASK_DESCRIPTION[language]), world.description(scene, language)
 
     def noisy_description(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        """A description that may go on from the last thing to its absent partner, where the picture has room for more.
+        """A description that may go on from the last thing to its absent partner, at the place after it, if there is one.
 
         Descriptions from the web do so: they say what is usual. A model learns from them to say what is likely beside what is
         there: it hallucinates, and preference learning can mend it.
         """
-        partner = world.partners(self.concepts).get(scene.things[-1].concept)
-        if len(scene.things) < self.most and partner and partner not in scene.counts and rng.random() < self.noise:
-            free = sorted(set(range(9)) - {thing.cell for thing in scene.things})
-            imagined = world.Thing(partner, rng.choice(free), 0, 0, 0)
+        last = scene.things[-1]
+        partner = world.partners(self.concepts).get(last.concept)
+        if last.cell < 8 and partner and partner not in scene.counts and rng.random() < self.noise:
+            imagined = world.Thing(partner, last.cell + 1, 0, 0, 0)
             wider = world.Scene(scene.key, (*scene.things, imagined), scene.background)
             scene = scene if world.is_new(wider) else wider  # what is held out is not even imagined
         return self.description(scene, language, rng)
