@@ -71,10 +71,13 @@ class Study:
 
 START = "start"  # the row of the checkpoint that all arms begin from
 COUNTS = {"sokoban/moves"}  # metrics that are no share
-MADE_BY = {"init": "python 2-sft_vlm.py --out {}",
-           "problems_init": "python 2-sft_vlm.py --init out/sft --out {} "
-                            "--data sokoban:rows=8000,plays=3000,most=5 geometry:rows=4000 perception:rows=4000 world:0.08 "
-                            "--lr 6e-3"}
+MADE_BY = {
+    "init": "python 2-sft_vlm.py --out {}",
+    "problems_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,brief=0.7 "
+                     "perception:rows=20000,brief=0.7 world:0.08 --lr 6e-3",
+    "sokoban_init": "python 2-sft_vlm.py --init out/sft --out {} --data sokoban:rows=36000,plays=5000,brief=0.5 world:0.08 "
+                    "--lr 6e-3",
+}  # fmt: skip
 SFT, RL = "2-sft_vlm.py", "3-rl_vlm.py"
 CHECKED = "--eval_every 20 --bench"  # the best checkpoint of these checks on the validation split is kept, the start among them
 SUMS = f"{CHECKED} arithmetic"
@@ -108,7 +111,7 @@ STUDIES = {
         arms=(rl("solved", f"--data sokoban {CHECKED} sokoban"),
               rl("hackable", f"--data sokoban:reward=hackable {CHECKED} sokoban"),
               rl("hackable_end", '--data sokoban:reward=hackable --bench ""')),
-        compared=(("solved", START), ("hackable", "solved"), ("hackable_end", "solved")), start="problems_init", steps=120,
+        compared=(("solved", START), ("hackable", "solved"), ("hackable_end", "solved")), start="sokoban_init", steps=120,
         judged=(("sokoban", None),), metrics=("sokoban/solved", "sokoban/untouched", "sokoban/moves")),
     "geometry": Study(
         arms=(rl("rules", f"--data geometry {CHECKED} geometry"),), compared=(("rules", START),), start="problems_init", steps=60,
@@ -150,7 +153,8 @@ class Config:
     steps: int | None = None  # of each arm; default: the study's own
     examples: int = 750  # test problems that each result is asked: of sums 500 in pictures and 250 in words
     init: Path = Path("out/sft")  # the checkpoint to begin from
-    problems_init: Path = Path("out/sft-problems")  # that of geometry, perception and sokoban
+    problems_init: Path = Path("out/sft-problems")  # that of geometry and perception
+    sokoban_init: Path = Path("out/sft-sokoban")
     out: Path = Path("out/studies")
     jobs: int = 1  # runs at a time; several have one thread each
 

@@ -277,8 +277,8 @@ def test_what_makes_no_sense_is_refused_with_the_remedy(tmp_path):
     nowhere = tmp_path / "nowhere"
     with pytest.raises(SystemExit, match=r"run `python 2-sft_vlm.py --out .*nowhere` first"):
         studies.main(Config("stages", init=nowhere))
-    with pytest.raises(SystemExit, match="--data sokoban:rows=8000,plays=3000,most=5 .* --lr 6e-3` first"):
-        studies.main(Config("sokoban", problems_init=nowhere))
+    with pytest.raises(SystemExit, match="--data sokoban:rows=36000,plays=5000,brief=0.5 .* --lr 6e-3` first"):
+        studies.main(Config("sokoban", sokoban_init=nowhere))
     for flag, value in (("seeds", 0), ("steps", 1), ("examples", 0), ("jobs", 0)):
         with pytest.raises(SystemExit, match=f"--{flag} is at least"):
             studies.main(Config("stages", **{flag: value}))

@@ -17,7 +17,7 @@ from model.registry import TASKS
 
 # Kinds of inventories: two at first, because five kinds at once are not learned in the same steps; then the rest.
 FIRST = ("place", "exists")
-LATER = ("count", "what", *3 * ("relation",), "which_picture", *2 * ("together",), *2 * ("change",))
+LATER = ("place", "count", "what", *4 * ("relation",), "which_picture", *2 * ("together",), *2 * ("change",))
 ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 3, "relation": 4}  # shares: the harder, the more
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
@@ -47,7 +47,7 @@ class World:
     size = 300  # pictures' worth of questions that make the test set
 
     def __init__(self, concepts: str = "nano", rows: int = 26_500, scenes: int = 3_000, most: int = 4,
-                 description_noise: float = 0.85):
+                 description_noise: float = 0.95):
         self.concepts, self.rows, self.scenes, self.most, self.noise = concepts, rows, scenes, most, description_noise
 
     def scene(self, split: str, i: int) -> world.Scene:
@@ -67,7 +67,7 @@ class World:
         """Scene i in one turn of one language: its caption, its description, or an inventory."""
         rng = random.Random(f"captions/{i}")
         scene, language = self.scene("train", i), rng.choice(world.LANGUAGES)
-        form = rng.choices((self.caption, self.description, None), (15, 10, 75))[0]
+        form = rng.choices((self.caption, self.description, None), (15, 5, 80))[0]
         if form is None:
             return self.inventory(f"world/pretrain/{i}", FIRST, i, language, rng)
         return dialogue(f"world/pretrain/{i}", [picture(scene)], [form(scene, language, rng)])
@@ -86,7 +86,7 @@ class World:
         if form == "pair":
             return self.pair_conversation(i, language, rng)
         if form == "told":
-            tell = rng.choice((self.caption, self.listing, self.noisy_description, self.noisy_description))
+            tell = rng.choice((self.caption, self.listing, self.noisy_description))
             if tell != self.noisy_description and rng.random() < 0.5:
                 scene = self.crowded(i)
             turns = [tell(scene, language, rng)]
