@@ -100,11 +100,11 @@ class Config:
     balance: bool = False  # without --data: drop pairs by length, until chosen and rejected answers are about equally long
     pairs_only: bool = False  # make the pairs, say where they are, and stop
     iterations: int = 1  # rounds of generate, learn, choose; each starts from, and compares with, the one chosen before
-    nll_weight: float | None = None  # of the anchor, the chosen answer's negative log-likelihood: 4; mpo 1; 0 invites silence
+    nll_weight: float = 1.0  # of the anchor, the chosen answer's negative log-likelihood; 0 invites silence
     smoothing: float = 0.0  # dpo, robust: the share of pairs that are taken to be swapped
     gamma: float = 1.0  # simpo: the margin to reach
     reference: Path | None = None  # the reference's log-probabilities, computed where they are missing; default: in --out
-    epochs: float = 4.0  # passes over the pairs
+    epochs: float = 2.0  # passes over the pairs
     accumulate: int = 1  # micro-steps a step
 
     # Both; of two defaults the first is that of rules, the second that of preferences (DEFAULTS)
@@ -153,7 +153,6 @@ DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by 
     "lr": (1e-3, 2e-5, 2e-5), "optimizer": ("muon", "adamw", "adamw"), "warmup": (5, 10, 5),
     "bench": ("arithmetic", "hallucination", "arithmetic"),
     "eval_every": (20, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
-    "nll_weight": (4.0, 4.0, 4.0),
 }  # fmt: skip
 ROLLOUT_FLAGS = ("problems", "pass_rates", "prompts", "rounds", "reward", "max_new_tokens", "chunk")
 RULE_FLAGS = ("keep_all", "passes", "advantage", "clip_low", "clip_high", "per_sequence", "drift", "lam", "kl", "entropy_floor")
@@ -172,8 +171,6 @@ def filled(config: Config) -> Config:
     idle = (PREFERENCE_FLAGS, ROLLOUT_FLAGS + RULE_FLAGS, STORED_FLAGS + RULE_FLAGS)[family]
     if given := [name for name in idle if getattr(config, name) != getattr(Config(), name)]:
         raise ValueError(f"--algo {config.algo}{' --pairs policy' if config.pairs else ''} has no use for --{', --'.join(given)}")
-    if config.algo == "mpo" and config.nll_weight is None:
-        config = dataclasses.replace(config, nll_weight=1.0)  # one of its three published weights
     return dataclasses.replace(config, **{name: values[family] for name, values in DEFAULTS.items()
                                           if getattr(config, name) is None})
 

@@ -93,7 +93,8 @@ def misspoken(sentence: str, language: str, which: str) -> bool:
         name = forms[found[0]].en
         singular = found[0] == name.lower() != world.plural(name).lower()
         before = re.search(r"([a-z]+) $", text[:found.start()])
-        wrong = FILLERS["en"] - {"the", "one", world.with_article(name).split()[0]}  # another word may say more than the rule sees
+        fitting = {"the", "one", world.with_article(name).split()[0]}
+        wrong = FILLERS["en"] - fitting  # another word may say more than the rule sees
         if singular and before and before[1] in wrong:
             return True
     return False
