@@ -40,7 +40,8 @@ def questions(answer: str, language: str = "en", **options) -> list[str]:
 @pytest.mark.parametrize(("text", "language", "malformed"), [
     ("There is a ant at the top.", "en", True), ("There is an bus.", "en", True), ("There is bus at the top.", "en", True),
     ("There is a蚂蚁 at the top.", "en", True), ("左上有 ant。", "zh", True),
-    ("There is an ant at the top.", "en", False), ("At the top is one ant.", "en", False), ("Two ants and the bus.", "en", False), ("左上有一个蚂蚁。", "zh", False),
+    ("There is an ant at the top.", "en", False), ("At the top is one ant.", "en", False),
+    ("Two ants and the bus.", "en", False), ("左上有一个蚂蚁。", "zh", False),
 ])  # fmt: skip
 def test_a_sentence_that_is_none_of_its_language_is_a_malformed_claim(text, language, malformed):
     claims = claims_by_rule(text, language, "nano")
