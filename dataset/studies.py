@@ -98,7 +98,7 @@ STUDIES = {
               rl("self", "--algo dpo --labeler self"), rl("whole", "--algo dpo --labeler self --divider whole"),
               rl("control", "--algo sft_chosen"), rl("iterations", "--algo dpo --iterations 4")),
         compared=(("dpo", START), ("dpo", "control"), ("self", "whole")), start="init", steps=None,
-        judged=(("hallucination", 1000), ("world_pope", 500), ("world", 100)), drawn="points",
+        judged=(("hallucination", 1000), ("world_pope", 200), ("world", 100)), drawn="points",
         metrics=("hallucination/chair_s", "hallucination/cover", "hallucination/chair_i", "hallucination/malformed",
                  "world_pope/accuracy", "world/exact")),
     # Does the default gain what it should, and is anything lost?
