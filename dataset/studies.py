@@ -82,6 +82,9 @@ SFT, RL = "2-sft_vlm.py", "3-rl_vlm.py"
 CHECKED = "--eval_every 20 --bench"  # the best checkpoint of these checks on the validation split is kept, the start among them
 SUMS = f"{CHECKED} arithmetic"
 SUM_METRICS = ("arithmetic/image", "arithmetic/text")
+HALLUCINATION = (("hallucination", 1000), ("world_pope", 200), ("world", 100))
+HALLUCINATION_METRICS = ("hallucination/chair_s", "hallucination/cover", "hallucination/chair_i", "hallucination/malformed",
+                         "world_pope/accuracy", "world/exact")
 NEVER_SEEN = "arithmetic:first=10000"  # problems that stage 2 did not learn from
 PROBLEMS = (64, 256, 1024)
 
@@ -94,31 +97,32 @@ def rl(name: str, *flags: str) -> Arm:
 STUDIES = {
     # RLAIF-V: who labels, what is labelled, what is trained; the control learns from the chosen answers alone.
     "preferences": Study(
-        arms=(rl("dpo", "--algo dpo"), rl("lora", "--algo dpo --train.llm lora:8 --lr 4e-4"),
+        arms=(rl("dpo", "--algo dpo"), rl("lora", "--algo dpo --train.llm lora:8 --lr 2e-4"),
               rl("self", "--algo dpo --labeler self"), rl("whole", "--algo dpo --labeler self --divider whole"),
-              rl("control", "--algo sft_chosen"), rl("iterations", "--algo dpo --iterations 4")),
-        compared=(("dpo", START), ("dpo", "control"), ("self", "whole")), start="init", steps=None,
-        judged=(("hallucination", 1000), ("world_pope", 200), ("world", 100)), drawn="points",
-        metrics=("hallucination/chair_s", "hallucination/cover", "hallucination/chair_i", "hallucination/malformed",
-                 "world_pope/accuracy", "world/exact")),
+              rl("control", "--algo sft_chosen")),
+        compared=(("dpo", START), ("dpo", "control"), ("self", "whole")), start="init", steps=None, judged=HALLUCINATION,
+        metrics=HALLUCINATION_METRICS, drawn="points"),
+    "iterations": Study(
+        arms=(rl("iterations", "--algo dpo --iterations 4"),), compared=(("iterations", START),), start="init", steps=None,
+        seeds=1, judged=HALLUCINATION, metrics=HALLUCINATION_METRICS, drawn="points"),
     # Does the default gain what it should, and is anything lost?
     "arithmetic": Study(
         arms=(rl("rules", ""),), compared=(("rules", START),), start="init", steps=None,
         judged=(("arithmetic", None), ("world,easy_vqa,text", 100)),
         metrics=(*SUM_METRICS, "world/exact", "easy_vqa/accuracy", "text/translation")),
-    # What a shaped reward pays for. Validation, by levels solved, would hide it: `hackable_end` keeps the last checkpoint.
+    # What a shaped reward pays for. Validation, by levels solved, would hide it: what it leads to is the last checkpoint.
     "sokoban": Study(
-        arms=(rl("solved", f"--data sokoban {CHECKED} sokoban"),
-              rl("hackable", f"--data sokoban:reward=hackable {CHECKED} sokoban"),
-              rl("hackable_end", '--data sokoban:reward=hackable --bench ""')),
-        compared=(("solved", START), ("hackable", "solved"), ("hackable_end", "solved")), start="sokoban_init", steps=120,
-        judged=(("sokoban", None),), metrics=("sokoban/solved", "sokoban/untouched", "sokoban/moves")),
+        arms=(rl("solved", f"--data sokoban --rounds 1 {CHECKED} sokoban"),
+              rl("hackable", '--data sokoban:reward=hackable --rounds 1 --bench ""')),
+        compared=(("solved", START), ("hackable", "solved")), start="sokoban_init", steps=20, judged=(("sokoban", None),),
+        metrics=("sokoban/image", "sokoban/text", "sokoban/untouched", "sokoban/moves")),
     "geometry": Study(
-        arms=(rl("rules", f"--data geometry {CHECKED} geometry"),), compared=(("rules", START),), start="problems_init", steps=60,
+        arms=(rl("rules", f"--data geometry --rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
+        start="problems_init", steps=20,
         judged=(("geometry", None),), metrics=("geometry/accuracy", "geometry/held_out")),
     "perception": Study(
-        arms=(rl("rules", f"--data perception {CHECKED} perception"),), compared=(("rules", START),), start="problems_init",
-        steps=60, judged=(("perception", None),), metrics=("perception/accuracy", "perception/held_out")),
+        arms=(rl("rules", f"--data perception --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
+        start="problems_init", steps=20, judged=(("perception", None),), metrics=("perception/accuracy", "perception/held_out")),
     # MM-EUREKA: of the same few problems, how much do their answers teach, and how much their worked solutions?
     "efficiency": Study(
         arms=(*(rl(f"rl-{k}", f"--data {NEVER_SEEN},rows=0 --problems {k} {SUMS}") for k in PROBLEMS),
@@ -148,7 +152,7 @@ STUDIES = {
 
 @dataclass
 class Config:
-    study: Positional[str]  # preferences | arithmetic | sokoban | geometry | perception | efficiency | stages | ablations
+    study: Positional[str]  # preferences | iterations | arithmetic | sokoban | geometry | perception | efficiency | ... (STUDIES)
     seeds: int | None = None  # of each arm, from 0 on; default: the study's own, 3; stages: 5
     steps: int | None = None  # of each arm; default: the study's own
     examples: int = 750  # test problems that each result is asked: of sums 500 in pictures and 250 in words

@@ -272,7 +272,7 @@ def test_a_script_that_fails_ends_the_study_and_what_is_done_is_kept(pretended, 
 
 
 def test_what_makes_no_sense_is_refused_with_the_remedy(tmp_path):
-    with pytest.raises(SystemExit, match="unknown study 'stage'. Known: preferences, arithmetic, sokoban, geometry"):
+    with pytest.raises(SystemExit, match="unknown study 'stage'. Known: preferences, iterations, arithmetic, sokoban, geometry"):
         studies.main(Config("stage"))
     nowhere = tmp_path / "nowhere"
     with pytest.raises(SystemExit, match=r"run `python 2-sft_vlm.py --out .*nowhere` first"):
