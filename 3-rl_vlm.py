@@ -121,7 +121,7 @@ class Config:
     batch_size: int | None = None  # of a process and micro-step: 64 answers; 8 pairs
     max_length: int = 1024  # preferences: tokens of prompt and answer; longer answers lose their end, both at the same token
     optimizer: str | None = None  # muon | adamw: muon; adamw
-    lr: float | None = None  # peak learning rate: 1e-3; 2e-5; with LoRA twenty times that; of a pretrained model a hundredth
+    lr: float | None = None  # peak learning rate: 1e-3; 2e-5; with LoRA ten times that; of a pretrained model a hundredth
     lr_encoder: float = 0.0  # peak learning rate of the encoder alone; 0: --lr
     lr_connector: float = 0.0  # of the connector alone
     lr_llm: float = 0.0  # of the language model alone

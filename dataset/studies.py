@@ -74,7 +74,7 @@ COUNTS = {"sokoban/moves"}  # metrics that are no share
 MADE_BY = {
     "init": "python 2-sft_vlm.py --out {}",
     "problems_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,brief=0.7 "
-                     "perception:rows=20000,brief=0.7 world:0.08 --lr 6e-3",
+                     "perception:rows=6000,brief=0.7 world:0.08 --lr 6e-3",
     "sokoban_init": "python 2-sft_vlm.py --init out/sft --out {} --data sokoban:rows=36000,plays=5000,brief=0.5 world:0.08 "
                     "--lr 6e-3",
 }  # fmt: skip
