@@ -95,7 +95,8 @@ def test_each_chosen_answer_is_truer_than_its_rejected_one(done):
             for sentence in text.split(stop)[:-1]:
                 (concept,) = world.mentions(sentence + stop, item.language)
                 name, places = concept.name(item.language), world.PLACES[item.language]
-                place = sentence.rpartition(" at the ")[2] if item.language == "en" else sentence.partition("有")[0]
+                before, verb = ("At the ", " is ") if item.language == "en" else ("", "有")
+                place = sentence.strip().partition(verb)[0].removeprefix(before)
                 count += (name not in {name for name, _ in true}) + ((name, places.index(place)) not in true)
             return count
 
