@@ -321,7 +321,7 @@ def description(scene: Scene, language: str) -> str:
     """Everything and where it is: 'At the top left is one bus. At the center is one ant.'
 
     The place comes first: what is there can be looked up, and after it only places further on are left. And 'one' fits every
-    name, while 'a' or 'an' must be chosen before it. With "There is a bus at the top left." every eighth English description of
+    name, while 'a' or 'an' must be chosen before it. With "There is a bus at the top left." every fifth English description of
     a small model said a thing twice, or "a" before an ant and then the ant's Chinese name.
     """
     places = PLACES[language]
