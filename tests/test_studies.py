@@ -1,4 +1,4 @@
-"""The studies of RL by rules: what each arm runs, what is not run again, and what is told of numbers worked out by hand."""
+"""The studies of stage 3: what each arm runs, what is not run again, and what is told of numbers worked out by hand."""
 
 import dataclasses
 import importlib.util

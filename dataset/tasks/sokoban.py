@@ -11,7 +11,7 @@ to. So every step follows from those before it, and the answer only copies the m
     -> left, down, right, right
 
 Without the second part the first move has to know the whole plan. What helped most was more rows: of 300 validation levels nano
-solved 37 % after 8,000 rows and 79 % after 24,000, with 3,000 and 4,000 more that only play.
+solved 37 % after 8,000 rows and 79 % after 24,000, with 3,000 and 4,000 more that only play (one seed each).
 """
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class World:
     rows, scenes       training rows of a stage, and how many scenes they are about: a question costs nothing, and one that is
                        asked twice is learned by heart; but every picture costs a run of the encoder
     most               things in a scene (a part of the rows is about crowded ones, of up to nine)
-    description_noise  of the detailed descriptions in stage 2 the share that also names the partner of the last thing, at the
-                       next place, though it is not there (world.partners); captions and answers are always true
+    description_noise  of the detailed descriptions in stage 2 with a place left behind the last thing, the share that also names
+                       its absent partner there (world.partners); captions and answers are always true
     """
 
     size = 300  # pictures' worth of questions that make the test set
