@@ -1,7 +1,8 @@
 """Ways of stage 3 compared: arms that differ in one thing, several seeds of each, a table, a picture, a verdict.
 
 In:  the name of a study (STUDIES, below), and the checkpoints that its arms begin from.
-Out: out/studies/NAME/table.md, which is also printed, figure.png, and ARM-SEED/ with what the scripts wrote in each run.
+Out: out/studies/NAME/table.md, which is also printed, figure.png, and ARM-SEED/ with what the scripts wrote in each run; both
+     stand in out/report.md, too.
 
     python -m dataset.studies stages                        LMM-R1: reasoning in words first, then on pictures
     python -m dataset.studies preferences                   RLAIF-V: who labels, what is labelled, what is trained
@@ -29,6 +30,7 @@ import tyro
 from tyro.conf import Positional
 
 from dataset import compare
+from dataset.report import section
 from dataset.scripts import Failed, markdown, start
 
 # ---------------------------------------------------------------- the studies
@@ -73,8 +75,9 @@ START = "start"  # the row of the checkpoint that all arms begin from
 COUNTS = {"sokoban/moves"}  # metrics that are no share
 MADE_BY = {
     "init": "python 2-sft_vlm.py --out {}",
-    "problems_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,brief=0.7 "
-                     "perception:rows=6000,brief=0.7 world:0.08 --lr 6e-3",
+    "geometry_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,brief=0.7 "
+                     "arithmetic:text=true,rows=0,facts=1000 world:0.08 --lr 6e-3",
+    "perception_init": "python 2-sft_vlm.py --init out/sft --out {} --data perception:rows=24000,brief=0.7 world:0.08 --lr 6e-3",
     "sokoban_init": "python 2-sft_vlm.py --init out/sft --out {} --data sokoban:rows=36000,plays=5000,brief=0.5 world:0.08 "
                     "--lr 6e-3",
 }  # fmt: skip
@@ -118,16 +121,19 @@ STUDIES = {
         metrics=("sokoban/image", "sokoban/text", "sokoban/untouched", "sokoban/moves")),
     "geometry": Study(
         arms=(rl("rules", f"--data geometry --rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
-        start="problems_init", steps=20,
-        judged=(("geometry", None),), metrics=("geometry/accuracy", "geometry/held_out")),
+        start="geometry_init", steps=20,
+        judged=(("geometry", 3000),), metrics=("geometry/image", "geometry/text", "geometry/held_out")),
     "perception": Study(
         arms=(rl("rules", f"--data perception --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
-        start="problems_init", steps=20, judged=(("perception", None),), metrics=("perception/accuracy", "perception/held_out")),
-    # MM-EUREKA: of the same few problems, how much do their answers teach, and how much their worked solutions?
+        start="perception_init", steps=20,
+        judged=(("perception", 3000),), metrics=("perception/image", "perception/text", "perception/held_out")),
+    # MM-EUREKA: what do the same few problems teach by their answers and RL, by their answers and SFT, by worked solutions and
+    # SFT? What each leads to is the last checkpoint: validation would take further problems.
     "efficiency": Study(
-        arms=(*(rl(f"rl-{k}", f"--data {NEVER_SEEN},rows=0 --problems {k} {SUMS}") for k in PROBLEMS),
-              *(Arm(f"sft-{k}", ((SFT, f'--data {NEVER_SEEN},rows={k} --lr 1e-3 --bench ""'),)) for k in PROBLEMS)),
-        compared=tuple((f"rl-{k}", f"sft-{k}") for k in PROBLEMS), start="init",
+        arms=(*(rl(f"rl-{k}", f'--data {NEVER_SEEN},rows=0 --problems {k} --bench ""') for k in PROBLEMS),
+              *(Arm(f"sft_{what}-{k}", ((SFT, f'--data {NEVER_SEEN},rows={k},brief={brief} --lr 1e-3 --bench ""'),))
+                for what, brief in (("answers", 1), ("worked", 0)) for k in PROBLEMS)),
+        compared=tuple((f"rl-{k}", f"sft_{what}-{k}") for k in PROBLEMS for what in ("answers", "worked")), start="init",
         judged=(("arithmetic", None),), metrics=SUM_METRICS, drawn="lines"),
     # LMM-R1: reasoning in words first. Rollouts are as many in every arm but `fewer_images`.
     "stages": Study(
@@ -155,9 +161,10 @@ class Config:
     study: Positional[str]  # preferences | iterations | arithmetic | sokoban | geometry | perception | efficiency | ... (STUDIES)
     seeds: int | None = None  # of each arm, from 0 on; default: the study's own, 3; stages: 5
     steps: int | None = None  # of each arm; default: the study's own
-    examples: int = 750  # test problems that each result is asked: of sums 500 in pictures and 250 in words
+    examples: int = 1500  # test problems that each result is asked: of sums 1,000 in pictures and 500 in words
     init: Path = Path("out/sft")  # the checkpoint to begin from
-    problems_init: Path = Path("out/sft-problems")  # that of geometry and perception
+    geometry_init: Path = Path("out/sft-geometry")  # those of the other tasks
+    perception_init: Path = Path("out/sft-perception")
     sokoban_init: Path = Path("out/sft-sokoban")
     out: Path = Path("out/studies")
     jobs: int = 1  # runs at a time; several have one thread each
@@ -366,8 +373,11 @@ def main(config: Config) -> None:
     page = table(study, found)
     (folder / "table.md").write_text(page + "\n", encoding="utf-8")
     draw(study, found, folder / "figure.png")
-    print(f"\n{page}\n\nMean and standard error over seeds. Wrote {folder / 'table.md'} and {folder / 'figure.png'}\n"
-          f"{verdict(study, found)}")
+    said, report = verdict(study, found), config.out.parent / "report.md"
+    shown = f"![{config.study}]({config.out.name}/{config.study}/figure.png)"
+    section(report, f"Study: {config.study}", f"{page}\n\n{shown}\n\n{said}")
+    print(f"\n{page}\n\nMean and standard error over seeds. Wrote {folder / 'table.md'}, {folder / 'figure.png'} and a section "
+          f"of {report}\n{said}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def problems(split: str, n: int = 600, task: Geometry = TASK):
 
 
 def values_of(one) -> list[int]:
-    return list(map(int, one.thoughts.split(".")[0].split(", ")))
+    return list(map(int, one.brief.rstrip(".").split(", ")))
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -54,6 +54,16 @@ def test_every_step_of_the_reasoning_is_true_and_the_last_one_is_the_answer():
                     for n, side in zip(numbers, (left, right))]  # fmt: skip
             assert made[0] == made[1], one
         assert steps[-1][1] == one.answer
+
+
+def test_an_area_and_a_perimeter_begin_with_the_sides_of_what_lies_around_the_figure():
+    for one in problems("val"):
+        around = re.match(r"(?:Around it: |外框：)(\d+)(?:, |，)(\d+)(?:\. |。)(\d+)([*+])(\d+)=", one.thoughts)
+        assert (around is None) == (one.kind in ("angle", "hypotenuse"))
+        if around:
+            values = values_of(one)
+            assert list(map(int, around.group(1, 2))) == (values if len(values) == 2 else [values[1], values[3]])
+            assert around.group(1, 2) == around.group(3, 5) and (around[4] == "*") == one.kind.endswith("area")
 
 
 def test_splits_share_no_figure_in_any_form():

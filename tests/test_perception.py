@@ -50,13 +50,23 @@ def test_answers_are_right_by_the_words_alone(split):
             assert one.answer == answer(one.kind, one.question), one
 
 
+def test_the_counting_names_everything_once_and_ends_at_the_answer():
+    for one in (TEXT.problem("val", i) for i in range(400)):
+        if one.kind in ("count", "together", "shapes_together") and one.language == "en":
+            shown = [part.split(": ")[1] for part in one.question.split(". ")[:-1]]
+            said = one.thoughts.rstrip(".").split(", ")
+            assert [step.rstrip("0123456789 ") for step in said] == shown
+            assert [int(step.split()[-1]) for step in said if step[-1].isdigit()] == list(range(1, int(one.answer) + 1))
+
+
 def test_the_chinese_says_the_same_as_the_english():
     for kind, make in perception.SCENES.items():
         for seed in range(40):
-            (one, _, thoughts, english), (other, _, gedanken, chinese) = (
+            (one, _, glance, thoughts, english), (other, _, blick, gedanken, chinese) = (
                 make(random.Random(f"{kind}/{seed}"), language) for language in world.LANGUAGES)  # fmt: skip
             assert one.state == other.state and one.cells == other.cells
             assert re.findall(r"\d+", thoughts) == re.findall(r"\d+", gedanken)
+            assert glance.count(",") == blick.count("，") and not re.search(r"\d", glance + blick)
             assert english == chinese or (not english.isdigit() and not chinese.isascii())
 
 

@@ -1,7 +1,8 @@
 """Geometry: the third angle, areas and perimeters, the hypotenuse; figures with labels, and each problem's twin in words.
 
-The reasoning first reads the labels in reading order, then takes one step of arithmetic at a time. The perimeter of an L is
-held out: it asks a question that is trained (of rectangles) about a figure that is trained (for its area).
+The reasoning reads the labels that it needs, then takes one step of arithmetic at a time. What has an area and a perimeter is
+led back to the rectangle around it, and the question decides what is done with its sides. The perimeter of an L is held out: it
+asks a question that is trained (of rectangles) about a figure that is trained (for its area).
 """
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ WORDS = {
     "zh": {"angle": "三角形的两个角是{}和{}。", "rectangle": "长方形的边长是{}和{}。",
            "l": "L形的边长：上{}，左{}，右{}，下{}。", "hypotenuse": "直角三角形的直角边是{}和{}。"},
 }  # fmt: skip
+AROUND = {"en": "Around it: {}, {}. ", "zh": "外框：{}，{}。"}
+CUT = {"en": " Cut out: ", "zh": "缺角："}
 
 # ---------------------------------------------------------------- numbers, steps and answers, by kind
 
@@ -52,38 +55,40 @@ def legs(rng: random.Random) -> list[int]:
     return [factor * triple[0], factor * triple[1]][:: rng.choice((1, -1))]
 
 
-def third_angle(a: int, b: int) -> tuple[str, int]:
-    return f"{a}+{b}={a + b}, 180-{a + b}={180 - a - b}.", 180 - a - b
+def third_angle(language: str, a: int, b: int) -> tuple[str, int]:
+    return f"{a}, {b}. {a}+{b}={a + b}, 180-{a + b}={180 - a - b}.", 180 - a - b
 
 
-def area(a: int, b: int) -> tuple[str, int]:
-    return f"{a}*{b}={a * b}.", a * b
+def area(language: str, a: int, b: int) -> tuple[str, int]:
+    return f"{AROUND[language].format(a, b)}{a}*{b}={a * b}.", a * b
 
 
-def perimeter(a: int, b: int) -> tuple[str, int]:
-    return f"{a}+{b}={a + b}, 2*{a + b}={2 * (a + b)}.", 2 * (a + b)
+def perimeter(language: str, a: int, b: int) -> tuple[str, int]:
+    return f"{AROUND[language].format(a, b)}{a}+{b}={a + b}, 2*{a + b}={2 * (a + b)}.", 2 * (a + b)
 
 
-def l_area(top: int, left: int, right: int, bottom: int) -> tuple[str, int]:
-    """The lying bar, what stands on it, and both."""
-    lying, above = bottom * right, left - right
-    whole = lying + top * above
-    return f"{bottom}*{right}={lying}, {left}-{right}={above}, {top}*{above}={top * above}, {lying}+{top * above}={whole}.", whole
+def l_area(language: str, top: int, left: int, right: int, bottom: int) -> tuple[str, int]:
+    """The area of the rectangle around it, less what is cut out of its corner."""
+    path, whole = area(language, left, bottom)
+    high, wide = left - right, bottom - top
+    cut = high * wide
+    steps = f"{left}-{right}={high}, {bottom}-{top}={wide}, {high}*{wide}={cut}, {whole}-{cut}={whole - cut}."
+    return path + CUT[language] + steps, whole - cut
 
 
-def l_perimeter(top: int, left: int, right: int, bottom: int) -> tuple[str, int]:
-    """As of the rectangle around it: what is cut out of a corner does not shorten the way round."""
-    return perimeter(left, bottom)
+def l_perimeter(language: str, top: int, left: int, right: int, bottom: int) -> tuple[str, int]:
+    """That of the rectangle around it: what is cut out of a corner does not shorten the way round."""
+    return perimeter(language, left, bottom)
 
 
-def hypotenuse(a: int, b: int) -> tuple[str, int]:
+def hypotenuse(language: str, a: int, b: int) -> tuple[str, int]:
     """The known triple that both legs are the same multiple of."""
     for triple in TRIPLES:
         for first, second in (triple[:2], triple[1::-1]):
             if a * second == b * first:
                 factor = a // first
                 longest = factor * triple[2]
-                return f"{a}={factor}*{first}, {b}={factor}*{second}, {factor}*{triple[2]}={longest}.", longest
+                return f"{a}, {b}. {a}={factor}*{first}, {b}={factor}*{second}, {factor}*{triple[2]}={longest}.", longest
     raise ValueError(f"{a} and {b} are no legs of {TRIPLES}")
 
 
@@ -134,12 +139,12 @@ class Geometry(Problems):
         values = numbers(rng)
         while split_of(*(state := state_of(words, values))) != split:
             values = numbers(rng)
-        path, answer = steps(*values)
+        thoughts, answer = steps(language, *values)
         question, pictures, seed = ASK[language][asked], (), rng.random()
         if self.words_only(i):
             labels = [f"{value}°" if kind == "angle" else str(value) for value in values]
             question = WORDS[language][words].format(*labels) + (" " if language == "en" else "") + question
         else:
             pictures = (drawn(f"geometry:{kind}:{values}", lambda own: draw(kind, values, own), seed),)
-        seen = f"{', '.join(map(str, values))}."
-        return Problem(kind, language, pictures, question, f"{seen} {path}", str(answer), state, seen)
+        labels = f"{', '.join(map(str, values))}."
+        return Problem(kind, language, pictures, question, thoughts, str(answer), state, brief=labels)

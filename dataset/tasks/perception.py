@@ -1,7 +1,8 @@
 """Perception and reasoning: count, compare and find the largest among shapes, dice and emoji drawings.
 
-The reasoning first says what is seen and where, then concludes. How many circles and triangles there are together is held out:
-together is trained with emoji drawings, and circles and triangles are trained one kind at a time.
+The reasoning names one thing after the other and counts those that are asked for; at a glance (`brief`) it only says what it
+looks for. How many circles and triangles there are together is held out: together is trained with emoji drawings, and circles and
+triangles are trained one kind at a time.
 """
 from __future__ import annotations
 
@@ -50,10 +51,6 @@ class Content:
                          else f"{place}：{size}{name(thing, 'zh')}。")
         return " ".join(parts) if language == "en" else "".join(parts)
 
-    def named(self, language: str) -> str:
-        """'red circle, blue triangle.': what there is, without its place and size."""
-        return COMMA[language].join(name(thing, language) for thing in self.things) + STOP[language].strip()
-
 
 def name(thing: Shape | world.Concept, language: str) -> str:
     """'red circle', 'bus', '红色圆形'."""
@@ -71,14 +68,20 @@ def many(what: str | world.Concept, language: str) -> str:
     return f"{what} shapes" if language == "en" else drawings.COLOURS[what][0] + "图形"
 
 
-def places(content: Content, what: str | world.Concept, language: str) -> tuple[int, str]:
-    """How many, and the counting: 'circles: top 1, left 2.'"""
-    found = [world.PLACES[language][cell] for thing, cell in zip(content.things, content.cells)
-             if (thing == what if isinstance(what, world.Concept) else what in thing)]
-    steps = [f"{place} {i}" if language == "en" else f"{place}{i}" for i, place in enumerate(found, 1)]
-    counted = COMMA[language].join(steps) or WORDS[language]["nothing"]
-    colon = ": " if language == "en" else "："
-    return len(found), f"{many(what, language)}{colon}{counted}{STOP[language].strip()}"
+def tally(content: Content, kinds: Sequence[Sequence], language: str) -> tuple[list[int], str]:
+    """How many there are of each of the kinds, and the counting: 'red circle 1, blue triangle, green circle 2.'
+
+    kinds  of each, what belongs to it: shapes, colours or concepts
+    """
+    numbers, steps = [0] * len(kinds), []
+    for thing in content.things:
+        step = name(thing, language)
+        for k, kind in enumerate(kinds):
+            if any(thing == what if isinstance(what, world.Concept) else what in thing for what in kind):
+                numbers[k] += 1
+                step += f" {numbers[k]}" if language == "en" else str(numbers[k])
+        steps.append(step)
+    return numbers, COMMA[language].join(steps) + STOP[language].strip()
 
 
 def in_order(things: list, rng: random.Random) -> Content:
@@ -91,9 +94,9 @@ def some_shapes(rng: random.Random, n: int, shapes: Sequence[str] = SHAPES, colo
     return [(rng.choice(colours), rng.choice(shapes)) for _ in range(n)]
 
 
-# ---------------------------------------------------------------- the kinds: (content, question, thoughts, answer)
+# ---------------------------------------------------------------- the kinds: (content, question, glance, thoughts, answer)
 
-Made = tuple[Content, str, str, str]
+Made = tuple[Content, str, str, str, str]
 
 
 def count(rng: random.Random, language: str) -> Made:
@@ -103,9 +106,9 @@ def count(rng: random.Random, language: str) -> Made:
     others = [word for word in (SHAPES if by_shape else COLOURS) if word != what]
     one, rest = ({"shapes": [what]}, {"shapes": others}) if by_shape else ({"colours": [what]}, {"colours": others})
     content = in_order(some_shapes(rng, number, **one) + some_shapes(rng, rng.randint(1, 3), **rest), rng)
-    n, thoughts = places(content, what, language)
+    (n,), thoughts = tally(content, [[what]], language)
     question = f"How many {many(what, 'en')} are there?" if language == "en" else f"有几个{many(what, 'zh')}？"
-    return content, question, thoughts, str(n)
+    return content, question, glance(language, many(what, language)), thoughts, str(n)
 
 
 def compare(rng: random.Random, language: str) -> Made:
@@ -117,12 +120,13 @@ def compare(rng: random.Random, language: str) -> Made:
     numbers = (low, high) if more == "second" else (high, low)
     things = some_shapes(rng, numbers[0], [first]) + some_shapes(rng, numbers[1], [second])
     content = in_order(things, rng)
-    (one, thoughts), (two, others) = places(content, first, language), places(content, second, language)
+    (one, two), thoughts = tally(content, [[first], [second]], language)
     sign = "=" if one == two else ">" if one > two else "<"
     answer = WORDS[language]["equal"] if one == two else many(first if one > two else second, language)
     question = (f"Are there more {many(first, 'en')} or more {many(second, 'en')}?" if language == "en"
                 else f"{many(first, 'zh')}和{many(second, 'zh')}哪个多？")
-    return content, question, join(language, thoughts, others, f"{one}{sign}{two}."), answer
+    thoughts = join(language, thoughts, f"{one}{sign}{two}.")
+    return content, question, glance(language, many(first, language), many(second, language)), thoughts, answer
 
 
 def largest(rng: random.Random, language: str) -> Made:
@@ -143,14 +147,14 @@ def largest(rng: random.Random, language: str) -> Made:
     else:
         answer = name(chosen, language)
         question = "What is the largest thing?" if language == "en" else "最大的东西是什么？"
-    return content, question, thoughts, answer
+    return content, question, glance(language, ALL[language][shapes]), thoughts, answer
 
 
 def together(rng: random.Random, language: str) -> Made:
     """How many of two concepts there are together, among others."""
     first, second, *others = trained_things(rng, 4)
     things = [first] * rng.randint(1, 3) + [second] * rng.randint(1, 3) + others[:rng.randint(0, 2)]
-    return sum_of(in_order(things, rng), first, second, language)
+    return both(in_order(things, rng), first, second, language)
 
 
 def shapes_together(rng: random.Random, language: str) -> Made:
@@ -158,14 +162,15 @@ def shapes_together(rng: random.Random, language: str) -> Made:
     first, second, other = rng.sample(SHAPES, 3)
     things = [*some_shapes(rng, rng.randint(1, 3), [first]), *some_shapes(rng, rng.randint(1, 3), [second]),
               *some_shapes(rng, rng.randint(0, 2), [other])]  # fmt: skip
-    return sum_of(in_order(things, rng), first, second, language)
+    return both(in_order(things, rng), first, second, language)
 
 
-def sum_of(content: Content, first, second, language: str) -> Made:
-    (one, thoughts), (two, others) = places(content, first, language), places(content, second, language)
+def both(content: Content, first: str | world.Concept, second: str | world.Concept, language: str) -> Made:
+    """How many there are of two kinds, which are counted as one."""
+    (n,), thoughts = tally(content, [[first, second]], language)
     question = (f"How many {many(first, 'en')} and {many(second, 'en')} are there together?" if language == "en"
                 else f"{many(first, 'zh')}和{many(second, 'zh')}一共有几个？")
-    return content, question, join(language, thoughts, others, f"{one}+{two}={one + two}."), str(one + two)
+    return content, question, glance(language, many(first, language), many(second, language)), thoughts, str(n)
 
 
 def trained_things(rng: random.Random, n: int) -> list[world.Concept]:
@@ -176,11 +181,18 @@ def trained_things(rng: random.Random, n: int) -> list[world.Concept]:
             return found
 
 
+def glance(language: str, *names: str) -> str:
+    """'circles, triangles.': what is looked for, and nothing of where it is or how much of it."""
+    return COMMA[language].join(names) + STOP[language].strip()
+
+
 def join(language: str, *sentences: str) -> str:
     return (" " if language == "en" else "").join(sentences)
 
 
 SCENES = {"count": count, "compare": compare, "largest": largest, "together": together, "shapes_together": shapes_together}
+ALL = {"en": ("things", "shapes"), "zh": ("东西", "图形")}
+NUMBERS = {"en": ("digits", "dice"), "zh": ("数字", "骰子")}
 HIGHEST = {"en": ("What is the highest digit?", "What is the highest die?"), "zh": ("最大的数字是多少？", "最大的骰子是几点？")}
 
 
@@ -204,9 +216,9 @@ class Perception(Problems):
         if kind == "highest":
             return self.highest(split, i, language, rng)
         make = SCENES[kind]
-        content, question, thoughts, answer = make(rng, language)
+        content, question, brief, thoughts, answer = make(rng, language)
         while split_of("perception", *content.state) != split or holds_out(content):
-            content, question, thoughts, answer = make(rng, language)
+            content, question, brief, thoughts, answer = make(rng, language)
         pictures, seed = (), rng.random()
         if self.words_only(i):
             question = join(language, content.told(language), question)
@@ -214,7 +226,7 @@ class Perception(Problems):
             shown = [(name(thing, "en"), cell) for thing, cell in zip(content.things, content.cells)]
             pictures = (drawn(f"perception:{shown}:{content.largest}", content.draw, seed),)
         state = ("perception", *content.state)
-        return Problem(kind, language, pictures, question, thoughts, answer, state, content.named(language))
+        return Problem(kind, language, pictures, question, thoughts, answer, state, brief)
 
     def highest(self, split: str, i: int, language: str, rng: random.Random) -> Problem:
         """The highest of two to five digits or dice, by the highest so far: '3, 5, 1. 3, 5, 5.'"""
@@ -231,7 +243,8 @@ class Perception(Problems):
             draw = drawings.dice if dice else drawings.digits
             pictures = (drawn(f"perception:{draw.__name__}:{values}", lambda own: draw(values, own), seed),)
         thoughts = f"{seen} {', '.join(map(str, so_far))}."
-        return Problem("highest", language, pictures, question, thoughts, str(max(values)), state, seen)
+        brief = glance(language, NUMBERS[language][dice])
+        return Problem("highest", language, pictures, question, thoughts, str(max(values)), state, brief)
 
 
 def holds_out(content: Content) -> bool:
