@@ -77,7 +77,8 @@ MADE_BY = {
     "init": "python 2-sft_vlm.py --out {}",
     "geometry_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,brief=0.7 "
                      "arithmetic:text=true,rows=0,facts=1000 world:0.08 --lr 6e-3",
-    "perception_init": "python 2-sft_vlm.py --init out/sft --out {} --data perception:rows=24000,brief=0.7 world:0.08 --lr 6e-3",
+    "perception_init": "python 2-sft_vlm.py --init out/sft --out {} --data perception:text=true,rows=24000 "
+                       "perception:text=false,rows=10000,brief=0.7 world:0.08 --lr 6e-3",
     "sokoban_init": "python 2-sft_vlm.py --init out/sft --out {} --data sokoban:rows=36000,plays=5000,brief=0.5 world:0.08 "
                     "--lr 6e-3",
 }  # fmt: skip
@@ -119,12 +120,13 @@ STUDIES = {
               rl("hackable", '--data sokoban:reward=hackable --rounds 1 --bench ""')),
         compared=(("solved", START), ("hackable", "solved")), start="sokoban_init", steps=20, judged=(("sokoban", None),),
         metrics=("sokoban/image", "sokoban/text", "sokoban/untouched", "sokoban/moves")),
+    # Two more kinds of problems, each from a start of its own (MADE_BY) in which most answers about pictures come at once.
     "geometry": Study(
         arms=(rl("rules", f"--data geometry --rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
         start="geometry_init", steps=20,
         judged=(("geometry", 3000),), metrics=("geometry/image", "geometry/text", "geometry/held_out")),
     "perception": Study(
-        arms=(rl("rules", f"--data perception --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
+        arms=(rl("rules", f"--data perception:first=100000 --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
         start="perception_init", steps=20,
         judged=(("perception", 3000),), metrics=("perception/image", "perception/text", "perception/held_out")),
     # MM-EUREKA: what do the same few problems teach by their answers and RL, by their answers and SFT, by worked solutions and

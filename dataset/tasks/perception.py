@@ -1,14 +1,14 @@
 """Perception and reasoning: count, compare and find the largest among shapes, dice and emoji drawings.
 
-The reasoning names one thing after the other and counts those that are asked for; at a glance (`brief`) it only says what it
-looks for. How many circles and triangles there are together is held out: together is trained with emoji drawings, and circles and
-triangles are trained one kind at a time.
+The reasoning names one thing after the other, counts every kind as it goes along, and only then turns to what is asked; at a
+glance (`brief`) it only says what it looks for. How many circles and triangles there are together is held out: together is
+trained with emoji drawings, and circles and triangles are trained one kind at a time.
 """
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dataset import drawings, figures, world
 from dataset.problems import Problem, Problems, drawn, split_of
@@ -68,20 +68,31 @@ def many(what: str | world.Concept, language: str) -> str:
     return f"{what} shapes" if language == "en" else drawings.COLOURS[what][0] + "图形"
 
 
-def tally(content: Content, kinds: Sequence[Sequence], language: str) -> tuple[list[int], str]:
-    """How many there are of each of the kinds, and the counting: 'red circle 1, blue triangle, green circle 2.'
+def tally(content: Content, kind: Callable[[Shape | world.Concept], object], language: str) -> tuple[Counter, str]:
+    """How many there are of every kind, and the counting: 'red circle 1, blue triangle 1, green circle 2.'
 
-    kinds  of each, what belongs to it: shapes, colours or concepts
+    kind  of a thing: its shape, its colour, or what it is
     """
-    numbers, steps = [0] * len(kinds), []
+    numbers: Counter = Counter()
+    steps = []
     for thing in content.things:
-        step = name(thing, language)
-        for k, kind in enumerate(kinds):
-            if any(thing == what if isinstance(what, world.Concept) else what in thing for what in kind):
-                numbers[k] += 1
-                step += f" {numbers[k]}" if language == "en" else str(numbers[k])
-        steps.append(step)
+        numbers[kind(thing)] += 1
+        steps.append(name(thing, language) + " " * (language == "en") + str(numbers[kind(thing)]))
     return numbers, COMMA[language].join(steps) + STOP[language].strip()
+
+
+def found(numbers: Counter, kinds: Sequence[str | world.Concept], language: str) -> str:
+    """'circles 2, triangles 1.': of the kinds that are asked for, what the counting came to."""
+    return COMMA[language].join(many(kind, language) + " " * (language == "en") + str(numbers[kind])
+                                for kind in kinds) + STOP[language].strip()
+
+
+def colour(thing: Shape) -> str:
+    return thing[0]
+
+
+def shape(thing: Shape) -> str:
+    return thing[1]
 
 
 def in_order(things: list, rng: random.Random) -> Content:
@@ -100,38 +111,40 @@ Made = tuple[Content, str, str, str, str]
 
 
 def count(rng: random.Random, language: str) -> Made:
-    """How many circles, or red shapes; each number from 0 to 4 as often as the others."""
-    number, by_shape = rng.randint(0, 4), rng.random() < 0.5
+    """How many circles, or red shapes; each number from 0 to 6 as often as the others."""
+    number, by_shape = rng.randint(0, 6), rng.random() < 0.5
     what = rng.choice(SHAPES if by_shape else COLOURS)
     others = [word for word in (SHAPES if by_shape else COLOURS) if word != what]
     one, rest = ({"shapes": [what]}, {"shapes": others}) if by_shape else ({"colours": [what]}, {"colours": others})
     content = in_order(some_shapes(rng, number, **one) + some_shapes(rng, rng.randint(1, 3), **rest), rng)
-    (n,), thoughts = tally(content, [[what]], language)
+    numbers, thoughts = tally(content, shape if by_shape else colour, language)
+    thoughts = join(language, thoughts, found(numbers, [what], language))
     question = f"How many {many(what, 'en')} are there?" if language == "en" else f"有几个{many(what, 'zh')}？"
-    return content, question, glance(language, many(what, language)), thoughts, str(n)
+    return content, question, glance(language, many(what, language)), thoughts, str(numbers[what])
 
 
 def compare(rng: random.Random, language: str) -> Made:
     """Circles or triangles: which are more. A fifth is equal."""
     first, second = rng.sample(SHAPES, 2)
     more = rng.choices(("equal", "first", "second"), (1, 2, 2))[0]
-    low = rng.randint(1, 3)
-    high = low if more == "equal" else rng.randint(low + 1, 4)
-    numbers = (low, high) if more == "second" else (high, low)
-    things = some_shapes(rng, numbers[0], [first]) + some_shapes(rng, numbers[1], [second])
+    low = rng.randint(1, 4)
+    high = low if more == "equal" else rng.randint(low + 1, 5)
+    drawn_of = (low, high) if more == "second" else (high, low)
+    things = some_shapes(rng, drawn_of[0], [first]) + some_shapes(rng, drawn_of[1], [second])
     content = in_order(things, rng)
-    (one, two), thoughts = tally(content, [[first], [second]], language)
+    numbers, thoughts = tally(content, shape, language)
+    one, two = numbers[first], numbers[second]
     sign = "=" if one == two else ">" if one > two else "<"
     answer = WORDS[language]["equal"] if one == two else many(first if one > two else second, language)
     question = (f"Are there more {many(first, 'en')} or more {many(second, 'en')}?" if language == "en"
                 else f"{many(first, 'zh')}和{many(second, 'zh')}哪个多？")
-    thoughts = join(language, thoughts, f"{one}{sign}{two}.")
+    thoughts = join(language, thoughts, found(numbers, [first, second], language), f"{one}{sign}{two}.")
     return content, question, glance(language, many(first, language), many(second, language)), thoughts, answer
 
 
 def largest(rng: random.Random, language: str) -> Made:
     """The colour of the largest shape, or the name of the largest thing."""
-    n = rng.randint(2, 5)
+    n = rng.randint(3, 7)
     shapes = rng.random() < 0.5
     things = some_shapes(rng, n) if shapes else trained_things(rng, n)
     content = in_order(things, rng)
@@ -153,24 +166,27 @@ def largest(rng: random.Random, language: str) -> Made:
 def together(rng: random.Random, language: str) -> Made:
     """How many of two concepts there are together, among others."""
     first, second, *others = trained_things(rng, 4)
-    things = [first] * rng.randint(1, 3) + [second] * rng.randint(1, 3) + others[:rng.randint(0, 2)]
-    return both(in_order(things, rng), first, second, language)
+    things = [first] * rng.randint(1, 4) + [second] * rng.randint(1, 4)
+    things += others[:rng.randint(0, min(2, 9 - len(things)))]
+    return both(in_order(things, rng), first, second, lambda thing: thing, language)
 
 
 def shapes_together(rng: random.Random, language: str) -> Made:
     """The same with circles, rectangles and triangles."""
     first, second, other = rng.sample(SHAPES, 3)
-    things = [*some_shapes(rng, rng.randint(1, 3), [first]), *some_shapes(rng, rng.randint(1, 3), [second]),
-              *some_shapes(rng, rng.randint(0, 2), [other])]  # fmt: skip
-    return both(in_order(things, rng), first, second, language)
+    things = some_shapes(rng, rng.randint(1, 4), [first]) + some_shapes(rng, rng.randint(1, 4), [second])
+    things += some_shapes(rng, rng.randint(0, min(2, 9 - len(things))), [other])
+    return both(in_order(things, rng), first, second, shape, language)
 
 
-def both(content: Content, first: str | world.Concept, second: str | world.Concept, language: str) -> Made:
-    """How many there are of two kinds, which are counted as one."""
-    (n,), thoughts = tally(content, [[first, second]], language)
+def both(content: Content, first: str | world.Concept, second: str | world.Concept, kind: Callable, language: str) -> Made:
+    """How many there are of two kinds; `kind` as in `tally`."""
+    numbers, thoughts = tally(content, kind, language)
+    one, two = numbers[first], numbers[second]
     question = (f"How many {many(first, 'en')} and {many(second, 'en')} are there together?" if language == "en"
                 else f"{many(first, 'zh')}和{many(second, 'zh')}一共有几个？")
-    return content, question, glance(language, many(first, language), many(second, language)), thoughts, str(n)
+    thoughts = join(language, thoughts, found(numbers, [first, second], language), f"{one}+{two}={one + two}.")
+    return content, question, glance(language, many(first, language), many(second, language)), thoughts, str(one + two)
 
 
 def trained_things(rng: random.Random, n: int) -> list[world.Concept]:
@@ -229,11 +245,11 @@ class Perception(Problems):
         return Problem(kind, language, pictures, question, thoughts, answer, state, brief)
 
     def highest(self, split: str, i: int, language: str, rng: random.Random) -> Problem:
-        """The highest of two to five digits or dice, by the highest so far: '3, 5, 1. 3, 5, 5.'"""
+        """The highest of three to seven digits or dice, by the highest so far: '3, 5, 1. 3, 5, 5.'"""
         dice = rng.random() < 0.5
         values: list[int] = []
         while not values or split_of(*(state := ("perception", "highest", *sorted(values)))) != split:
-            values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(2, 5))]
+            values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(3, 7))]
         so_far = [max(values[: k + 1]) for k in range(len(values))]
         seen = f"{', '.join(map(str, values))}."
         question, pictures, seed = HIGHEST[language][dice], (), rng.random()
