@@ -84,7 +84,7 @@ MADE_BY = {
 }  # fmt: skip
 SFT, RL = "2-sft_vlm.py", "3-rl_vlm.py"
 CHECKED = "--eval_every 20 --bench"  # the best checkpoint of these checks on the validation split is kept, the start among them
-SUMS = f"{CHECKED} arithmetic"
+LAST = '--bench ""'  # no check: the last checkpoint is kept, whatever it is
 SUM_METRICS = ("arithmetic/image", "arithmetic/text")
 HALLUCINATION = (("hallucination", 1000), ("world_pope", 200), ("world", 100))
 HALLUCINATION_METRICS = ("hallucination/chair_s", "hallucination/cover", "hallucination/chair_i", "hallucination/malformed",
@@ -117,7 +117,7 @@ STUDIES = {
     # What a shaped reward pays for. Validation, by levels solved, would hide it: what it leads to is the last checkpoint.
     "sokoban": Study(
         arms=(rl("solved", f"--data sokoban --rounds 1 {CHECKED} sokoban"),
-              rl("hackable", '--data sokoban:reward=hackable --rounds 1 --bench ""')),
+              rl("hackable", f"--data sokoban:reward=hackable --rounds 1 {LAST}")),
         compared=(("solved", START), ("hackable", "solved")), start="sokoban_init", steps=20, judged=(("sokoban", None),),
         metrics=("sokoban/image", "sokoban/text", "sokoban/untouched", "sokoban/moves")),
     # Two more kinds of problems, each from a start of its own (MADE_BY) in which most answers about pictures come at once.
@@ -129,27 +129,26 @@ STUDIES = {
         arms=(rl("rules", f"--data perception:first=100000 --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
         start="perception_init", steps=20,
         judged=(("perception", 3000),), metrics=("perception/image", "perception/text", "perception/held_out")),
-    # MM-EUREKA: what do the same few problems teach by their answers and RL, by their answers and SFT, by worked solutions and
-    # SFT? What each leads to is the last checkpoint: validation would take further problems.
+    # MM-EUREKA: what do the same few problems teach, by their answers and RL, by their answers and SFT, by worked solutions?
     "efficiency": Study(
-        arms=(*(rl(f"rl-{k}", f'--data {NEVER_SEEN},rows=0 --problems {k} --bench ""') for k in PROBLEMS),
-              *(Arm(f"sft_{what}-{k}", ((SFT, f'--data {NEVER_SEEN},rows={k},brief={brief} --lr 1e-3 --bench ""'),))
+        arms=(*(rl(f"rl-{k}", f"--data {NEVER_SEEN},rows=0 --problems {k} {LAST}") for k in PROBLEMS),
+              *(Arm(f"sft_{what}-{k}", ((SFT, f"--data {NEVER_SEEN},rows={k},brief={brief} --lr 1e-3 {LAST}"),))
                 for what, brief in (("answers", 1), ("worked", 0)) for k in PROBLEMS)),
         compared=tuple((f"rl-{k}", f"sft_{what}-{k}") for k in PROBLEMS for what in ("answers", "worked")), start="init",
         judged=(("arithmetic", None),), metrics=SUM_METRICS, drawn="lines"),
     # LMM-R1: reasoning in words first. Rollouts are as many in every arm but `fewer_images`.
     "stages": Study(
-        arms=(rl("text_image", f"--data arithmetic:text=true --max_steps {{words}} {SUMS}",
-                 f"--data arithmetic:text=false --max_steps {{pictures}} {SUMS}"),
-              rl("image", f"--data arithmetic:text=false {SUMS}"),
-              rl("fewer_images", f"--data arithmetic:text=false --max_steps {{pictures}} {SUMS}"),
-              rl("text", f"--data arithmetic:text=true {SUMS}"),
-              rl("mixed", f"--data arithmetic {SUMS}")),
+        arms=(rl("text_image", f"--data arithmetic:text=true --max_steps {{words}} {LAST}",
+                 f"--data arithmetic:text=false --max_steps {{pictures}} {LAST}"),
+              rl("image", f"--data arithmetic:text=false {LAST}"),
+              rl("fewer_images", f"--data arithmetic:text=false --max_steps {{pictures}} {LAST}"),
+              rl("text", f"--data arithmetic:text=true {LAST}"),
+              rl("mixed", f"--data arithmetic {LAST}")),
         compared=(("text_image", "image"), ("text_image", "fewer_images"), ("text_image", START)), start="init", seeds=5,
         judged=(("arithmetic", None),), metrics=SUM_METRICS),
     "ablations": Study(
-        arms=(rl("default", SUMS), rl("kl", f"--beta 0.01 {SUMS}"), rl("no_filter", f"--keep_all {SUMS}"),
-              rl("grpo", f"--advantage grpo {SUMS}")),
+        arms=(rl("default", LAST), rl("kl", f"--beta 0.01 {LAST}"), rl("no_filter", f"--keep_all {LAST}"),
+              rl("grpo", f"--advantage grpo {LAST}")),
         compared=(("kl", "default"), ("no_filter", "default"), ("grpo", "default")), start="init",
         judged=(("arithmetic", None),), metrics=SUM_METRICS),
 }  # fmt: skip
