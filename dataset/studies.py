@@ -77,7 +77,7 @@ MADE_BY = {
     "init": "python 2-sft_vlm.py --out {}",
     "geometry_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,brief=0.7 "
                      "arithmetic:text=true,rows=0,facts=1000 world:0.08 --lr 6e-3",
-    "perception_init": "python 2-sft_vlm.py --init out/sft --out {} --data perception:text=true,rows=24000 "
+    "perception_init": "python 2-sft_vlm.py --init out/sft --out {} --data perception:text=true,rows=26000 "
                        "perception:text=false,rows=10000,brief=0.7 world:0.08 --lr 6e-3",
     "sokoban_init": "python 2-sft_vlm.py --init out/sft --out {} --data sokoban:rows=36000,plays=5000,brief=0.5 world:0.08 "
                     "--lr 6e-3",

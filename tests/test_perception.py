@@ -57,8 +57,10 @@ def test_the_counting_names_everything_in_order_with_how_many_of_its_kind_there_
             *shown, asked = one.question.split(". ")
             names = [part.split(": ")[1] for part in shown]
             by_colour = asked.endswith("shapes are there?")
-            kinds = names if one.kind == "together" else [name.split()[0 if by_colour else 1] for name in names]
+            kinds = names if one.thoughts.startswith("Things: ") else [name.split()[0 if by_colour else 1] for name in names]
             steps, found, *_ = one.thoughts.rstrip(".").split(". ")
+            by, _, steps = steps.partition(": ")
+            assert by == ("Colours" if by_colour else "Shapes" if names != kinds else "Things")
             assert steps.split(", ") == [f"{name} {kinds[:k + 1].count(kinds[k])}" for k, name in enumerate(names)]
             counted += len(found.split(", "))
             for entry in found.split(", "):

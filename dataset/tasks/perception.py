@@ -1,8 +1,8 @@
 """Perception and reasoning: count, compare and find the largest among shapes, dice and emoji drawings.
 
-The reasoning names one thing after the other, counts every kind as it goes along, and only then turns to what is asked; at a
-glance (`brief`) it only says what it looks for. How many circles and triangles there are together is held out: together is
-trained with emoji drawings, and circles and triangles are trained one kind at a time.
+The reasoning says what it counts, names one thing after the other, each with how many of its kind there were, and only then turns
+to what is asked; at a glance (`brief`) it only says what it looks for. How many circles and triangles there are together is held
+out: emoji drawings are compared and added up, shapes are only compared.
 """
 from __future__ import annotations
 
@@ -68,31 +68,27 @@ def many(what: str | world.Concept, language: str) -> str:
     return f"{what} shapes" if language == "en" else drawings.COLOURS[what][0] + "图形"
 
 
-def tally(content: Content, kind: Callable[[Shape | world.Concept], object], language: str) -> tuple[Counter, str]:
-    """How many there are of every kind, and the counting: 'red circle 1, blue triangle 1, green circle 2.'
+KINDS: dict[str, tuple[tuple[str, str], Callable]] = {  # how it is said, and of a thing its kind
+    "colour": (("Colours: ", "颜色："), lambda thing: thing[0]), "shape": (("Shapes: ", "形状："), lambda thing: thing[1]),
+    "thing": (("Things: ", "东西："), lambda thing: thing)}  # fmt: skip
 
-    kind  of a thing: its shape, its colour, or what it is
-    """
+
+def tally(content: Content, by: str, language: str) -> tuple[Counter, str]:
+    """How many there are of every kind (`by` colour, shape or thing), and the counting:
+    'Shapes: red circle 1, blue triangle 1, green circle 2.'"""
+    said, kind = KINDS[by]
     numbers: Counter = Counter()
     steps = []
     for thing in content.things:
         numbers[kind(thing)] += 1
         steps.append(name(thing, language) + " " * (language == "en") + str(numbers[kind(thing)]))
-    return numbers, COMMA[language].join(steps) + STOP[language].strip()
+    return numbers, said[language == "zh"] + COMMA[language].join(steps) + STOP[language].strip()
 
 
 def found(numbers: Counter, kinds: Sequence[str | world.Concept], language: str) -> str:
     """'circles 2, triangles 1.': of the kinds that are asked for, what the counting came to."""
     return COMMA[language].join(many(kind, language) + " " * (language == "en") + str(numbers[kind])
                                 for kind in kinds) + STOP[language].strip()
-
-
-def colour(thing: Shape) -> str:
-    return thing[0]
-
-
-def shape(thing: Shape) -> str:
-    return thing[1]
 
 
 def in_order(things: list, rng: random.Random) -> Content:
@@ -117,23 +113,23 @@ def count(rng: random.Random, language: str) -> Made:
     others = [word for word in (SHAPES if by_shape else COLOURS) if word != what]
     one, rest = ({"shapes": [what]}, {"shapes": others}) if by_shape else ({"colours": [what]}, {"colours": others})
     content = in_order(some_shapes(rng, number, **one) + some_shapes(rng, rng.randint(1, 3), **rest), rng)
-    numbers, thoughts = tally(content, shape if by_shape else colour, language)
+    numbers, thoughts = tally(content, "shape" if by_shape else "colour", language)
     thoughts = join(language, thoughts, found(numbers, [what], language))
     question = f"How many {many(what, 'en')} are there?" if language == "en" else f"有几个{many(what, 'zh')}？"
     return content, question, glance(language, many(what, language)), thoughts, str(numbers[what])
 
 
 def compare(rng: random.Random, language: str) -> Made:
-    """Circles or triangles: which are more. A fifth is equal."""
-    first, second = rng.sample(SHAPES, 2)
+    """Circles or triangles, buses or cats: which are more. A fifth is equal."""
+    shapes = rng.random() < 0.5
+    first, second = rng.sample(SHAPES, 2) if shapes else trained_things(rng, 2)
     more = rng.choices(("equal", "first", "second"), (1, 2, 2))[0]
     low = rng.randint(1, 4)
     high = low if more == "equal" else rng.randint(low + 1, 5)
-    drawn_of = (low, high) if more == "second" else (high, low)
-    things = some_shapes(rng, drawn_of[0], [first]) + some_shapes(rng, drawn_of[1], [second])
+    one, two = (low, high) if more == "second" else (high, low)
+    things = some_shapes(rng, one, [first]) + some_shapes(rng, two, [second]) if shapes else [first] * one + [second] * two
     content = in_order(things, rng)
-    numbers, thoughts = tally(content, shape, language)
-    one, two = numbers[first], numbers[second]
+    numbers, thoughts = tally(content, "shape" if shapes else "thing", language)
     sign = "=" if one == two else ">" if one > two else "<"
     answer = WORDS[language]["equal"] if one == two else many(first if one > two else second, language)
     question = (f"Are there more {many(first, 'en')} or more {many(second, 'en')}?" if language == "en"
@@ -168,7 +164,7 @@ def together(rng: random.Random, language: str) -> Made:
     first, second, *others = trained_things(rng, 4)
     things = [first] * rng.randint(1, 4) + [second] * rng.randint(1, 4)
     things += others[:rng.randint(0, min(2, 9 - len(things)))]
-    return both(in_order(things, rng), first, second, lambda thing: thing, language)
+    return both(in_order(things, rng), first, second, "thing", language)
 
 
 def shapes_together(rng: random.Random, language: str) -> Made:
@@ -176,12 +172,12 @@ def shapes_together(rng: random.Random, language: str) -> Made:
     first, second, other = rng.sample(SHAPES, 3)
     things = some_shapes(rng, rng.randint(1, 4), [first]) + some_shapes(rng, rng.randint(1, 4), [second])
     things += some_shapes(rng, rng.randint(0, min(2, 9 - len(things))), [other])
-    return both(in_order(things, rng), first, second, shape, language)
+    return both(in_order(things, rng), first, second, "shape", language)
 
 
-def both(content: Content, first: str | world.Concept, second: str | world.Concept, kind: Callable, language: str) -> Made:
-    """How many there are of two kinds; `kind` as in `tally`."""
-    numbers, thoughts = tally(content, kind, language)
+def both(content: Content, first: str | world.Concept, second: str | world.Concept, by: str, language: str) -> Made:
+    """How many there are of two kinds; `by` as in `tally`."""
+    numbers, thoughts = tally(content, by, language)
     one, two = numbers[first], numbers[second]
     question = (f"How many {many(first, 'en')} and {many(second, 'en')} are there together?" if language == "en"
                 else f"{many(first, 'zh')}和{many(second, 'zh')}一共有几个？")
