@@ -77,8 +77,10 @@ MADE_BY = {
     "init": "python 2-sft_vlm.py --out {}",
     "geometry_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,brief=0.7 "
                      "arithmetic:text=true,rows=0,facts=1000 world:0.08 --lr 6e-3",
-    "perception_init": "python 2-sft_vlm.py --init out/sft --out {} --data perception:text=true,rows=26000 "
-                       "perception:text=false,rows=10000,brief=0.7 world:0.08 --lr 6e-3",
+    "perception_init": "python 2-sft_vlm.py --init out/sft --out out/sft-counting --data perception:text=true,rows=28000 "
+                       "perception:text=false,rows=14000 world:0.08 --lr 6e-3 && "
+                       "python 2-sft_vlm.py --init out/sft-counting --out {} --data perception:text=false,first=20000,rows=3000,"
+                       "brief=0.8 perception:text=true,first=30000,rows=1500 world:0.08 --lr 2e-3",
     "sokoban_init": "python 2-sft_vlm.py --init out/sft --out {} --data sokoban:rows=36000,plays=5000,brief=0.5 world:0.08 "
                     "--lr 6e-3",
 }  # fmt: skip
