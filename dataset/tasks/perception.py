@@ -17,7 +17,7 @@ from model.registry import TASKS
 
 Shape = tuple[str, str]  # colour and shape, in English
 COLOURS, SHAPES = sorted(drawings.COLOURS), sorted(drawings.SHAPES)
-COMMA, STOP = {"en": ", ", "zh": "，"}, {"en": ". ", "zh": "。"}
+COMMA, STOP = {"en": ", ", "zh": "，"}, {"en": ".", "zh": "。"}
 
 
 class Content:
@@ -82,13 +82,13 @@ def tally(content: Content, by: str, language: str) -> tuple[Counter, str]:
     for thing in content.things:
         numbers[kind(thing)] += 1
         steps.append(name(thing, language) + " " * (language == "en") + str(numbers[kind(thing)]))
-    return numbers, said[language == "zh"] + COMMA[language].join(steps) + STOP[language].strip()
+    return numbers, said[language == "zh"] + COMMA[language].join(steps) + STOP[language]
 
 
 def found(numbers: Counter, kinds: Sequence[str | world.Concept], language: str) -> str:
     """'circles 2, triangles 1.': of the kinds that are asked for, what the counting came to."""
     return COMMA[language].join(many(kind, language) + " " * (language == "en") + str(numbers[kind])
-                                for kind in kinds) + STOP[language].strip()
+                                for kind in kinds) + STOP[language]
 
 
 def in_order(things: list, rng: random.Random) -> Content:
@@ -148,7 +148,7 @@ def largest(rng: random.Random, language: str) -> Made:
     sizes = [figures.SIZES[k == content.largest][language == "zh"] for k in range(n)]
     seen = [f"{size} {name(thing, 'en')}" if language == "en" else size + name(thing, "zh")
             for size, thing in zip(sizes, content.things)]
-    thoughts = COMMA[language].join(seen) + STOP[language].strip()
+    thoughts = COMMA[language].join(seen) + STOP[language]
     chosen = content.things[content.largest]
     if shapes:
         answer = chosen[0] if language == "en" else drawings.COLOURS[chosen[0]][0]
@@ -188,14 +188,14 @@ def both(content: Content, first: str | world.Concept, second: str | world.Conce
 def trained_things(rng: random.Random, n: int) -> list[world.Concept]:
     """Different concepts, no two of which are a pair that the world holds out."""
     while True:
-        found = rng.sample(world.concepts(), n)
-        if not any(world.held_out_pair(a, b) for a in found for b in found if a is not b):
-            return found
+        chosen = rng.sample(world.concepts(), n)
+        if not any(world.held_out_pair(a, b) for a in chosen for b in chosen if a is not b):
+            return chosen
 
 
 def glance(language: str, *names: str) -> str:
     """'circles, triangles.': what is looked for, and nothing of where it is or how much of it."""
-    return COMMA[language].join(names) + STOP[language].strip()
+    return COMMA[language].join(names) + STOP[language]
 
 
 def join(language: str, *sentences: str) -> str:
@@ -250,7 +250,7 @@ class Perception(Problems):
         seen = f"{', '.join(map(str, values))}."
         question, pictures, seed = HIGHEST[language][dice], (), rng.random()
         if self.words_only(i):
-            question = join(language, ", ".join(map(str, values)) + STOP[language].strip(), question)
+            question = join(language, ", ".join(map(str, values)) + STOP[language], question)
         else:
             draw = drawings.dice if dice else drawings.digits
             pictures = (drawn(f"perception:{draw.__name__}:{values}", lambda own: draw(values, own), seed),)
