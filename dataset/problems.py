@@ -27,7 +27,7 @@ class Problem:
     """A question about pictures, or in words alone, with the reasoning that leads to its one right answer.
 
     thoughts   what is seen, then one step at a time
-    brief      what is thought by who answers at once, never empty
+    glance     what is thought by who answers at once, never empty
     state      what the split is decided by: all that matters of the picture, in an order that does not depend on the drawing
     """
 
@@ -38,7 +38,7 @@ class Problem:
     thoughts: str
     answer: str
     state: tuple
-    brief: str
+    glance: str
 
 
 def split_of(*state) -> str:
@@ -122,7 +122,7 @@ class Problems:
         """The problem of row i with its reasoning: a demonstration."""
         i = number("train", i, self.first)
         one = self.problem("train", i)
-        thoughts = one.brief if one.pictures and told_at_once(i, self.brief) else one.thoughts
+        thoughts = one.glance if one.pictures and told_at_once(i, self.brief) else one.thoughts
         answer = f"<think>{thoughts}</think><answer>{one.answer}</answer>"
         return dialogue(f"{self.name}/train/{i}", one.pictures, [(one.question + THINK[one.language], answer)])
 

@@ -1,8 +1,8 @@
 """Ways of stage 3 compared: arms that differ in one thing, several seeds of each, a table, a picture, a verdict.
 
 In:  the name of a study (STUDIES, below), and the checkpoints that its arms begin from.
-Out: out/studies/NAME/table.md, which is also printed, figure.png, and ARM-SEED/ with what the scripts wrote in each run; both
-     stand in out/report.md, too.
+Out: out/studies/NAME/table.md, which is also printed, figure.png, and ARM-SEED/ with what the scripts wrote in each run. Table,
+     picture and verdict stand in out/report.md, too.
 
     python -m dataset.studies stages                        LMM-R1: reasoning in words first, then on pictures
     python -m dataset.studies preferences                   RLAIF-V: who labels, what is labelled, what is trained
@@ -164,7 +164,7 @@ class Config:
     study: Positional[str]  # preferences | iterations | arithmetic | sokoban | geometry | perception | efficiency | ... (STUDIES)
     seeds: int | None = None  # of each arm, from 0 on; default: the study's own, 3; stages: 5
     steps: int | None = None  # of each arm; default: the study's own
-    examples: int = 1500  # test problems that each result is asked: of sums 1,000 in pictures and 500 in words
+    examples: int = 1500  # test problems, where the study names no number: of sums 1,000 in pictures, 500 in words
     init: Path = Path("out/sft")  # the checkpoint to begin from
     geometry_init: Path = Path("out/sft-geometry")  # those of the other tasks
     perception_init: Path = Path("out/sft-perception")

@@ -36,7 +36,7 @@ def problems(split: str, n: int = 600, task: Geometry = TASK):
 
 
 def values_of(one) -> list[int]:
-    return list(map(int, one.brief.rstrip(".").split(", ")))
+    return list(map(int, one.glance.rstrip(".").split(", ")))
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

@@ -147,4 +147,4 @@ class Geometry(Problems):
         else:
             pictures = (drawn(f"geometry:{kind}:{values}", lambda own: draw(kind, values, own), seed),)
         labels = f"{', '.join(map(str, values))}."
-        return Problem(kind, language, pictures, question, thoughts, str(answer), state, brief=labels)
+        return Problem(kind, language, pictures, question, thoughts, str(answer), state, glance=labels)

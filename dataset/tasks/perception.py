@@ -164,7 +164,7 @@ def together(rng: random.Random, language: str) -> Made:
     first, second, *others = trained_things(rng, 4)
     things = [first] * rng.randint(1, 4) + [second] * rng.randint(1, 4)
     things += others[:rng.randint(0, min(2, 9 - len(things)))]
-    return both(in_order(things, rng), first, second, "thing", language)
+    return sum_of(in_order(things, rng), first, second, "thing", language)
 
 
 def shapes_together(rng: random.Random, language: str) -> Made:
@@ -172,10 +172,10 @@ def shapes_together(rng: random.Random, language: str) -> Made:
     first, second, other = rng.sample(SHAPES, 3)
     things = some_shapes(rng, rng.randint(1, 4), [first]) + some_shapes(rng, rng.randint(1, 4), [second])
     things += some_shapes(rng, rng.randint(0, min(2, 9 - len(things))), [other])
-    return both(in_order(things, rng), first, second, "shape", language)
+    return sum_of(in_order(things, rng), first, second, "shape", language)
 
 
-def both(content: Content, first: str | world.Concept, second: str | world.Concept, by: str, language: str) -> Made:
+def sum_of(content: Content, first: str | world.Concept, second: str | world.Concept, by: str, language: str) -> Made:
     """How many there are of two kinds; `by` as in `tally`."""
     numbers, thoughts = tally(content, by, language)
     one, two = numbers[first], numbers[second]
@@ -228,9 +228,9 @@ class Perception(Problems):
         if kind == "highest":
             return self.highest(split, i, language, rng)
         make = SCENES[kind]
-        content, question, brief, thoughts, answer = make(rng, language)
+        content, question, looked_for, thoughts, answer = make(rng, language)
         while split_of("perception", *content.state) != split or holds_out(content):
-            content, question, brief, thoughts, answer = make(rng, language)
+            content, question, looked_for, thoughts, answer = make(rng, language)
         pictures, seed = (), rng.random()
         if self.words_only(i):
             question = join(language, content.told(language), question)
@@ -238,7 +238,7 @@ class Perception(Problems):
             shown = [(name(thing, "en"), cell) for thing, cell in zip(content.things, content.cells)]
             pictures = (drawn(f"perception:{shown}:{content.largest}", content.draw, seed),)
         state = ("perception", *content.state)
-        return Problem(kind, language, pictures, question, thoughts, answer, state, brief)
+        return Problem(kind, language, pictures, question, thoughts, answer, state, looked_for)
 
     def highest(self, split: str, i: int, language: str, rng: random.Random) -> Problem:
         """The highest of three to seven digits or dice, by the highest so far: '3, 5, 1. 3, 5, 5.'"""
@@ -255,8 +255,8 @@ class Perception(Problems):
             draw = drawings.dice if dice else drawings.digits
             pictures = (drawn(f"perception:{draw.__name__}:{values}", lambda own: draw(values, own), seed),)
         thoughts = f"{seen} {', '.join(map(str, so_far))}."
-        brief = glance(language, NUMBERS[language][dice])
-        return Problem("highest", language, pictures, question, thoughts, str(max(values)), state, brief)
+        looked_for = glance(language, NUMBERS[language][dice])
+        return Problem("highest", language, pictures, question, thoughts, str(max(values)), state, looked_for)
 
 
 def holds_out(content: Content) -> bool:
