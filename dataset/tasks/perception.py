@@ -2,7 +2,7 @@
 
 The reasoning says what it counts, names one thing after the other, each with how many of its kind there were, and only then turns
 to what is asked; at a glance (`brief`) it only says what it looks for. How many circles and triangles there are together is held
-out: emoji drawings are compared and added up, shapes are only compared.
+out: shapes are counted and compared, emoji drawings are also added up.
 """
 from __future__ import annotations
 
@@ -107,13 +107,18 @@ Made = tuple[Content, str, str, str, str]
 
 
 def count(rng: random.Random, language: str) -> Made:
-    """How many circles, or red shapes; each number from 0 to 6 as often as the others."""
-    number, by_shape = rng.randint(0, 6), rng.random() < 0.5
-    what = rng.choice(SHAPES if by_shape else COLOURS)
-    others = [word for word in (SHAPES if by_shape else COLOURS) if word != what]
-    one, rest = ({"shapes": [what]}, {"shapes": others}) if by_shape else ({"colours": [what]}, {"colours": others})
-    content = in_order(some_shapes(rng, number, **one) + some_shapes(rng, rng.randint(1, 3), **rest), rng)
-    numbers, thoughts = tally(content, "shape" if by_shape else "colour", language)
+    """How many circles, red shapes, or buses; each number from 0 to 6 as often as the others."""
+    number, rest, by = rng.randint(0, 6), rng.randint(1, 3), rng.choice(tuple(KINDS))
+    if by == "thing":
+        what, *others = trained_things(rng, 4)
+        things = [what] * number + rng.choices(others, k=rest)
+    else:
+        words, within = (SHAPES, "shapes") if by == "shape" else (COLOURS, "colours")
+        what = rng.choice(words)
+        others = [word for word in words if word != what]
+        things = some_shapes(rng, number, **{within: [what]}) + some_shapes(rng, rest, **{within: others})
+    content = in_order(things, rng)
+    numbers, thoughts = tally(content, by, language)
     thoughts = join(language, thoughts, found(numbers, [what], language))
     question = f"How many {many(what, 'en')} are there?" if language == "en" else f"有几个{many(what, 'zh')}？"
     return content, question, glance(language, many(what, language)), thoughts, str(numbers[what])
