@@ -110,7 +110,7 @@ def test_attention_by_bands_is_attention_document_by_document():
     """More documents than a band holds, of uneven lengths: no band may shift, cut or mix them."""
     lengths = torch.randint(1, 12, (2 * BAND + 3,)).tolist()
     documents = Documents(torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None])
-    assert [grid.longest for _, grid in documents.bands] == [max(lengths[k:k + BAND]) for k in range(0, len(lengths), BAND)]
+    assert [grid.longest for grid in documents.bands] == [max(lengths[k:k + BAND]) for k in range(0, len(lengths), BAND)]
     q, k, v = torch.randn(sum(lengths), 4, 8), torch.randn(sum(lengths), 2, 8), torch.randn(sum(lengths), 2, 8)
     alone = []
     for parts in zip(*(x.split(lengths) for x in (q, k, v))):

@@ -5,8 +5,6 @@ Out: what each token gathered from its own document up to itself.
 Legend: S tokens of the flat stream, B sequences, T tokens, H heads, K channels per head.
 """
 
-from itertools import accumulate
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,9 +55,9 @@ class Documents:
         tokens, longest = torch.stack([torch.stack([band.sum(), band.max()]) for band in bands]).T.tolist()
         self.longest = max(longest)
         self.grid = Grid(self.lengths, self.index, self.longest)
-        ends = list(accumulate(tokens))
-        self.bands = [(slice(end - n, end), Grid(band, self.index[end - n:end] - k * BAND, wide))
-                      for k, (band, n, end, wide) in enumerate(zip(bands, tokens, ends, longest))]
+        self.tokens = tokens  # of each band
+        self.bands = [Grid(band, index - k * BAND, wide)
+                      for k, (band, index, wide) in enumerate(zip(bands, self.index.split(tokens), longest))]
 
     def flat(self, x: Tensor) -> Tensor:
         """(B, T) -> (S,): the real tokens on one axis."""
@@ -73,8 +71,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
     looks to its right. A fast kernel call for every few documents, on any device.
     """
     out = []
-    for tokens, grid in documents.bands:
-        rows = (grid.fold(x[tokens]).transpose(1, 2) for x in (q, k, v))  # (documents, H, longest, K)
+    parts = (x.split(documents.tokens) for x in (q, k, v))  # one gradient for all bands; of a slice each, they would be summed
+    for grid, *of_band in zip(documents.bands, *parts):
+        rows = (grid.fold(x).transpose(1, 2) for x in of_band)  # (documents, H, longest, K)
         out.append(grid.unfold(F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=True).transpose(1, 2)))
     return torch.cat(out)
 
