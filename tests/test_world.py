@@ -11,7 +11,7 @@ import pytest
 
 from dataset import drawings, inventories, questions, world
 from dataset.chat import Given
-from dataset.tasks.arithmetic import Arithmetic
+from dataset.tasks.arithmetic import Arithmetic, split_of
 from dataset.tasks.easy_vqa import COLOURS, SHAPES, YES_NO, EasyVQA, known_shapes, shape_drawing
 from dataset.tasks.text import Text
 from dataset.tasks.world import World, picture
@@ -612,7 +612,8 @@ def test_rows_that_are_only_read_follow_the_sums_and_name_what_is_drawn():
     assert 15 < len(dice) < 45
     for row in read:
         values = list(map(int, re.findall(r"\d", row.messages[-1].text)))
-        assert 5 <= len(values) <= 9 and row.messages[-1].text == ", ".join(map(str, values)) + "."
+        assert 4 <= len(values) <= 9 and row.messages[-1].text == ", ".join(map(str, values)) + "."
+        assert split_of(values) == "train"
         if row in dice:
             assert sum(values) == spots(row.pictures[0].load())
 
@@ -639,6 +640,16 @@ def test_brief_rows_say_a_sum_in_a_picture_at_once_and_one_in_words_step_by_step
     for row in brief:
         seen, said = re.fullmatch(r"<think>([\d, ]+)\.</think><answer>(\d+)</answer>", row.messages[-1].text).groups()
         assert sum(map(int, seen.split(", "))) == int(said)
+
+
+@pytest.mark.parametrize(("brief", "of_dice", "of_digits"), [(0.4, 0.8, 0.0), (0.75, 1.0, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)])
+def test_sums_of_dice_are_said_at_once_before_those_of_digits(brief, of_dice, of_digits):
+    rows = [row for row in (Arithmetic(brief=brief).train("sft")[i] for i in range(400)) if row.pictures]
+    shares = {True: [], False: []}
+    for row in rows:
+        shares["dice" in row.messages[0].text or "骰子" in row.messages[0].text].append("+" not in row.messages[-1].text)
+    for dice, share in ((True, of_dice), (False, of_digits)):
+        assert sum(shares[dice]) / len(shares[dice]) == pytest.approx(share, abs=0.1 if 0 < share < 1 else 0)
 
 
 def test_a_sum_without_its_tags_is_wrong():

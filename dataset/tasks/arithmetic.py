@@ -24,10 +24,10 @@ def split_of(values: Sequence[int]) -> str:
     return problems.split_of("arithmetic", *sorted(values))
 
 
-def numbers(split: str, rng: random.Random, dice: bool) -> list[int]:
-    """Two to four numbers of the split."""
+def numbers(split: str, rng: random.Random, dice: bool, fewest: int = 2, most: int = 4) -> list[int]:
+    """So many numbers of the split; two to four make a sum."""
     while True:
-        values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(2, 4))]
+        values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(fewest, most))]
         if split_of(values) == split:
             return values
 
@@ -59,6 +59,11 @@ def drawn(dice: bool, values: list[int], seed: float) -> Picture:
     return problems.drawn(f"arithmetic:{draw.__name__}:{values}", lambda rng: draw(values, rng), seed)
 
 
+def at_once(i: int, brief: float, dice: bool) -> bool:
+    """Whether row i says its sum at once: a share `brief` of all rows about pictures, those about dice first."""
+    return problems.told_at_once(i, min(1.0, 2 * brief) if dice else max(0.0, 2 * brief - 1))
+
+
 READ = {"en": ("Which digits are there?", "What do the dice show?"), "zh": ("有哪些数字？", "骰子各是几点？")}
 ADD = {"en": "Add.", "zh": "计算。"}
 LOOK_AGAIN = {"en": " Wait, look again: ", "zh": "等等，再看："}
@@ -70,9 +75,10 @@ class Arithmetic:
 
     text      true: all in words; false: none; left out: every third
     first     the number of the first sum of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
-    read      rows more, about pictures of five to nine numbers which are only read: most mistakes are made in reading
-    brief     share of the rows about pictures that say the sum at once, as people do: what is imitated is a habit, good or bad,
-              and RL finds out which one pays
+    read      rows more, about pictures of four to nine numbers which are only read: most mistakes are made in reading
+    brief     share of the rows about pictures that say the sum at once, as people do, of dice before digits (0.4: eight of ten
+              dice): what is imitated is a habit, good or bad, and RL finds out which one pays. Drawn by lot, 0.43 of all rows,
+              it made one seed say 66 % of the sums at once and another 4 %, for an answer takes the likelier way
     facts     rows more, in words, of twelve additions as a running sum has them, of which the results are learned: a sum is right
               where all of its steps are
     recheck   share of the rows that look at the picture twice (dataset/tasks/reflection.py measures what comes of it)
@@ -99,10 +105,10 @@ class Arithmetic:
         return Generated(self.rows + self.read + self.facts, self.row) if stage == "sft" else None
 
     def reading(self, i: int) -> Conversation:
-        """Five to nine digits or dice that are only read: three times as many as a sum has, for as many words."""
+        """Four to nine digits or dice that are only read: twice as many as a sum has, for fewer words."""
         rng = random.Random(f"arithmetic/reading/{i}")
         dice, language = rng.random() < 0.5, rng.choice(world.LANGUAGES)
-        values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(5, 9))]
+        values = numbers("train", rng, dice, 4, 9)
         return dialogue(f"arithmetic/reading/{i}", [drawn(dice, values, rng.random())], [(READ[language][dice], seen(values))])
 
     def adding(self, i: int) -> Conversation:
@@ -127,12 +133,13 @@ class Arithmetic:
         pictures, question, values, language = self.problem("train", i)
         asked = dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], "")])
         rest = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
-        if pictures and problems.told_at_once(i, self.brief):
+        dice = question == ASK[language][True]
+        if pictures and at_once(i, self.brief, dice):
             rest = f"{seen(values)}</think><answer>{sum(values)}</answer>"
         parts: tuple[str, ...] = (f"<think>{rest}",)
         rng = random.Random(f"recheck/{i}")
         if pictures and rng.random() < self.recheck:
-            wrong = misread(values, rng, dice=question == ASK[language][True])
+            wrong = misread(values, rng, dice)
             begun = Given(f"<think>{seen(wrong)}") if rng.random() < 0.5 else f"<think>{seen(values)}"
             parts = (begun, LOOK_AGAIN[language] + rest)
         return Conversation(asked.id, (*asked.messages, Message("assistant", parts)))
