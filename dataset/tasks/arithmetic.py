@@ -75,10 +75,10 @@ class Arithmetic:
 
     text      true: all in words; false: none; left out: every third
     first     the number of the first sum of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
-    read      rows more, about pictures of four to nine numbers which are only read: most mistakes are made in reading
+    read      rows more, about pictures of four to nine numbers which are only read: a sum is right where all of it is
     brief     share of the rows about pictures that say the sum at once, as people do, of dice before digits (0.4: eight of ten
               dice): what is imitated is a habit, good or bad, and RL finds out which one pays. Drawn by lot, 0.43 of all rows,
-              it made one seed say 66 % of the sums at once and another 4 %, for an answer takes the likelier way
+              it made one seed say 66 % of 600 validation sums at once and another 4 %: greedily the likelier way is taken
     facts     rows more, in words, of twelve additions as a running sum has them, of which the results are learned: a sum is right
               where all of its steps are
     recheck   share of the rows that look at the picture twice (dataset/tasks/reflection.py measures what comes of it)
