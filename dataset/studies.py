@@ -91,7 +91,7 @@ SUM_METRICS = ("arithmetic/image", "arithmetic/text")
 HALLUCINATION = (("hallucination", 1000), ("world_pope", 200), ("world", 100))
 HALLUCINATION_METRICS = ("hallucination/chair_s", "hallucination/cover", "hallucination/chair_i", "hallucination/malformed",
                          "world_pope/accuracy", "world/exact")
-NEVER_SEEN = "arithmetic:first=10000"  # problems that stage 2 did not learn from
+NEVER_SEEN = "first=100000"  # problems that no stage before learned from
 PROBLEMS = (64, 256, 1024)
 
 
@@ -118,23 +118,23 @@ STUDIES = {
         metrics=(*SUM_METRICS, "world/exact", "easy_vqa/accuracy", "text/translation")),
     # What a shaped reward pays for. Validation, by levels solved, would hide it: what it leads to is the last checkpoint.
     "sokoban": Study(
-        arms=(rl("solved", f"--data sokoban --rounds 1 {CHECKED} sokoban"),
-              rl("hackable", f"--data sokoban:reward=hackable --rounds 1 {LAST}")),
+        arms=(rl("solved", f"--data sokoban:{NEVER_SEEN} --rounds 1 {CHECKED} sokoban"),
+              rl("hackable", f"--data sokoban:reward=hackable,{NEVER_SEEN} --rounds 1 {LAST}")),
         compared=(("solved", START), ("hackable", "solved")), start="sokoban_init", steps=20, judged=(("sokoban", None),),
         metrics=("sokoban/image", "sokoban/text", "sokoban/untouched", "sokoban/moves")),
     # Two more kinds of problems, each from a start of its own (MADE_BY) in which most answers about pictures come at once.
     "geometry": Study(
-        arms=(rl("rules", f"--data geometry --rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
+        arms=(rl("rules", f"--data geometry:{NEVER_SEEN} --rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
         start="geometry_init", steps=20,
         judged=(("geometry", 3000),), metrics=("geometry/image", "geometry/text", "geometry/held_out")),
     "perception": Study(
-        arms=(rl("rules", f"--data perception:first=100000 --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
+        arms=(rl("rules", f"--data perception:{NEVER_SEEN} --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
         start="perception_init", steps=20,
         judged=(("perception", 3000),), metrics=("perception/image", "perception/text", "perception/held_out")),
     # MM-EUREKA: what do the same few problems teach, by their answers and RL, by their answers and SFT, by worked solutions?
     "efficiency": Study(
-        arms=(*(rl(f"rl-{k}", f"--data {NEVER_SEEN},rows=0 --problems {k} {LAST}") for k in PROBLEMS),
-              *(Arm(f"sft_{what}-{k}", ((SFT, f"--data {NEVER_SEEN},rows={k},brief={brief} --lr 1e-3 {LAST}"),))
+        arms=(*(rl(f"rl-{k}", f"--data arithmetic:{NEVER_SEEN},rows=0 --problems {k} {LAST}") for k in PROBLEMS),
+              *(Arm(f"sft_{what}-{k}", ((SFT, f"--data arithmetic:{NEVER_SEEN},rows={k},brief={brief} --lr 1e-3 {LAST}"),))
                 for what, brief in (("answers", 1), ("worked", 0)) for k in PROBLEMS)),
         compared=tuple((f"rl-{k}", f"sft_{what}-{k}") for k in PROBLEMS for what in ("answers", "worked")), start="init",
         judged=(("arithmetic", None),), metrics=SUM_METRICS, drawn="lines"),

@@ -125,6 +125,28 @@ def test_arms_of_equal_rollouts_have_equal_steps():
     assert studies.commands(STUDIES["arithmetic"].arms[0], None) == [(RL, [])]  # the script as it is
 
 
+def test_no_problem_that_rules_ask_by_default_or_in_a_study_was_tuned_on_before(scripts):
+    """Not in stage 2, nor by the commands that make the starts of the other tasks."""
+    def of_tasks(found):
+        return [spec for spec in found if spec.partition(":")[0] in TASK_NAMES]
+
+    made = [spec for command in studies.MADE_BY.values() for spec in command.split()]
+    tuned_until = dict.fromkeys(TASK_NAMES, 0)
+    for spec in of_tasks((*scripts[SFT].MIXTURE, *made)):
+        name, task = spec.partition(":")[0], TASKS.make(spec)
+        assert not task.rows or task.train("sft")[task.rows - 1].id == f"{name}/train/{task.first + task.rows - 1}"
+        tuned_until[name] = max(tuned_until[name], task.first + task.rows)
+    assert tuned_until == {"arithmetic": 2_600, "geometry": 24_000, "perception": 31_500, "sokoban": 36_000}
+    asked = [*scripts[RL].filled(scripts[RL].Config()).data]
+    for name in ("sokoban", "geometry", "perception", "efficiency"):
+        commands = [command for arm in STUDIES[name].arms for command in studies.commands(arm, 20)]
+        asked += of_tasks({flags[flags.index("--data") + 1] for _, flags in commands})
+    assert len(asked) == 1 + 2 + 1 + 1 + 1 + 2 * len(studies.PROBLEMS)
+    for spec in asked:
+        (first,) = rollouts.of_task(TASKS.make(spec), 1, None)
+        assert int(first.prompt.id.rpartition("/")[2]) >= tuned_until[spec.partition(":")[0]]
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_metric_is_one_of_a_task_that_judges_and_what_is_compared_is_an_arm(name):
     study = STUDIES[name]

@@ -86,7 +86,7 @@ class Arithmetic:
 
     size = 500  # pictures' worth of questions that make the test set
 
-    def __init__(self, rows: int = 2_000, text: bool | None = None, recheck: float = 0.0, read: int = 0, brief: float = 0.0,
+    def __init__(self, rows: int = 2_600, text: bool | None = None, recheck: float = 0.0, read: int = 0, brief: float = 0.0,
                  facts: int = 0, first: int = 0):
         self.rows, self.text, self.recheck, self.read, self.brief, self.facts = rows, text, recheck, read, brief, facts
         self.first = problems.checked("arithmetic", first)
