@@ -117,7 +117,7 @@ class Config:
     out: Path | None = None  # where the checkpoint goes: out/grpo; out/dpo
     template: str = ""  # how conversations are written; default: as the checkpoint does
     train: Train = field(default_factory=Train)
-    max_steps: int | None = None  # stop after so many steps: 40; 0, after the epochs
+    max_steps: int | None = None  # stop after so many steps: 30; 0, after the epochs
     batch_size: int | None = None  # of a process and micro-step: 64 answers; 8 pairs
     max_length: int = 1024  # preferences: tokens of prompt and answer; longer answers lose their end, both at the same token
     optimizer: str | None = None  # muon | adamw: muon; adamw
@@ -130,7 +130,7 @@ class Config:
     clip: float = 1.0  # largest norm of the gradient; rules: nor twice what is usual, and no step at ten times that
     seed: int = 0
     bench: str | None = None  # tasks to check on their validation split, which choose the checkpoint: arithmetic; hallucination
-    eval_every: int | None = None  # steps between checks, from step 0 on: 20; 100; 0: at the end alone
+    eval_every: int | None = None  # steps between checks, from step 0 on: 10; 100; 0: at the end alone
     eval_examples: int | None = None  # pictures' worth of questions that a check asks of each task: 300; 1000
     save_every: int | None = None  # steps between saves for --resume: 20; 200; the end is always saved
     log_every: int | None = None  # steps between lines of log.jsonl: 1; 5
@@ -149,10 +149,10 @@ class Config:
 
 DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by rules
     "data": (("arithmetic",), (), ("arithmetic",)), "temperature": (1.0, 0.7, 1.0), "beta": (0.0, 0.1, 0.1),
-    "out": (Path("out/grpo"), Path("out/dpo"), Path("out/dpo")), "max_steps": (40, 0, 40), "batch_size": (64, 8, 8),
+    "out": (Path("out/grpo"), Path("out/dpo"), Path("out/dpo")), "max_steps": (30, 0, 40), "batch_size": (64, 8, 8),
     "lr": (1e-3, 2e-5, 2e-5), "optimizer": ("muon", "adamw", "adamw"), "warmup": (5, 10, 5),
     "bench": ("arithmetic", "hallucination", "arithmetic"),
-    "eval_every": (20, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
+    "eval_every": (10, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
 }  # fmt: skip
 ROLLOUT_FLAGS = ("problems", "pass_rates", "prompts", "rounds", "reward", "max_new_tokens", "chunk")
 RULE_FLAGS = ("keep_all", "passes", "advantage", "clip_low", "clip_high", "per_sequence", "drift", "lam", "kl", "entropy_floor")

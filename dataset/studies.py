@@ -66,7 +66,7 @@ class Study:
     judged: tuple[tuple[str, int | None], ...]
     metrics: tuple[str, ...]
     compared: tuple[tuple[str, str], ...]
-    steps: int | None = 40
+    steps: int | None = 30
     seeds: int = 3
     drawn: str = "bars"
 
@@ -146,13 +146,13 @@ STUDIES = {
               rl("fewer_images", f"--data arithmetic:text=false --max_steps {{pictures}} {LAST}"),
               rl("text", f"--data arithmetic:text=true {LAST}"),
               rl("mixed", f"--data arithmetic {LAST}")),
-        compared=(("text_image", "image"), ("text_image", "fewer_images"), ("text_image", START)), start="init", seeds=5,
-        judged=(("arithmetic", None),), metrics=SUM_METRICS),
+        compared=(("text_image", "image"), ("text_image", "fewer_images"), ("text_image", START)), start="init",
+        steps=20, seeds=5, judged=(("arithmetic", None),), metrics=SUM_METRICS),
     "ablations": Study(
         arms=(rl("default", LAST), rl("kl", f"--beta 0.01 {LAST}"), rl("no_filter", f"--keep_all {LAST}"),
               rl("grpo", f"--advantage grpo {LAST}")),
         compared=(("kl", "default"), ("no_filter", "default"), ("grpo", "default")), start="init",
-        judged=(("arithmetic", None),), metrics=SUM_METRICS),
+        steps=20, judged=(("arithmetic", None),), metrics=SUM_METRICS),
 }  # fmt: skip
 
 
