@@ -149,7 +149,7 @@ STUDIES = {
         compared=(("text_image", "image"), ("text_image", "fewer_images"), ("text_image", START)), start="init",
         steps=20, seeds=5, judged=(("arithmetic", None),), metrics=SUM_METRICS),
     "ablations": Study(
-        arms=(rl("default", LAST), rl("kl", f"--beta 0.01 {LAST}"), rl("no_filter", f"--keep_all {LAST}"),
+        arms=(rl("default", f"--data arithmetic {LAST}"), rl("kl", f"--beta 0.01 {LAST}"), rl("no_filter", f"--keep_all {LAST}"),
               rl("grpo", f"--advantage grpo {LAST}")),
         compared=(("kl", "default"), ("no_filter", "default"), ("grpo", "default")), start="init",
         steps=20, judged=(("arithmetic", None),), metrics=SUM_METRICS),
