@@ -76,7 +76,7 @@ COUNTS = {"sokoban/moves"}  # metrics that are no share
 MADE_BY = {
     "init": "python 2-sft_vlm.py --out {}",
     "geometry_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,brief=0.7 "
-                     "arithmetic:text=true,rows=0,facts=1000 world:0.08 --lr 6e-3",
+                     "arithmetic:text=true,rows=0,lists=1000 world:0.08 --lr 6e-3",
     "perception_init": "python 2-sft_vlm.py --init out/sft --out out/sft-counting --data perception:text=true,rows=28000 "
                        "perception:text=false,rows=14000 world:0.08 --lr 6e-3 && "
                        "python 2-sft_vlm.py --init out/sft-counting --out {} --data perception:text=false,first=20000,rows=3000,"

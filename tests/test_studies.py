@@ -70,7 +70,7 @@ def test_brief_is_the_share_of_demonstrations_about_pictures_that_say_the_right_
 
 
 def test_rows_of_other_kinds_stand_behind_the_sums_wherever_these_begin():
-    here, there = (TASKS.make(f"arithmetic:rows=2,read=1,facts=1,first={first}").train("sft") for first in (0, 50))
+    here, there = (TASKS.make(f"arithmetic:rows=2,read=1,lists=1,first={first}").train("sft") for first in (0, 50))
     assert [row.id for row in there] == [f"arithmetic/{name}" for name in ("train/50", "train/51", "reading/0", "adding/0")]
     assert here[2] == there[2] and here[3] == there[3]
 
