@@ -117,7 +117,7 @@ class Config:
     out: Path | None = None  # where the checkpoint goes: out/grpo; out/dpo
     template: str = ""  # how conversations are written; default: as the checkpoint does
     train: Train = field(default_factory=Train)
-    max_steps: int | None = None  # stop after so many steps: 30; 0, after the epochs
+    max_steps: int | None = None  # stop after so many steps: 20; 0, after the epochs
     batch_size: int | None = None  # of a process and micro-step: 64 answers; 8 pairs
     max_length: int = 1024  # preferences: tokens of prompt and answer; longer answers lose their end, both at the same token
     optimizer: str | None = None  # muon | adamw: muon; adamw
@@ -149,7 +149,7 @@ class Config:
 
 DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by rules
     "data": (("arithmetic",), (), ("arithmetic",)), "temperature": (1.0, 0.7, 1.0), "beta": (0.0, 0.1, 0.1),
-    "out": (Path("out/grpo"), Path("out/dpo"), Path("out/dpo")), "max_steps": (30, 0, 40), "batch_size": (64, 8, 8),
+    "out": (Path("out/grpo"), Path("out/dpo"), Path("out/dpo")), "max_steps": (20, 0, 40), "batch_size": (64, 8, 8),
     "lr": (1e-3, 2e-5, 2e-5), "optimizer": ("muon", "adamw", "adamw"), "warmup": (5, 10, 5),
     "bench": ("arithmetic", "hallucination", "arithmetic"),
     "eval_every": (10, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),

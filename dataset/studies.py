@@ -66,7 +66,7 @@ class Study:
     judged: tuple[tuple[str, int | None], ...]
     metrics: tuple[str, ...]
     compared: tuple[tuple[str, str], ...]
-    steps: int | None = 30
+    steps: int | None = 20
     seeds: int = 3
     drawn: str = "bars"
 
@@ -120,16 +120,16 @@ STUDIES = {
     "sokoban": Study(
         arms=(rl("solved", f"--data sokoban:{NEVER_SEEN} --rounds 1 {CHECKED} sokoban"),
               rl("hackable", f"--data sokoban:reward=hackable,{NEVER_SEEN} --rounds 1 {LAST}")),
-        compared=(("solved", START), ("hackable", "solved")), start="sokoban_init", steps=20, judged=(("sokoban", None),),
+        compared=(("solved", START), ("hackable", "solved")), start="sokoban_init", judged=(("sokoban", None),),
         metrics=("sokoban/image", "sokoban/text", "sokoban/untouched", "sokoban/moves")),
     # Two more kinds of problems, each from a start of its own (MADE_BY) in which most answers about pictures come at once.
     "geometry": Study(
         arms=(rl("rules", f"--data geometry:{NEVER_SEEN} --rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
-        start="geometry_init", steps=20,
+        start="geometry_init",
         judged=(("geometry", 3000),), metrics=("geometry/image", "geometry/text", "geometry/held_out")),
     "perception": Study(
         arms=(rl("rules", f"--data perception:{NEVER_SEEN} --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
-        start="perception_init", steps=20,
+        start="perception_init",
         judged=(("perception", 3000),), metrics=("perception/image", "perception/text", "perception/held_out")),
     # MM-EUREKA: what do the same few problems teach, by their answers and RL, by their answers and SFT, by worked solutions?
     "efficiency": Study(
@@ -137,7 +137,7 @@ STUDIES = {
               *(Arm(f"sft_{what}-{k}", ((SFT, f"--data arithmetic:{NEVER_SEEN},rows={k},brief={brief} --lr 1e-3 {LAST}"),))
                 for what, brief in (("answers", 1), ("worked", 0)) for k in PROBLEMS)),
         compared=tuple((f"rl-{k}", f"sft_{what}-{k}") for k in PROBLEMS for what in ("answers", "worked")), start="init",
-        judged=(("arithmetic", None),), metrics=SUM_METRICS, drawn="lines"),
+        steps=40, judged=(("arithmetic", None),), metrics=SUM_METRICS, drawn="lines"),
     # LMM-R1: reasoning in words first. Rollouts are as many in every arm but `fewer_images`.
     "stages": Study(
         arms=(rl("text_image", f"--data arithmetic:text=true --max_steps {{words}} {LAST}",
@@ -147,12 +147,12 @@ STUDIES = {
               rl("text", f"--data arithmetic:text=true {LAST}"),
               rl("mixed", f"--data arithmetic {LAST}")),
         compared=(("text_image", "image"), ("text_image", "fewer_images"), ("text_image", START)), start="init",
-        steps=20, seeds=5, judged=(("arithmetic", None),), metrics=SUM_METRICS),
+        seeds=5, judged=(("arithmetic", None),), metrics=SUM_METRICS),
     "ablations": Study(
         arms=(rl("default", f"--data arithmetic {LAST}"), rl("kl", f"--beta 0.01 {LAST}"), rl("no_filter", f"--keep_all {LAST}"),
               rl("grpo", f"--advantage grpo {LAST}")),
         compared=(("kl", "default"), ("no_filter", "default"), ("grpo", "default")), start="init",
-        steps=20, judged=(("arithmetic", None),), metrics=SUM_METRICS),
+        judged=(("arithmetic", None),), metrics=SUM_METRICS),
 }  # fmt: skip
 
 

@@ -618,21 +618,25 @@ def test_rows_that_are_only_read_follow_the_sums_and_name_what_is_drawn():
             assert sum(values) == spots(row.pictures[0].load())
 
 
-def test_rows_that_only_add_are_given_their_numbers_learn_the_running_sums_and_tell_no_sum_of_another_split():
+def test_rows_that_only_add_learn_the_next_number_and_the_sum_of_each_step_and_tell_no_sum_of_another_split():
     source = Arithmetic(rows=2, read=3, text=True, lists=60).train("sft")
     rows = [source[i] for i in range(5, len(source))]
     assert len(rows) == 60 and not any(row.pictures for row in rows)
     lengths = set()
     for row in rows:
-        given, learned = row.messages[-1].parts[::2], row.messages[-1].parts[1::2]
-        assert len(given) == len(learned) == 3 and all(isinstance(part, Given) for part in given)
-        assert row.messages[-1].text == " ".join(f"{numbers.strip()} {steps.strip()}" for numbers, steps in zip(given, learned))
-        for numbers, steps in zip(given, learned, strict=True):
-            values = list(map(int, re.fullmatch(r" ?(\d(?:, \d)+)\.", numbers)[1].split(", ")))
-            assert not isinstance(steps, Given) and split_of(values) == "train"
+        message = row.messages[-1]
+        sums = re.findall(r"(\d(?:, \d)+)\. ((?:\d+\+\d=\d+(?:, |\.))+)", message.text)
+        assert len(sums) == 3 and " ".join(f"{numbers}. {steps}" for numbers, steps in sums) == message.text
+        learned = []
+        for numbers, steps in sums:
+            values = list(map(int, numbers.split(", ")))
+            assert split_of(values) == "train"
             ends = [sum(values[: k + 1]) for k in range(len(values))]
-            assert steps == f" {', '.join(f'{ends[k]}+{values[k + 1]}={ends[k + 1]}' for k in range(len(values) - 1))}."
+            assert steps == f"{', '.join(f'{ends[k]}+{values[k + 1]}={ends[k + 1]}' for k in range(len(values) - 1))}."
+            for k in range(1, len(values)):
+                learned += [str(values[k]), f"{ends[k]}{'.' if k + 1 == len(values) else ','}"]
             lengths.add(len(values))
+        assert [part for part in message.parts if not isinstance(part, Given)] == learned
     assert lengths == {3, 4, 5}
 
 

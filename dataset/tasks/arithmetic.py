@@ -37,18 +37,13 @@ def seen(values: Sequence[int]) -> str:
     return f"{', '.join(map(str, values))}."
 
 
-def added(values: Sequence[int]) -> str:
-    """'3+5=8, 8+1=9.': one addition at a time."""
+def running_sum(values: Sequence[int]) -> str:
+    """'3, 5, 1. 3+5=8, 8+1=9.': first what is seen, then one addition at a time."""
     steps, total = [], values[0]
     for value in values[1:]:
         steps.append(f"{total}+{value}={total + value}")
         total += value
-    return f"{', '.join(steps)}."
-
-
-def running_sum(values: Sequence[int]) -> str:
-    """'3, 5, 1. 3+5=8, 8+1=9.': first what is seen, then what that makes."""
-    return f"{seen(values)} {added(values)}"
+    return f"{seen(values)} {', '.join(steps)}."
 
 
 def misread(values: Sequence[int], rng: random.Random, dice: bool) -> list[int]:
@@ -84,10 +79,10 @@ class Arithmetic:
     brief     share of the rows about pictures that say the sum at once, as people do, of dice before digits (0.45: nine of ten
               dice): what is imitated is a habit, good or bad, and RL finds out which one pays. Drawn by lot, 0.43 of all rows,
               it made one seed say 66 % of 600 validation sums at once and another 4 %: greedily the likelier way is taken
-    lists     rows more, in words, of three lists of three to five numbers: the numbers are given, as if they had been read in a
-              picture, and their running sums learned. A sum is right where every step takes the next number and adds it right,
-              and so practised that costs few tokens. With lone additions instead ("17+5=" given, "22" learned) two of three
-              seeds went wrong by taking another number of the list, and RL did not mend it
+    lists     rows more, in words, of three lists of three to five numbers, given as if they had been read in a picture, and their
+              running sums, of which the next number and the sum are learned: the two that a step can have wrong. With lone
+              additions instead ("17+5=" given, "22" learned) two of three seeds went wrong by taking another number of the
+              list, and RL did not mend it
     recheck   share of the rows that look at the picture twice (dataset/tasks/reflection.py measures what comes of it)
     """
 
@@ -119,12 +114,17 @@ class Arithmetic:
         return dialogue(f"arithmetic/reading/{i}", [drawn(dice, values, rng.random())], [(READ[language][dice], seen(values))])
 
     def adding(self, i: int) -> Conversation:
-        """Running sums of three lists of digits: '3, 5, 1.' is given and ' 3+5=8, 8+1=9.' learned."""
+        """Running sums of three lists of digits, what is learned in brackets: '3, 5, 1. 3+[5]=[8,] 8+[1]=[9.]'."""
         rng = random.Random(f"arithmetic/adding/{i}")
         parts: list[str] = []
         for _ in range(3):
             values = numbers("train", rng, dice=False, fewest=3, most=5)
-            parts += [Given(f"{' ' * bool(parts)}{seen(values)}"), f" {added(values)}"]
+            parts.append(Given(f"{' ' * bool(parts)}{seen(values)}"))
+            total = values[0]
+            for place, value in enumerate(values[1:], 2):
+                end = "." if place == len(values) else ","
+                parts += [Given(f" {total}+"), str(value), Given("="), f"{total + value}{end}"]
+                total += value
         question = ADD[rng.choice(world.LANGUAGES)]
         return Conversation(f"arithmetic/adding/{i}", (Message("user", (question,)), Message("assistant", tuple(parts))))
 
