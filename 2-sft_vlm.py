@@ -31,7 +31,7 @@ from model.registry import TASKS, TEMPLATES, specs
 from model.runtime import Run, clip_gradients, learning_rate
 from model.vlm import count_parameters
 
-MIXTURE = ("world:1.05", "easy_vqa:1.5", "arithmetic:read=1600,brief=0.45", "arithmetic:text=true,rows=1200,lists=1000",
+MIXTURE = ("world:1.2", "easy_vqa:1.5", "arithmetic:read=1600,brief=0.45", "arithmetic:text=true,rows=1200,lists=1000",
            "text:1.25")
 
 
