@@ -125,12 +125,12 @@ STUDIES = {
     # Two more kinds of problems, each from a start of its own (MADE_BY) in which most answers about pictures come at once.
     "geometry": Study(
         arms=(rl("rules", f"--data geometry:{NEVER_SEEN} --rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
-        start="geometry_init",
-        judged=(("geometry", 3000),), metrics=("geometry/image", "geometry/text", "geometry/held_out")),
+        start="geometry_init", judged=(("geometry", 3000),),
+        metrics=("geometry/image", "geometry/text", "geometry/held_out")),
     "perception": Study(
         arms=(rl("rules", f"--data perception:{NEVER_SEEN} --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
-        start="perception_init",
-        judged=(("perception", 3000),), metrics=("perception/image", "perception/text", "perception/held_out")),
+        start="perception_init", judged=(("perception", 3000),),
+        metrics=("perception/image", "perception/text", "perception/held_out")),
     # MM-EUREKA: what do the same few problems teach, by their answers and RL, by their answers and SFT, by worked solutions?
     "efficiency": Study(
         arms=(*(rl(f"rl-{k}", f"--data arithmetic:{NEVER_SEEN},rows=0 --problems {k} {LAST}") for k in PROBLEMS),

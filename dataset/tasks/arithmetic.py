@@ -1,6 +1,7 @@
 """Picture arithmetic: add up the digits or dice in a picture, reasoning in a running sum; each with its twin in words.
 
 The split is by a hash of the numbers themselves: a sum that is tested, in any picture or in words, was never trained.
+A single addition is no such sum: '4+5=9' may be the first step of a longer one that is trained, though '4, 5' is tested.
 With `recheck` a share of the rows about pictures looks twice, half of them because what was read first is wrong. The wrong
 reading is put into the model's mouth and not learned: it learns to look again, not to misread.
 """
