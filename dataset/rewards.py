@@ -223,13 +223,33 @@ def as_math(text: str) -> list:
     return parse(f"${text}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
 
 
+COMMAND = re.compile(r"\\[a-zA-Z]+")
+POWER = re.compile(r"\^(?:\{-?\w{1,2}\}|\w(?!\^))")  # of one or two characters; a tower is none
+
+
+def small(gold: str, said: str) -> bool:
+    """Whether a text asks for no more work than the gold answer does.
+
+    math-verify evaluates what it reads, without end for 9^{9^{9}} or 99!!!: no command that the gold has not, no factorial, and
+    powers as many as the gold has at most, short ones or its own.
+    """
+    said, gold = re.sub(r"\s", "", said), re.sub(r"\s", "", gold)
+    own = re.findall(r"\^(?:\{[^{}^]*\}|\w)", gold)
+    rest = POWER.sub("", said)
+    for power in own:
+        rest = rest.replace(power, "")
+    groups = [len(re.findall(r"[})\]]\^", text)) for text in (said, gold)]
+    return (set(COMMAND.findall(said)) <= {*COMMAND.findall(gold), "\\left", "\\right", "\\pi"} and "!" not in said
+            and "^" not in rest and said.count("^") <= gold.count("^") and groups[0] <= groups[1])
+
+
 def verified(gold: str, said: str) -> bool:
     """math-verify's verdict on two normalised texts, behind a check of the operators.
 
     It takes 3*4 for 12 and 12^2 for 144, so an operator that the gold has not is refused: to calculate is the task. It takes the
     last of several numbers, so commas and words of choice are refused, too.
     """
-    if any(sign in said and sign not in gold for sign in OPERATORS):
+    if any(sign in said and sign not in gold for sign in OPERATORS) or not small(gold, said):
         return False
     if re.search(r",|;|\$|\bor\b|\band\b|或|和|[^\x20-\x7eπ°]", said) and not re.search(r",|;", gold):
         return False

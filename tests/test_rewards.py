@@ -188,6 +188,27 @@ def test_random_pieces_never_crash_math_verify(text):
     assert gold("2\\sqrt{3}").matches(text) in (True, False)
 
 
+@math_verify
+def test_text_of_a_model_is_never_evaluated_where_math_verify_reads_it_either(tmp_path):
+    golds = [gold(right) for right in ("2\\sqrt{3}", "x^2", "e^{2x}+x^{100}", "(x+1)^2", "e^{x^2}+x^2")]
+    file = tmp_path / "touched"
+    for text in (f"open({str(file)!r}, 'w')", f"__import__('pathlib').Path({str(file)!r}).touch()", "9**9**9**9", "9^{9^{9^{9}}}",
+                 "9^{9^{9}}+x", "\\sqrt{9^{9^{9^9}}}", "9^9^9^9", "9^(9^(9^9))", "9^{999999999}", "((9^99)^99)^99", "99!!!!",
+                 "{{{9}^{99}}^{99}}^{99}", "\\binom{999999999}{99999999}", "\\sum_{k=1}^{99}k"):  # fmt: skip
+        for found in golds:
+            assert not found.matches(text), text
+    assert not file.exists()
+
+
+@math_verify
+@pytest.mark.parametrize(("right", "said"), [
+    ("x^2", "x^{2}"), ("e^{2x}+x^{100}", "x^{100}+e^{2x}"), ("(x+1)^2", "(1+x)^2"), ("x^{10}", "x^{10}"), ("\\frac{\\sqrt{3}}{3}",
+    "\\frac{1}{\\sqrt{3}}"), ("e^{x^2}", "e^{x^2}"), ("2\\sqrt{3}", "\\left(2\\sqrt{3}\\right)"),
+])  # fmt: skip
+def test_latex_in_another_form_is_right_where_it_takes_no_more_than_the_gold_answer_does(right, said):
+    assert gold(right).matches(said)
+
+
 def test_text_of_a_model_is_never_evaluated(tmp_path):
     file = tmp_path / "touched"
     for text in (f"open({str(file)!r}, 'w')", f"__import__('pathlib').Path({str(file)!r}).touch()", "9**9**9**9"):
