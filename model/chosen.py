@@ -23,7 +23,8 @@ def quality(scores: dict[str, float]) -> float | None:
 
 def mean_accuracy(scores: dict[str, float]) -> float | None:
     """The mean over tasks of the share of right answers, by whatever name the task has for it."""
-    found = [value for name, value in scores.items() if name.rpartition("/")[2] in ("accuracy", "solved", "exact")]
+    found = [value for name, value in scores.items()
+             if "/" in name and name.rpartition("/")[2] in ("accuracy", "solved", "exact")]  # without: of training, in the log
     return round(sum(found) / len(found), 4) if found else None
 
 
@@ -44,11 +45,14 @@ class Chosen:
         if run.first and not rows:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def offer(self, model: VLM, tokenizer, step: int, scores: dict[str, float]) -> None:
+    def offer(self, model: VLM, tokenizer, step: int, scores: dict[str, float]) -> bool:
+        """Keep this one if it is the best so far; returns whether it is."""
         value = self.quality(scores)
-        if value is not None and value > self.best:
-            self.best, self.scores = value, {"step": step, **scores}
-            checkpoint.save(self.folder, model, tokenizer.file)
+        if value is None or value <= self.best:
+            return False
+        self.best, self.scores = value, {"step": step, **scores}
+        checkpoint.save(self.folder, model, tokenizer.file)
+        return True
 
     def keep(self) -> dict[str, float]:
         """Put the best one into OUT; returns its scores, {} where there was no choice."""

@@ -522,6 +522,17 @@ def test_a_resumed_run_remembers_the_best_from_its_log(tmp_path):
     assert chosen.keep() == {} and not (tmp_path / "chosen").exists()
 
 
+def test_accuracy_in_training_is_no_check_on_the_validation_split(tmp_path):
+    """A resumed run finds both in its log; the shares of right answers in training are higher, and would win."""
+    history = [{"step": 0, "task/accuracy": 0.4}, {"step": 3, "accuracy": 0.99, "policy_accuracy": 1.0}]
+    run = SimpleNamespace(out=tmp_path, first=True, history=history, say=lambda text: None)
+    chosen = Chosen(run, "accuracy")
+    assert chosen.best == 0.4
+    assert not chosen.offer(marked_model(5), SimpleNamespace(file=MODEL_FILE), 5, {"task/accuracy": 0.3})
+    assert chosen.offer(marked_model(10), SimpleNamespace(file=MODEL_FILE), 10, {"task/accuracy": 0.5})
+    assert chosen.keep() == {"task/accuracy": 0.5}
+
+
 def test_each_iteration_starts_from_and_compares_with_what_the_last_one_chose(start, pairs_file, run_script, tmp_path):
     """`the reference stale after an iteration`: at step 0 of each the loss is ln 2 again, under new weights."""
     given = arguments(start, pairs_file, "--iterations", 2, "--max_steps", 3)
