@@ -33,8 +33,8 @@ class DynamicClipping:
     """threshold = min(max_norm, 2 x average norm); no step where the norm is not finite or above 10 x the average.
 
     `average` is an exponential moving one over the steps before, 0 before the first. A finite norm that was left out counts as
-    ten times the average, so that the average follows where large norms are the new usual; a norm of 0 (no group differed) does
-    not count. Raises FloatingPointError after 20 steps left out in a row.
+    ten times the average, so that the average follows where large norms are the new usual. A norm of 0 (no group differed) counts
+    for nothing, and there is no step: momentum alone would make one. Raises FloatingPointError after 20 others left out in a row.
     """
 
     def __init__(self, max_norm: float, average: float = 0.0, skipped: int = 0):
@@ -45,13 +45,15 @@ class DynamicClipping:
 
     def judge(self, norm: float) -> Clipped:
         """What to do with gradients of this norm; remembers it."""
+        if norm == 0:
+            return Clipped(norm, self.threshold(), skip=True)
         threshold, bound = self.threshold(), ABSURD * self.average if self.average else math.inf
         skip = not (math.isfinite(norm) and norm <= bound)
         self.skipped = self.skipped + 1 if skip else 0
         if self.skipped == PATIENCE:
             raise FloatingPointError(f"{PATIENCE} steps in a row were left out, the last for a gradient norm of {norm} where "
                                      f"{self.average:.3g} is usual: lower --lr")
-        if math.isfinite(norm) and norm > 0:
+        if math.isfinite(norm):
             seen = min(norm, bound)
             self.average = DECAY * self.average + (1 - DECAY) * seen if self.average else seen
         return Clipped(norm, threshold, skip)

@@ -25,14 +25,18 @@ from model.losses import ban
 
 
 def dr_grpo(rewards: Tensor) -> Tensor:
-    """r - mean of the group (arXiv 2503.20783). The other answers to the prompt say what was to be expected of it."""
-    return rewards - rewards.mean(1, keepdim=True)
+    """r - mean of the group (arXiv 2503.20783). The other answers to the prompt say what was to be expected of it.
+
+    Exactly 0 where all are alike, which the rounded mean of eight 0.1 is not: Muon would make a whole step of the rest.
+    """
+    alike = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
+    return (rewards - rewards.mean(1, keepdim=True)).masked_fill(alike, 0.0)
 
 
 def grpo(rewards: Tensor) -> Tensor:
     """(r - mean) / (standard deviation + 1e-4), both of the group (arXiv 2402.03300, section 4.1.2).
 
-    The division gives groups in which nearly all answers agree, too easy or too hard ones, the largest gradients.
+    The division gives groups in which nearly all answers agree, too easy or too hard ones, as large gradients as any other.
     """
     return dr_grpo(rewards) / (rewards.std(1, keepdim=True) + 1e-4)
 
@@ -198,7 +202,7 @@ def per_sequence(lengths: Tensor) -> Tensor:
 
 
 def clipped_shares(ratio: Tensor, advantages: Tensor, options: PolicyOptions) -> tuple[Tensor, Tensor]:
-    """(K,) bool each: tokens that would go on falling, or rising, but for the clip."""
+    """(K,) bool each: tokens that would go on falling, or rising, but for the clip; cispo stops none of them."""
     return (ratio < 1 - options.clip_low) & (advantages < 0), (ratio > 1 + options.clip_high) & (advantages > 0)
 
 

@@ -269,8 +269,16 @@ def test_where_large_norms_are_the_new_usual_steps_are_taken_again():
 def test_norms_of_zero_do_not_make_everything_else_look_large():
     clip = DynamicClipping(1.0, average=0.2)
     for _ in range(50):
-        assert not clip.judge(0.0).skip
-    assert clip.average == 0.2
+        assert clip.judge(0.0).skip, "a step would be one of momentum alone"
+    assert clip.average == 0.2 and clip.skipped == 0
+
+
+@pytest.mark.parametrize("worth", [0.1, 0.3, 0.7, 1.1])
+@pytest.mark.parametrize("answers", [3, 7, 8, 16])
+def test_answers_that_are_all_alike_have_an_advantage_of_exactly_zero(worth, answers):
+    rewards = torch.full((2, answers), worth)
+    for name in ("dr_grpo", "grpo", "rloo", "reinforce++_baseline"):
+        assert not ADVANTAGES[name](rewards).any(), name
 
 
 def test_endless_nonsense_stops_the_run_with_advice():
