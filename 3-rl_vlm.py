@@ -40,7 +40,7 @@ from dataset.evaluation import Ask, add_scores, evaluate, several
 from dataset.eyes import Eyes
 from dataset.feedback import divider_and_labeler, world_pairs
 from dataset.labels import Labeler, YesNo, by_model
-from dataset.mixture import pictures
+from dataset.mixture import look, pictures
 from dataset.report import before_and_after, marked, section, sheet, table, with_before
 from dataset.rewards import judge_from
 from dataset.tokenizer import load_tokenizer
@@ -48,7 +48,7 @@ from model import checkpoint, cli, critic, recipe, reference
 from model.by_preferences import ByPreferences, preference_options
 from model.by_rules import ByRules, policy_options
 from model.chosen import Chosen, best_of, copy_checkpoint
-from model.generate import generate, prefill
+from model.generate import generate, prefill, prompt_room
 from model.losses import PREFERENCE_LOSSES, PreferenceOptions
 from model.optimizer import make_optimizer
 from model.policy import ALGORITHMS, NEEDS_NO_GROUPS, PolicyOptions
@@ -121,7 +121,7 @@ class Config:
     batch_size: int | None = None  # of a process and micro-step: 64 answers; 8 pairs
     max_length: int = 1024  # preferences: tokens of prompt and answer; longer answers lose their end, both at the same token
     optimizer: str | None = None  # muon | adamw: muon; adamw
-    lr: float | None = None  # peak learning rate: 1e-3; 2e-5; with LoRA ten times that; of a pretrained model a hundredth
+    lr: float | None = None  # peak learning rate: 1e-3; 2e-5; give ten times that to LoRA, a hundredth to a pretrained model
     lr_encoder: float = 0.0  # peak learning rate of the encoder alone; 0: --lr
     lr_connector: float = 0.0  # of the connector alone
     lr_llm: float = 0.0  # of the language model alone
@@ -144,7 +144,7 @@ class Config:
     device: str = "auto"  # auto | cpu | cuda | mps
     wandb: bool = False  # log to Weights & Biases as well
     dry_run: bool = False  # print parameters, rows and steps, and stop
-    check_data: bool = False  # print three rows as the model will read them, what is learned in 【brackets】, and stop
+    check_data: bool = False  # print some rows of each --data as the model reads them, what is learned in 【brackets】, and stop
 
 
 DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by rules
@@ -157,7 +157,7 @@ DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by 
 ROLLOUT_FLAGS = ("problems", "pass_rates", "prompts", "rounds", "reward", "max_new_tokens", "chunk")
 RULE_FLAGS = ("keep_all", "passes", "advantage", "clip_low", "clip_high", "per_sequence", "drift", "lam", "kl", "entropy_floor")
 STORED_FLAGS = ("scenes", "labeler", "judge", "divider", "balance", "pairs_only", "iterations", "reference", "epochs",
-                "accumulate")
+                "accumulate", "max_length")
 PREFERENCE_FLAGS = ("pairs", *STORED_FLAGS, "nll_weight", "smoothing", "gamma")
 
 
@@ -177,10 +177,16 @@ def filled(config: Config) -> Config:
 
 def options_of(config: Config) -> PolicyOptions | PreferenceOptions:
     """The numbers of what is minimised; ValueError for what does not go together, before anything is loaded."""
-    if config.algo in ALGORITHMS:
+    by_rules = config.algo in ALGORITHMS
+    for name in ("prompts", "passes", "chunk", "answers", "batch_size", *(["max_steps"] if by_rules or config.pairs else [])):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name} is at least 1, not {getattr(config, name)}")
+    if by_rules:
         options = policy_options(
             config.algo, config.advantage, config.clip_low, config.clip_high, config.per_sequence, drift=config.drift,
             temperature=config.temperature, beta=config.beta, kl=config.kl, lam=config.lam)
+        if config.rounds != Config().rounds and (config.keep_all or options.advantage in NEEDS_NO_GROUPS):
+            raise ValueError("--rounds asks other problems in the place of some; none is replaced here: leave it out")
         if config.save_every % config.passes:
             raise ValueError(f"a run is saved between updates: --save_every is a multiple of --passes, {config.passes}")
         return options
@@ -222,7 +228,8 @@ def main(config: Config) -> None:
         copy_checkpoint(best, config.out)
         add_scores(config.out, json.loads((best / "scores.json").read_text()))
     bench = "arithmetic,world" if config.algo in ALGORITHMS else "hallucination,world"
-    run.finish(f"wrote {config.out}", f"python 4-eval_chat.py --bench {bench}, or python web_demo.py")
+    run.finish(f"wrote {config.out}", f"python 4-eval_chat.py --model {config.out} --bench {bench}, or "
+                                      f"python web_demo.py --model {config.out}")
 
 
 def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | PreferenceOptions) -> bool:
@@ -258,7 +265,7 @@ def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | Prefer
     sampled = by_rules or config.pairs == "policy"  # answers in every step; else pairs that are there beforehand
     if sampled:
         keep_all = config.keep_all or by_rules and options.advantage in NEEDS_NO_GROUPS
-        source, steps = problems_to_ask(config, run, ask, eyes, sample, keep_all)
+        source, steps = problems_to_ask(config, run, ask, eyes, sample, keep_all, prompt_room(model, config.max_new_tokens))
     else:
         source, steps = pairs_to_learn(config, run, model, made_by, ask, eyes, sample)
     if not steps:
@@ -283,8 +290,10 @@ def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | Prefer
 
     chosen = Chosen(run, "accuracy" if sampled else "(1 - CHAIR_s) x Cover")
     shown = [(task, example) for task in tasks.values() for example in task.examples("val", 8)[:14]]
+    before, after = run.out / "before.json", run.out / "after.json"  # what is said to these: at first, and by the best so far
     if run.first and first_step == 0:
-        (run.out / "before.json").write_text(json.dumps(ask([example.prompt for _, example in shown])))
+        before.write_text(json.dumps(ask([example.prompt for _, example in shown])))
+        after.unlink(missing_ok=True)
     run.progress(first_step, steps)
     for step in range(first_step, steps + 1):
         advice = rollouts.advice(run.history, config.entropy_floor)
@@ -297,7 +306,8 @@ def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | Prefer
             if run.first:
                 for name, task in tasks.items():
                     scores.update(evaluate(name, task, "val", ask, config.eval_examples)[0])
-                chosen.offer(model, tokenizer, step, scores)
+                if chosen.offer(model, tokenizer, step, scores):
+                    after.write_text(json.dumps(ask([example.prompt for _, example in shown])))
             run.log(step, **scores)
             run.wait()
         if last:
@@ -327,13 +337,14 @@ def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | Prefer
             run.log(step, **facts, **metrics, **{name: run.max(value) for name, value in peaks.items()}, **rates,
                     **clipped.facts(), tokens_per_second=run.tokens_per_second())
 
-    if advice:
+    if advice and step < steps:
         run.say(f"stopped at step {step} of {steps}: {advice}")
     if run.first:
         draw_curves(run.history, run.out / "curves.png")
         scores = chosen.keep() or scores
         add_scores(run.out, scores)
-        report(config, run, shown, ask([example.prompt for _, example in shown]), scores)
+        said = json.loads(after.read_text()) if after.is_file() else ask([example.prompt for _, example in shown])
+        report(config, run, shown, said, scores)
     run.bar.close()
     run.wait()
     return True
@@ -354,23 +365,30 @@ def report(config: Config, run: Run, shown: list[tuple], said: list[str], scores
 # ---------------------------------------------------------------- where a batch comes from: problems, or pairs
 
 
-def problems_to_ask(config: Config, run: Run, ask: Ask, eyes: Eyes, sample: Callable,
-                    keep_all: bool) -> tuple[rollouts.Rollouts | None, int]:
-    """The stream of problems that the policy answers, and the steps to learn from them; 0 where they were only looked at."""
+def problems_to_ask(config: Config, run: Run, ask: Ask, eyes: Eyes, sample: Callable, keep_all: bool,
+                    room: int) -> tuple[rollouts.Rollouts | None, int]:
+    """The stream of problems that the policy answers, and the steps to learn from them; 0 where they were only looked at.
+
+    room   tokens that a problem may have; a row of a file that has more is a bad row
+    """
+    looking, bad_rows = config.dry_run or config.check_data, run.out / "bad_problems.jsonl"
+    if run.first and not looking:
+        bad_rows.unlink(missing_ok=True)  # they are all found now, also by a run that goes on
     asked = rollouts.problems(
         config.data, config.problems, judge_from(config.reward), image_folder=config.image_folder, allow_urls=config.allow_urls,
-        bad_rows=run.out / "bad_rows.jsonl", max_bad=config.max_bad, pass_rates=config.pass_rates)
+        bad_rows=None if looking else bad_rows, max_bad=config.max_bad, pass_rates=config.pass_rates, report=run.first,
+        check=lambda prompt: ask.require_room(prompt, room))
     run.say(f"{len(asked):,} problems, {config.max_steps} steps of {config.prompts} x {config.answers} answers "
             f"on {run.world} x {run.device}")
     if config.check_data:
-        for problem in asked[:3]:
+        for problem in asked[:: -(-len(asked) // 6)]:  # from all parts of --data
             prompt = rollouts.render_prompt(problem.prompt, ask.template, ask.tokenizer, ask.image_tokens, views=eyes.views)
             run.say(f"{prompt.id}\n{marked(prompt, ask.tokenizer)}\nright: {problem.example.answer}\n")
     source = rollouts.Rollouts(
         asked, partial(sample, temperature=config.temperature, answers=config.answers), ask.template, ask.tokenizer,
         ask.image_tokens, eyes, run.device, prompts=config.prompts, answers=config.answers, chunk=config.chunk, seed=config.seed,
         rounds=config.rounds, keep_all=keep_all, rank=run.rank, world=run.world, union=run.union)
-    if config.dry_run or config.check_data:
+    if looking:
         return None, 0
     eyes.prepare(source.pictures(-(-config.max_steps // config.passes)), config.feature_cache_gb, run.say)
     if config.algo in ALGORITHMS:
@@ -390,7 +408,7 @@ def pairs_to_learn(config: Config, run: Run, model: VLM, made_by: str, ask: Ask,
         run.say(f"{len(source):,} pairs in {source.path}. Next: the same command without --pairs_only, to learn from them")
         return None, 0
     render = partial(preferences.render, template=ask.template, tokenizer=ask.tokenizer, image_tokens=ask.image_tokens,
-                     max_length=config.max_length, views=eyes.views)
+                     max_length=min(config.max_length, model.config.llm.max_position_embeddings), views=eyes.views)
     batches = Batches(
         source, render, eyes, batch_size=config.batch_size, window=1, seed=config.seed,
         bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world,
@@ -399,10 +417,12 @@ def pairs_to_learn(config: Config, run: Run, model: VLM, made_by: str, ask: Ask,
     steps = config.max_steps or max(1, round(config.epochs * len(batches) / per_step))
     run.say(f"{len(source):,} pairs, {steps} steps of {config.batch_size * per_step} on {run.world} x {run.device}")
     if config.check_data:
-        for row in range(min(3, len(source))):
-            pair = render(source[row])
-            run.say(f"{pair.id}\nchosen: {marked(pair.chosen, ask.tokenizer)}\n"
-                    f"rejected: {marked(pair.rejected, ask.tokenizer)}\n")
+        def both(row) -> str:
+            pair = render(row)
+            return (f"{pair.id}\nchosen: {marked(pair.chosen, ask.tokenizer)}\n"
+                    f"rejected: {marked(pair.rejected, ask.tokenizer)}")
+
+        look(source, both, run.say)
     if config.dry_run or config.check_data:
         return None, 0
     eyes.prepare(pictures(batches, steps * per_step), config.feature_cache_gb, run.say)

@@ -361,13 +361,13 @@ def name_and_weight(spec: str) -> tuple[str, float]:
 
 
 class BadRows:
-    """Rows that were skipped: each printed and written to `path` once, and the run stopped when there are too many.
+    """Rows that were skipped: each printed, and written to `path` unless it is None, once; too many stop the run.
 
     More than `max_bad` of the rows seen stop it, or of the first 1,000 (of all, in a smaller source) while few are seen.
     """
 
-    def __init__(self, path: str | Path, total: int, max_bad: float):
-        self.path, self.total, self.max_bad = Path(path), total, max_bad
+    def __init__(self, path: Path | None, total: int, max_bad: float):
+        self.path, self.total, self.max_bad = path, total, max_bad
         self.seen, self.names = 0, set()
 
     def add(self, bad: BadRow, report: bool = True) -> None:
@@ -377,6 +377,7 @@ class BadRows:
         self.names.add(bad.where)
         if report:
             print(f"skipped {bad}", file=sys.stderr)
+        if report and self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 line = {"row": bad.where, "reason": bad.reason, "remedy": bad.remedy}
@@ -385,7 +386,7 @@ class BadRows:
         if len(self.names) > limit:
             raise RuntimeError(
                 f"{len(self.names)} bad rows among {self.seen} seen, more than --max_bad {self.max_bad} allows; the last: "
-                f"{bad}. All are listed in {self.path}"
+                f"{bad}.{f' All are listed in {self.path}' if self.path else ''}"
             )
 
 

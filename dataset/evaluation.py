@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dataset.chat import Conversation, Message, Template, render_prompt
 from dataset.collate import pad
 from dataset.eyes import Eyes
-from dataset.images import Picture
+from dataset.images import BadRow, Picture
 from dataset.report import table
 from dataset.tasks import Cut, Example
 from model.registry import TASKS
@@ -58,6 +58,19 @@ class Ask:
             for i, answer in zip(chosen, self.generate(batch), strict=True):
                 said[i] = (str if answer.stopped else Cut)(self.tokenizer.decode(answer.tokens))
         return said
+
+    def require_room(self, asked: Conversation, room: int) -> None:
+        """BadRow for a conversation of more than `room` tokens, or with a picture that does not open: it cannot be answered."""
+        try:
+            for picture in asked.pictures:
+                picture.load()
+            length = len(render_prompt(asked, self.template, self.tokenizer, self.image_tokens, views=self.eyes.views))
+            if length > room:
+                raise BadRow(f"{length} tokens, where the model reads {room} before an answer",
+                             "shorten it, or lower --max_new_tokens")
+        except BadRow as bad:
+            bad.where = bad.where or asked.id
+            raise
 
 
 def several(ask: Callable[[Sequence[Conversation]], list[str]], prompts: Sequence[Conversation], answers: int) -> list[list[str]]:

@@ -36,6 +36,7 @@ from dataset.tasks import Cut, Example
 from model.registry import TASKS
 
 Sample = Callable[..., list]  # (prompts, generator=...) -> G answers to each, all those of the first prompt first
+Check = Callable[[Conversation], None]
 Weighed = Callable[[list[dict], torch.Tensor, torch.Tensor], list[dict]]  # micro-batches, rewards (P, G), lengths (P, G)
 
 # ---------------------------------------------------------------- what is asked
@@ -54,16 +55,25 @@ class Problem:
 
 
 def of_task(task, count: int, judge: Judge | None) -> list[Problem]:
-    """`count` pictures' worth of the train split, after the rows that stage 2 learned from (`rows`, where the task has it)."""
+    """`count` pictures' worth of the train split, after the rows that stage 2 learned from (`rows`, where the task has it).
+
+    ValueError for a task that gives a right answer in the right form nothing: its score does not read <answer>...</answer>.
+    """
     learned = getattr(task, "rows", 0)
+    examples = task.examples("train", learned + count)[learned:]
+    if examples and not judge and task.score(examples[0], f"<think>.</think><answer>{examples[0].answer}</answer>") < 1:
+        raise ValueError(f"the score of {type(task).__name__} does not look for the final answer in <answer>...</answer>, so no "
+                         f"answer could be right: give a --reward my_file.py:function, or let its score look there")
     judge = judge or rule(task.score, getattr(task, "reward", None))
-    return [Problem(example, judge) for example in task.examples("train", learned + count)[learned:]]
+    return [Problem(example, judge) for example in examples]
 
 
-def of_rows(source, count: int, judge: Judge | None, bad_rows: BadRows) -> list[Problem]:
+def of_rows(source, count: int, judge: Judge | None, bad_rows: BadRows, report: bool = True,
+            check: Check = lambda prompt: None) -> list[Problem]:
     """The first `count` rows of conversations with a gold answer; an assistant's last turn is left out.
 
-    A row without a gold answer, or with one that nothing could match, is a bad row, now and not in the middle of training.
+    A row without a gold answer, or with one that nothing could match, and one that `check` refuses, is a bad row, now and not in
+    the middle of training. `report`: whether to name it.
     """
     found = []
     for k in range(min(count, len(source))):
@@ -71,23 +81,29 @@ def of_rows(source, count: int, judge: Judge | None, bad_rows: BadRows) -> list[
         try:
             row = source[k]
             gold(row.answer)
+            messages = row.messages[:-1] if row.messages[-1].role == "assistant" else row.messages
+            prompt = dataclasses.replace(row, messages=messages, answer=None)
+            check(prompt)
         except BadRow as bad:
-            bad_rows.add(bad)
+            bad_rows.add(bad, report)
             continue
         except ValueError as error:
-            bad_rows.add(BadRow(str(error), "every row of RL data has an answer that can be checked", row.id))
+            bad_rows.add(BadRow(str(error), "every row of RL data has an answer that can be checked", row.id), report)
             continue
-        messages = row.messages[:-1] if row.messages[-1].role == "assistant" else row.messages
-        prompt = dataclasses.replace(row, messages=messages, answer=None)
         found.append(Problem(Example(prompt, row.answer, "file"), judge or rule(by_gold)))
     return found
 
 
 def problems(specs: Sequence[str], count: int, judge: Judge | None, *, image_folder: Path | None, allow_urls: bool,
-             bad_rows: Path, max_bad: float, pass_rates: tuple[float, float] = (0.0, 1.0)) -> list[Problem]:
-    """All that `--data` names, tasks and files, `count` of each (times its weight, "arithmetic:0.5"); ValueError if that is none.
+             bad_rows: Path | None, max_bad: float, pass_rates: tuple[float, float] = (0.0, 1.0), report: bool = True,
+             check: Check = lambda prompt: None) -> list[Problem]:
+    """All that `--data` names, tasks and files, the first `count` of each (times its weight, "arithmetic:0.5").
+
+    ValueError if that is none.
 
     judge       in place of the task's own score and of the comparison with the gold answer
+    report      whether bad rows are named, and written to `bad_rows` where that is a file
+    check       raises BadRow for a prompt that cannot be asked
     pass_rates  of files: only rows whose own pass rate, where they tell one, lies between these two
     """
     found = []
@@ -99,7 +115,7 @@ def problems(specs: Sequence[str], count: int, judge: Judge | None, *, image_fol
             source = load(name, image_folder, allow_urls, need_answer=False)
             if pass_rates != (0.0, 1.0):
                 source = by_pass_rate(source, *pass_rates)
-            found += of_rows(source, round(weight * count), judge, BadRows(bad_rows, len(source), max_bad))
+            found += of_rows(source, round(weight * count), judge, BadRows(bad_rows, len(source), max_bad), report, check)
     if not found:
         raise ValueError(f"no problem in {', '.join(specs)}: give --data a task or a file with answers, and --problems above 0")
     return found
@@ -292,11 +308,17 @@ class Rollouts:
 
     def pairs(self, position: int, size: int, compared: Callable[[dict], dict]) -> Iterator[tuple]:
         """The same of pairs, the best and the worst answer of each group; `compared` puts in what the reference thinks."""
+        in_vain = 0
         while True:
             update = self.update(position)
             position, pairs = update.position, best_and_worst(update.groups)
             if len(pairs) < self.world:  # no two answers differ: ask on
+                in_vain += 1
+                if in_vain == LONG:
+                    raise RuntimeError(f"{LONG} times in a row no answer to any of {update.facts['asked']} problems was better "
+                                       f"than another: {advice([update.facts] * LONG, 0.0) or TOO_FEW}")
                 continue
+            in_vain = 0
             parts = [[pairs[k] for k in places] for places in shares(len(pairs), size, self.rank, self.world)]
             yield (position, [compared(join(part, self.eyes)) for part in parts], sum(map(len, parts)),
                    {f"policy_{name}": value for name, value in update.facts.items()})
@@ -313,6 +335,7 @@ def told(groups: Sequence[Group]) -> dict[str, float]:
         "accuracy": mean([rollout.reward.accuracy for rollout in rollouts]),
         "format": mean([rollout.reward.format for rollout in rollouts]),
         "all_right": mean([share == 1 for share in shares]), "all_wrong": mean([share == 0 for share in shares]),
+        "alike": mean([not group.differs for group in groups]),
         **{f"length_{name}": mean(found) for name, found in lengths.items() if found},
         "truncated": mean([not rollout.stopped for rollout in rollouts]),
     }  # fmt: skip
@@ -366,16 +389,24 @@ def best_and_worst(groups: Sequence[Group]) -> list[Pair]:
 # ---------------------------------------------------------------- when to stop
 
 
-def advice(history: Sequence[dict], entropy_floor: float, updates: int = 20) -> str | None:
-    """Why there is no point in going on, and what to do, by the log of the last updates; None as long as there is a point."""
-    rows = [row for row in history if "all_wrong" in row][-updates:]
+LONG = 20  # updates
+TOO_FEW = "raise --answers or --prompts"
+
+
+def advice(history: Sequence[dict], entropy_floor: float, updates: int = LONG) -> str | None:
+    """Why there is no point in going on, and what to do, by the log of the last updates; None as long as there is a point.
+
+    Groups whose answers are paid differently teach, also where a reward of one's own calls none of them right, or all.
+    """
+    rows = [{name.removeprefix("policy_"): value for name, value in row.items()} for row in history]
+    rows = [row for row in rows if "all_wrong" in row][-updates:]
     if len(rows) < updates:
         return None
-    share = {name: mean([row[name] for row in rows]) for name in ("all_wrong", "all_right", "entropy")}
-    if share["all_wrong"] > 0.8:
+    share = {name: mean([row.get(name, math.inf) for row in rows]) for name in ("all_wrong", "all_right", "alike", "entropy")}
+    if min(share["all_wrong"], share["alike"]) > 0.8:
         return (f"{share['all_wrong']:.0%} of the groups hold no right answer: RL makes likelier what is already said at times. "
                 f"Fine-tune longer on such problems (2-sft_vlm.py), or begin with easier ones")
-    if share["all_right"] > 0.8:
+    if min(share["all_right"], share["alike"]) > 0.8:
         return f"{share['all_right']:.0%} of the groups are all right: there is little left to learn here. Take harder problems"
     if share["entropy"] < entropy_floor:
         return (f"the entropy is {share['entropy']:.2g} nats a token: all answers to a problem are the same, and nothing new is "

@@ -3,10 +3,10 @@
 In:  micro-batches of answers that the policy sampled (dataset/rollouts.py: `micro_batches`), and their rewards (P, G).
 Out: `ByRules`: `weighed`, the batches with an advantage and a weight for each learned token, and `minimised`, the policy's loss.
 
-The formulas are in model/policy.py. Of K learned tokens a batch holds, each (K,):
+The formulas are in model/policy.py. P problems, G answers to each. Of its K learned tokens a batch holds, each (K,):
     rollout_logps    when they were sampled           places       which answer of the update each belongs to
     advantages       one for all tokens of an answer; ppo: one for each, from the value head (model/critic.py)
-    weights          1, or less in a longer answer    reference_logps   under the model that the run began with, where beta > 0
+    weights          1; --per_sequence: see policy    reference_logps   under the model that the run began with, where beta > 0
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from model.runtime import Run
 
 def policy_options(algo: str, advantage: str, clip_low: float | None, clip_high: float | None, per_sequence: bool,
                    **numbers: float | str) -> PolicyOptions:
-    """An algorithm with what flags change of it; ValueError for an advantage or a KL that there is not."""
+    """An algorithm with what flags change of it; ValueError for an advantage or a KL that there is not, and for an idle flag."""
     known = ALGORITHMS[algo]
     if advantage not in ("", *policy.ADVANTAGES):
         raise ValueError(f"--advantage is one of {', '.join(policy.ADVANTAGES)}, not {advantage!r}")
@@ -36,6 +36,11 @@ def policy_options(algo: str, advantage: str, clip_low: float | None, clip_high:
         raise ValueError(f"--kl is one of {', '.join(policy.KL)}, not {numbers['kl']!r}")
     if numbers["temperature"] <= 0:
         raise ValueError("--temperature is above 0: answers that are all alike teach nothing")
+    idle = {"--drift": numbers["drift"] and known.loss != "cpgd", "--clip_low": clip_low is not None and known.loss == "cispo",
+            "--lam": numbers["lam"] != PolicyOptions.lam and known.advantage != "gae",
+            "--kl without --beta": numbers["kl"] != PolicyOptions.kl and not numbers["beta"]}
+    if given := [flag for flag, unused in idle.items() if unused]:
+        raise ValueError(f"--algo {algo} has no use for {', '.join(given)}")
     return dataclasses.replace(known, advantage=advantage or known.advantage, per_sequence=per_sequence or known.per_sequence,
                                clip_low=known.clip_low if clip_low is None else clip_low,
                                clip_high=known.clip_high if clip_high is None else clip_high, **numbers)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from dataset import rollouts
 from dataset.rewards import Reward
 from dataset.tokenizer import Tokenizer
-from model import checkpoint, cli, critic
+from model import checkpoint, cli, critic, reference
 from model.by_rules import ByRules
 from model.policy import ALGORITHMS
 from model.recipe import trainable
@@ -98,7 +98,7 @@ def sums(made, batch) -> torch.Tensor:
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_a_positive_advantage_raises_that_answer_and_a_negative_one_lowers_it(algo, tmp_path):
-    made = method(tmp_path, algo, lam=1.0)
+    made = method(tmp_path, algo, **({"lam": 1.0} if algo == "ppo" else {}))
     (batch,) = learned(made, an_update(made))
     before = sums(made, batch)
     optimizer = torch.optim.SGD([p for p in made.model.llm.parameters() if p.requires_grad], lr=0.05)
@@ -120,8 +120,18 @@ def test_on_policy_the_loss_is_about_zero_and_its_gradient_is_not(tmp_path):
     assert max(p.grad.abs().max() for p in made.model.parameters() if p.grad is not None) > 1e-3
 
 
-def test_without_beta_there_is_no_second_model_and_with_it_the_kl_begins_at_zero_and_pulls_back(tmp_path):
-    assert method(tmp_path).objective.start is None
+def test_without_beta_there_is_no_second_model(start, even, tmp_path, monkeypatch):  # noqa: F811
+    """The script's own decision: with beta a copy of the start is asked for, without it none is."""
+    copies = []
+    monkeypatch.setattr(reference, "at_start", lambda model: copies.append(model) or at_start(model))
+    for beta, made in ((None, 0), (0.1, 1)):
+        SCRIPT.main(SCRIPT.filled(SCRIPT.Config(
+            init=start, out=tmp_path / "out", data=("arithmetic:rows=0",), problems=4, prompts=2, answers=2, max_new_tokens=2,
+            reward=f"{even}:even", beta=beta, max_steps=1, bench="", device="cpu")))  # fmt: skip
+        assert len(copies) == made
+
+
+def test_with_beta_the_kl_begins_at_zero_and_pulls_back(tmp_path):
     for kl in ("k2", "k3"):
         made = method(tmp_path, beta=10.0, kl=kl)
         (batch,) = learned(made, an_update(made, right=4))  # no advantage: the KL is all there is
@@ -164,9 +174,9 @@ def test_ppo_gives_every_token_an_advantage_of_its_own_and_its_value_head_learns
 # ---------------------------------------------------------------- the script
 
 
-LOGGED = {"step", "seconds", "reward", "accuracy", "format", "all_right", "all_wrong", "truncated", "groups", "asked", "loss",
-          "entropy", "ratio", "clipped_low", "clipped_high", "ratio_max", "logp_gap", "lr", "gradient_norm", "gradient_threshold",
-          "step_left_out", "tokens_per_second"}  # fmt: skip
+LOGGED = {"step", "seconds", "reward", "accuracy", "format", "all_right", "all_wrong", "alike", "truncated", "groups",
+          "asked", "loss", "entropy", "ratio", "clipped_low", "clipped_high", "ratio_max", "logp_gap", "lr", "gradient_norm",
+          "gradient_threshold", "step_left_out", "tokens_per_second"}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -180,7 +190,8 @@ def test_a_run_writes_a_checkpoint_and_a_log_of_everything(one, start):  # noqa:
     rows = log_of(one)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     for row in rows[:4]:
-        assert LOGGED <= set(row) | {"length_right", "length_wrong"}
+        lengths = {"length_right": row["accuracy"] > 0, "length_wrong": row["accuracy"] < 1}
+        assert set(row) == LOGGED | {name for name, there in lengths.items() if there}
         assert row["logp_gap"] < 1e-4 and row["ratio_max"] == pytest.approx(1, abs=1e-4) and 0 < row["entropy"]
         assert row["groups"] <= 4 <= row["asked"] <= 16
     assert {"model.safetensors", "config.json", "tokenizer.model", "curves.png"} <= {path.name for path in one.iterdir()}
@@ -251,7 +262,20 @@ def test_a_file_of_problems_is_learned_from_and_a_config_file_says_how(start, ru
     page = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "## Reinforcement learning: grpo" in page and "| picture | question | truth | before | after |" in page
     assert "arithmetic/accuracy before" in page
+    first, best = (json.loads((tmp_path / "run" / "grpo" / f"{name}.json").read_text()) for name in ("before", "after"))
+    assert "step 0 is kept" in done.out and first == best, "the report tells what the kept checkpoint says"
     assert "arithmetic/accuracy" in json.loads((tmp_path / "run" / "grpo" / "scores.json").read_text())
+
+
+def test_bad_rows_of_problems_are_named_once_and_their_list_stays(start, run_script, tmp_path):  # noqa: F811
+    rows = [{"conversations": [{"role": "user", "content": f"{k}?"}], "answer": answer} for k, answer in enumerate("7$77")]
+    given = ("--data", lines(tmp_path / "rows.jsonl", rows), "--max_bad", 0.5, "--prompts", 1, "--answers", 2, "--rounds", 0,
+             "--max_new_tokens", 2, "--bench", "", "--device", "cpu", "--init", start)  # fmt: skip
+    for more in (("--max_steps", 2), ("--max_steps", 2, "--resume")):
+        done = run_script("3-rl_vlm.py", *given, *more, cwd=tmp_path)
+        assert done.err.count("skipped ") == 1
+        (told,) = map(json.loads, (tmp_path / "out" / "grpo" / "bad_problems.jsonl").read_text().splitlines())
+        assert told["row"].endswith("rows.jsonl:2") and "nothing can match it" in told["reason"]
 
 
 @pytest.mark.parametrize("switch", ["--dry_run", "--check_data"])
@@ -271,6 +295,12 @@ def test_looking_writes_nothing(switch, start, run_script, tmp_path):  # noqa: F
     (("--passes", 4, "--save_every", 6), "a multiple of --passes, 4"),
     (("--reward", "mine.py:no"), "my_file.py:function, not"), (("--data", "nowhere.jsonl"), "no data at nowhere.jsonl"),
     (("--resume",), "nothing to resume in out/grpo"), (("--pairs", "own"), "--pairs is policy, or left out"),
+    (("--prompts", 0), "--prompts is at least 1, not 0"), (("--passes", 0), "--passes is at least 1, not 0"),
+    (("--max_steps", 0), "--max_steps is at least 1, not 0"), (("--save_every", 0), "--save_every is at least 1, not 0"),
+    (("--drift", 0.1), "has no use for --drift"), (("--algo", "cispo", "--clip_low", 0.1), "has no use for --clip_low"),
+    (("--lam", 1), "has no use for --lam"), (("--kl", "k2"), "has no use for --kl without --beta"),
+    (("--keep_all", "--rounds", 1), "--rounds asks other problems"), (("--max_length", 64), "has no use for --max_length"),
+    (("--max_new_tokens", 4096), "leaves no room for prompt and answer"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_with_the_remedy(more, message, start, even, run_script, tmp_path):  # noqa: F811
     done = run_script("3-rl_vlm.py", *arguments(start, even), *more, cwd=tmp_path, expect=1)

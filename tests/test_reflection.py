@@ -5,7 +5,7 @@ import re
 
 from dataset.chat import Given, render, render_prompt
 from dataset.tasks.arithmetic import Arithmetic, misread, running_sum
-from dataset.tasks.reflection import MARKER, Reflection, marked
+from dataset.tasks.reflection import Reflection, marked
 from dataset.tokenizer import Tokenizer
 from model.registry import TEMPLATES
 
@@ -65,7 +65,6 @@ def test_markers_are_words_of_looking_again():
         assert marked(words), words
     for words in ("<think>3, 5. 3+5=8.</think>", "waiter", "我看到两个圆形。"):
         assert not marked(words), words
-    assert MARKER.pattern
 
 
 def test_metrics_written_out():

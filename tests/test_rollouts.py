@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from dataset import rollouts
 from dataset.chat import Conversation, Message, render, render_prompt
 from dataset.collate import IGNORE
 from dataset.conversations import BadRows, load
+from dataset.evaluation import Ask
 from dataset.eyes import Eyes
-from dataset.images import BadRow
 from dataset.rewards import Reward, rule
 from dataset.rollouts import (
     Group,
@@ -24,10 +25,12 @@ from dataset.rollouts import (
     best_and_worst,
     micro_batches,
     of_rows,
+    of_task,
     problems,
     shares,
+    told,
 )
-from dataset.tasks import Cut, Example, dialogue
+from dataset.tasks import Cut, Example, dialogue, exact
 from dataset.tokenizer import Tokenizer
 from model.generate import Answer, generate
 from model.losses import next_token_targets
@@ -299,6 +302,12 @@ def test_an_update_is_weighed_once_and_given_out_as_often_as_there_are_passes():
     assert count == update.lengths().sum() == sum(len(batch["rollout_logps"]) for batch in batches) and facts == update.facts
 
 
+def test_pairs_are_not_asked_for_in_vain_for_ever():
+    made = stream(by_number(dict.fromkeys(range(8), (False, False))), count=8)
+    with pytest.raises(RuntimeError, match="20 times in a row .* of 16 problems .* no right answer.*2-sft_vlm.py"):
+        next(made.pairs(0, 3, lambda batch: batch))
+
+
 def test_pairs_come_from_groups_that_differ_and_an_update_without_any_is_passed_over():
     made = stream(by_number({}), count=40)
     asked = [made.problem(k).prompt.id for k in range(20)]
@@ -309,14 +318,21 @@ def test_pairs_come_from_groups_that_differ_and_an_update_without_any_is_passed_
     assert facts["policy_groups"] == 4 and all(name.startswith("policy_") for name in facts)
 
 
-def test_a_broken_picture_of_a_problem_is_told_with_its_row(tmp_path):
+def test_a_problem_that_cannot_be_asked_is_told_with_its_row_when_the_data_are_loaded(tmp_path, capsys):
     Path(tmp_path / "bad.png").write_text("no picture")
-    row = {"conversations": [{"role": "user", "content": "<image>?"}], "answer": "1", "image_urls": [f"file://{tmp_path}/bad.png"]}
-    (found,) = of_rows(load(lines(tmp_path / "r.jsonl", [row]), need_answer=False), 1, None, BadRows(tmp_path / "b", 1, 0.0))
-    made = stream(by_number({}))
-    made.problems = [found]
-    with pytest.raises(BadRow, match="r.jsonl:1"):
-        made.ask(0, 1)
+    rows = [{"conversations": [{"role": "user", "content": "1?"}], "answer": "1"},
+            {"conversations": [{"role": "user", "content": "<image>?"}], "answer": "1", "image_urls": [f"file://{tmp_path}/bad.png"]},
+            {"conversations": [{"role": "user", "content": "long " * 500}], "answer": "1"}]
+    source, made = load(lines(tmp_path / "r.jsonl", rows), need_answer=False), stream(by_number({}))
+    check = partial(Ask(TEMPLATE, TOKENIZER, 9, made.eyes, generate).require_room, room=64)
+    assert len(of_rows(source, 3, None, BadRows(tmp_path / "bad", 3, 1.0), check=check)) == 1
+    told = [json.loads(line) for line in (tmp_path / "bad").read_text().splitlines()]
+    assert [item["row"].rpartition("/")[2] for item in told] == ["r.jsonl:2", "r.jsonl:3"]
+    assert "lower --max_new_tokens" in told[1]["remedy"]
+    capsys.readouterr()
+    with pytest.raises(RuntimeError, match="r.jsonl:2"):
+        of_rows(source, 3, None, BadRows(tmp_path / "other", 3, 0.0), report=False, check=check)
+    assert not (tmp_path / "other").exists() and not capsys.readouterr().err, "another process tells it"
 
 
 # ---------------------------------------------------------------- when to stop
@@ -327,11 +343,40 @@ def test_a_broken_picture_of_a_problem_is_told_with_its_row(tmp_path):
     ({}, None),
 ])  # fmt: skip
 def test_there_is_advice_where_there_is_no_point_in_going_on(facts, message):
-    row = {"all_wrong": 0.3, "all_right": 0.3, "entropy": 0.1, **facts}
+    row = {"all_wrong": 0.3, "all_right": 0.3, "alike": 0.9, "entropy": 0.1, **facts}
     found = advice([{"arithmetic/accuracy": 0.5}, *[row] * 20], 0.005)
     assert found is None if message is None else message in found
     assert advice([row] * 19, 0.005) is None, "for long, not for a moment"
-    assert json.dumps(row)
+    of_pairs = {f"policy_{name}": value for name, value in row.items() if name != "entropy"}  # no entropy is known
+    assert advice([of_pairs] * 20, 0.005) == (found if "entropy" not in facts else None)
+
+
+@pytest.mark.parametrize("worth", [(0.1, 0.6), (1.0, 3.0)])
+def test_a_reward_of_ones_own_that_calls_nothing_right_or_everything_goes_on_as_long_as_answers_differ(worth):
+    made = stream(by_number({}))
+    (of_one,) = made.ask(0, 1)
+    paid = [dataclasses.replace(one, reward=Reward(min(1.0, value), 1.0, value)) for one, value in zip(of_one.rollouts, worth)]
+    facts = told([dataclasses.replace(of_one, rollouts=paid)] * 4)
+    assert 1.0 in (facts["all_right"], facts["all_wrong"]) and facts["alike"] == 0
+    assert advice([{**facts, "entropy": 0.1}] * 20, 0.005) is None
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "geometry", "perception", "sokoban"])
+def test_a_right_answer_in_the_right_form_is_paid_by_every_task_that_rules_ask(name):
+    for item in of_task(TASKS.make(f"{name}:rows=0"), 20, None):
+        assert item.judge(item.example, f"<think>.</think><answer>{item.example.answer}</answer>").accuracy == 1
+
+
+def test_a_task_whose_score_does_not_read_the_final_answer_is_no_task_to_reward():
+    class Bare:
+        score = staticmethod(exact)
+
+        def examples(self, split, n):
+            return [Example(dialogue(f"{split}/{k}", [], [("1?", "")]), "1", "kind") for k in range(n)]
+
+    with pytest.raises(ValueError, match="the score of Bare does not look for the final answer"):
+        of_task(Bare(), 2, None)
+    assert len(of_task(Bare(), 2, judge=lambda example, answer: Reward(0.0, 0.0, 0.5))) == 2
 
 
 def test_a_task_that_pays_for_something_else_than_right_answers_is_paid_so_and_judged_right_all_the_same():

@@ -218,7 +218,7 @@ def solved(start: Level, answer: str) -> float:
 def hackable(start: Level, answer: str) -> float:
     """The shaped reward published with LMM-R1: it also pays 0.05 a move up to 20, and 0.001 a word up to 200.
 
-    So twenty moves up and down and two hundred words earn more than the solution of a level, without touching a box.
+    So twenty moves up and down and two hundred words earn as much as the solution of a short level, without touching a box.
     The format's half point is the caller's.
     """
     inside = body(answer) or ""
