@@ -22,7 +22,7 @@ from dataset.collate import Batches
 from dataset.conversations import BadRows
 from dataset.evaluation import Ask, add_scores, evaluate
 from dataset.eyes import Eyes
-from dataset.mixture import mixture, pictures
+from dataset.mixture import look, mixture, pictures
 from dataset.native import language
 from dataset.report import marked, section, sheet, table
 from dataset.tokenizer import load_tokenizer
@@ -65,7 +65,7 @@ class Config:
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
     batch_size: int = 40  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step
-    max_length: int = 1024  # tokens of a conversation; longer ones lose their end
+    max_length: int = 1024  # tokens of a conversation, at most the model's context; longer ones lose their end
     optimizer: str = "muon"  # muon (matrices of blocks and connector; AdamW for the rest) | adamw
     lr: float = 8e-3  # peak learning rate; small and base on real captions: 4e-4
     lr_encoder: float = 0.0  # peak learning rate of the encoder alone; 0: --lr
@@ -76,7 +76,7 @@ class Config:
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
-    bench: str = "world"  # tasks to check on their validation split, with commas between; "" for none
+    bench: str = "world"  # tasks whose captions are checked on their validation split, with commas between; "" for none
     eval_every: int = 0  # steps between checks; 0: at the end alone
     eval_examples: int = 60  # pictures' worth of questions a check asks
     save_every: int = 200  # steps between saves for --resume; the end is always saved
@@ -92,11 +92,15 @@ class Config:
     device: str = "auto"  # auto | cpu | cuda | mps
     wandb: bool = False  # log to Weights & Biases as well
     dry_run: bool = False  # print parameters, rows and steps, and stop
-    check_data: bool = False  # print three rows as the model will read them, what is learned in 【brackets】, and stop
+    check_data: bool = False  # print three rows of each --data as the model reads them, what is learned in 【brackets】, and stop
+
+
+CHOSEN_AT_BIRTH = ("preset", "tokenizer", "encoder", "connector", "llm", "template", "fit")  # of a model: --init has them
 
 
 def main(config: Config) -> None:
     tasks = {name: TASKS.make(name) for name in specs(config.bench)}  # a wrong name fails here, not after training
+    refuse_what_is_not_used(config, tasks)
     run = Run(config, "pretrain")
     if config.init:
         model, tokenizer = checkpoint.load(config.init).train(), load_tokenizer(checkpoint.tokenizer_file(config.init))
@@ -123,8 +127,8 @@ def main(config: Config) -> None:
     eyes = see(rank=run.rank, world=run.world, wait=run.wait)
     batches = Batches(
         source,
-        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens, max_length=config.max_length,
-                views=eyes.views),
+        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens,
+                max_length=min(config.max_length, model.config.llm.max_position_embeddings), views=eyes.views),
         eyes, batch_size=config.batch_size, window=1, seed=config.seed,
         bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world)
     per_step = config.accumulate * run.world  # micro-batches a step
@@ -132,8 +136,7 @@ def main(config: Config) -> None:
     parts = ", ".join(f"{name} {count_parameters(part):,} ({moving[name]:,} trained)" for name, part in model.parts.items())
     run.say(f"{parts}\n{len(source):,} rows, {steps} steps of {config.batch_size * per_step} on {run.world} x {run.device}")
     if config.check_data:
-        for row in range(min(3, len(source))):
-            run.say(f"{source[row].id}: {marked(batches.render(source[row]), tokenizer)}\n")
+        look(source, lambda row: f"{row.id}: {marked(batches.render(row), tokenizer)}", run.say)
     if config.dry_run or config.check_data:
         return
     eyes.prepare(pictures(batches, steps * per_step), config.feature_cache_gb, run.say)
@@ -197,7 +200,16 @@ def main(config: Config) -> None:
         said = ask([example.prompt for example in shown])
         section(page, "Pretraining", f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
                 f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, shown, said)}")
-    run.finish(f"wrote {run.out}", "python 2-sft_vlm.py")
+    run.finish(f"wrote {run.out}", f"python 2-sft_vlm.py --init {run.out}")
+
+
+def refuse_what_is_not_used(config: Config, tasks: dict) -> None:
+    """ValueError for flags that --init has an answer to already, and for tasks that have no caption to ask for."""
+    if config.init and (given := [name for name in CHOSEN_AT_BIRTH if getattr(config, name) != getattr(Config(), name)]):
+        raise ValueError(f"the model in {config.init} has its own: leave out --{', --'.join(given)}, or --init")
+    for name, task in tasks.items():
+        if not any(example.kind == "caption" for example in task.examples("val", 8)):
+            raise ValueError(f"--bench {name}: captions are all that this stage is asked for, and it has none: leave it out")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ The data are conversations: one picture or several, one turn or many, some witho
 
 In:  out/pretrain and conversations (default: world, easy_vqa, arithmetic, text).  Out: out/sft, as in stage 1.
 
-    python 2-sft_vlm.py                                             four minutes on two CPU cores
+    python 2-sft_vlm.py                                             five minutes on two CPU cores
     python 2-sft_vlm.py --data world my_rows.jsonl:2 --image_folder pictures
-    python 2-sft_vlm.py --data llava_instruct_230k.parquet --init out/pretrain --lr 4e-4 --batch_size 16
+    python 2-sft_vlm.py --data llava_instruct_230k.parquet --init out/pretrain --lr 4e-5 --batch_size 16
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from dataset.collate import Batches
 from dataset.conversations import BadRows
 from dataset.evaluation import Ask, add_scores, evaluate
 from dataset.eyes import Eyes
-from dataset.mixture import mixture, pictures
+from dataset.mixture import look, mixture, pictures
 from dataset.report import marked, section, sheet, table
 from dataset.tokenizer import load_tokenizer
 from model import checkpoint, cli, recipe
@@ -56,9 +56,9 @@ class Config:
     max_steps: int = 0  # stop after so many steps; 0: after the epochs
     batch_size: int = 40  # conversations a process and micro-step
     accumulate: int = 1  # micro-steps a step
-    max_length: int = 1024  # tokens of a conversation; longer ones lose their end
+    max_length: int = 1024  # tokens of a conversation, at most the model's context; longer ones lose their end
     optimizer: str = "muon"  # muon (matrices of blocks and connector; AdamW for the rest) | adamw
-    lr: float = 8e-3  # peak learning rate; after pretraining on real captions: 4e-4
+    lr: float = 8e-3  # peak learning rate; small and base on real conversations: 4e-5
     lr_encoder: float = 0.0  # peak learning rate of the encoder alone; 0: --lr
     lr_connector: float = 0.0  # of the connector alone
     lr_llm: float = 0.0  # of the language model alone
@@ -82,7 +82,7 @@ class Config:
     device: str = "auto"  # auto | cpu | cuda | mps
     wandb: bool = False  # log to Weights & Biases as well
     dry_run: bool = False  # print parameters, rows and steps, and stop
-    check_data: bool = False  # print three rows as the model will read them, what is learned in 【brackets】, and stop
+    check_data: bool = False  # print three rows of each --data as the model reads them, what is learned in 【brackets】, and stop
 
 
 def main(config: Config) -> None:
@@ -104,8 +104,8 @@ def main(config: Config) -> None:
     eyes = see(rank=run.rank, world=run.world, wait=run.wait)
     batches = Batches(
         source,
-        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens, max_length=config.max_length,
-                views=eyes.views),
+        partial(render, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens,
+                max_length=min(config.max_length, model.config.llm.max_position_embeddings), views=eyes.views),
         eyes, batch_size=config.batch_size, window=1, seed=config.seed,
         bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world)
     per_step = config.accumulate * run.world  # micro-batches a step
@@ -113,8 +113,7 @@ def main(config: Config) -> None:
     parts = ", ".join(f"{name} {count_parameters(part):,} ({moving[name]:,} trained)" for name, part in model.parts.items())
     run.say(f"{parts}\n{len(source):,} rows, {steps} steps of {config.batch_size * per_step} on {run.world} x {run.device}")
     if config.check_data:
-        for row in range(min(3, len(source))):
-            run.say(f"{source[row].id}: {marked(batches.render(source[row]), tokenizer)}\n")
+        look(source, lambda row: f"{row.id}: {marked(batches.render(row), tokenizer)}", run.say)
     if config.dry_run or config.check_data:
         return
     eyes.prepare(pictures(batches, steps * per_step), config.feature_cache_gb, run.say)
@@ -176,7 +175,8 @@ def main(config: Config) -> None:
         said = ask([example.prompt for example in shown])
         section(page, "Supervised fine-tuning", f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
                 f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, shown, said)}")
-    run.finish(f"wrote {run.out}", "python 4-eval_chat.py, python web_demo.py, or python 3-rl_vlm.py")
+    run.finish(f"wrote {run.out}", f"python 4-eval_chat.py --model {run.out}, python web_demo.py --model {run.out}, "
+                                   f"or python 3-rl_vlm.py --init {run.out}")
 
 
 if __name__ == "__main__":

@@ -6,15 +6,17 @@
     python 4-eval_chat.py --bench world,easy_vqa                        test scores, with the blank and shuffled controls
     python 4-eval_chat.py --bench hallucination --best_of 8 --reference out/sft --temperature 0.7
 
-In:  the newest checkpoint in out/, or --model.  Out: what it says; scores.json beside the checkpoint, and out/report.md.
+In:  --model, or of out/grpo, out/dpo, out/sft and out/pretrain the first that is there, whenever it was made.
+Out: what it says; scores.json beside the checkpoint, and out/report.md.
 Best of N: what preference learning raised most, log pi(y) / pi_reference(y) a token, is said (dataset/best_of.py).
 """
 
 import json
 import random
 import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from dataset.images import BadRow, Picture, from_file
 from dataset.report import poster, section, sheet, table
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import checkpoint, cli
-from model.generate import generate, stream
+from model.generate import generate, prompt_room, stream
 from model.losses import IGNORE, next_token_targets, token_logps
 from model.registry import TASKS, TEMPLATES, specs
 from model.runtime import Run
@@ -39,17 +41,18 @@ from model.vlm import VLM
 
 @dataclass
 class Config:
-    model: Path | None = None  # a checkpoint; default: the newest of out/grpo, out/dpo, out/sft, out/pretrain
+    model: Path | None = None  # a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
     image: tuple[Path, ...] = ()  # pictures for the first message
     prompt: str = ""  # one message: answer it and stop
     data: Path | None = None  # a file of conversations to answer: json, jsonl or parquet
     image_folder: Path | None = None  # where its pictures are; default: beside the file
+    allow_urls: bool = False  # let its rows fetch pictures from the network
     save: Path | None = None  # where the predictions go; default: predictions.jsonl beside the checkpoint
     bench: str = ""  # tasks to be scored on their test split, with commas between: world,easy_vqa,arithmetic,text
     examples: int = 0  # pictures' worth of questions a task; 0: its whole test set
     controls: int = 8  # ask every so-many-th question about a blank and a shuffled picture too; 0: no controls
     temperature: float = 0.0  # 0: always the likeliest token
-    best_of: int = 1  # sample so many answers and say the one that preference learning raised most, a token, above --reference
+    best_of: int = 1  # sample so many answers and say the one whose log-probability a token rose most above --reference
     reference: Path | None = None  # with --best_of: the checkpoint that preference learning started from, as out/sft
     top_p: float = 1.0  # sample among the likeliest tokens that together have this probability
     max_new_tokens: int = 256
@@ -65,6 +68,8 @@ def main(config: Config) -> None:
     require_reference(config, folder)
     run = Run.inference(folder, config.device, config.dtype, config.seed)
     model = checkpoint.load(folder, run.device)
+    print(f"model: {folder}", file=sys.stderr)
+    room = prompt_room(model, config.max_new_tokens)
     tokenizer = load_tokenizer(checkpoint.tokenizer_file(folder))
     template = TEMPLATES.make(model.config.template)
     sampling = dict(max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.id(template.stop)}, temperature=config.temperature,
@@ -74,6 +79,7 @@ def main(config: Config) -> None:
                     config.feature_cache if config.bench else None)
         ask = Ask(template, tokenizer, model.image_tokens, eyes,
                   run.generator(generate, model, **sampling), config.batch_size, progress=True)
+        asked_alone = ask
         if config.best_of > 1:
             ask, folder = best_of(config, run, model, ask), folder.parent / f"{folder.name}-best_of_{config.best_of}"
         if config.bench:
@@ -81,28 +87,29 @@ def main(config: Config) -> None:
         if config.data:
             if not config.data.is_file():
                 raise FileNotFoundError(f"--data takes one file of conversations; {config.data} is none")
-            predict(load(config.data, config.image_folder, need_answer=False), ask,
-                    config.save or folder / "predictions.jsonl", config.batch_size)
+            predict(load(config.data, config.image_folder, config.allow_urls, need_answer=False), ask,
+                    lambda prompt: asked_alone.require_room(prompt, room), config.save or folder / "predictions.jsonl",
+                    config.batch_size)
         elif config.prompt and not config.bench:
             print(answer(config, ask))
         return
-    chat(config, dialogue(run, model, tokenizer, sampling))
+    chat(config, dialogue(run, model, tokenizer, sampling, room))
 
 
 # ---------------------------------------------------------------- talking
 
-def dialogue(run: Run, model: VLM, tokenizer: Tokenizer, sampling: dict) -> Dialogue:
+def dialogue(run: Run, model: VLM, tokenizer: Tokenizer, sampling: dict, room: int) -> Dialogue:
     """A conversation with this model that remembers what was said and shown."""
     eyes = Eyes(model.encoder, model.config.fit, model.config.tiles, run.device, cache=None)
     return Dialogue(lambda batch: stream(model, run.to_device(batch), **sampling), eyes,
                     template=TEMPLATES.make(model.config.template), tokenizer=tokenizer, image_tokens=model.image_tokens,
-                    max_length=model.config.llm.max_position_embeddings - sampling["max_new_tokens"], views=eyes.views)
+                    max_length=room, views=eyes.views)
 
 
 def chat(config: Config, talk: Dialogue) -> None:
     """Answer --prompt, or messages typed until the end of the input."""
     try:
-        shown = [from_file(path) for path in config.image]
+        shown = [opened(path) for path in config.image]
         if config.prompt:
             say(talk, [*shown, config.prompt])
             return
@@ -116,14 +123,22 @@ def chat(config: Config, talk: Dialogue) -> None:
             continue
         try:
             if line.startswith("/image"):
-                picture = from_file(line.removeprefix("/image").strip())
-                picture.load()
-                shown.append(picture)
+                shown.append(opened(line.removeprefix("/image").strip()))
             elif line:
                 say(talk, [*shown, line])
                 shown = []
         except BadRow as bad:
             print(bad)
+
+
+def opened(path: Path | str) -> Picture:
+    """The picture in a file, which opens: else it would be told with every message that it is shown with. Raises BadRow."""
+    try:
+        picture = from_file(path)
+        picture.load()
+    except BadRow as bad:
+        raise BadRow(bad.reason, "give the path of a picture") from bad
+    return picture
 
 
 def read_line() -> str | None:
@@ -183,7 +198,7 @@ def best_of(config: Config, run: Run, model: VLM, ask: Ask) -> BestOf:
 def answer(config: Config, ask: Ask) -> str:
     """What is said to --prompt and --image."""
     try:
-        return ask([Conversation("--prompt", (Message("user", (*map(from_file, config.image), config.prompt)),))])[0]
+        return ask([Conversation("--prompt", (Message("user", (*map(opened, config.image), config.prompt)),))])[0]
     except BadRow as bad:
         raise SystemExit(f"{bad}") from bad
 
@@ -199,30 +214,32 @@ def answer_logps(model: VLM, batch: dict) -> list[list[float]]:
 
 # ---------------------------------------------------------------- answering a file
 
-def predict(source: Source, ask: Ask, file: Path, batch_size: int) -> None:
-    """One line per row, in the MM-EUREKA format with `prediction`, and its reasoning and final answer apart."""
+def predict(source: Source, ask: Ask, check: Callable[[Conversation], None], file: Path, batch_size: int) -> None:
+    """One line per row, in the MM-EUREKA format with `prediction`, and its reasoning and final answer apart.
+
+    check   raises BadRow for a row that cannot be asked
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     answered = 0
     with file.open("w", encoding="utf-8") as out:
         for start in range(0, len(source), batch_size):
             rows = list(range(start, min(start + batch_size, len(source))))
-            for record in predictions(source, rows, ask):
+            for record in predictions(source, rows, ask, check):
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
                 answered += "prediction" in record
     print(f"wrote {file}: {answered} predictions, {len(source) - answered} bad rows")
 
 
-def predictions(source: Source, rows: list[int], ask: Ask) -> Iterator[dict]:
+def predictions(source: Source, rows: list[int], ask: Ask, check: Callable[[Conversation], None]) -> Iterator[dict]:
     """The records of these rows; a bad row's record says why instead of what."""
     good: dict[int, Conversation] = {}
     errors: dict[int, str] = {}
     for row in rows:
         try:
-            good[row] = source[row]
-            for picture in good[row].pictures:
-                picture.load()
+            asked = source[row]
+            check(asked)
+            good[row] = asked
         except BadRow as bad:
-            good.pop(row, None)
             errors[row] = str(bad)
             print(f"skipped {bad}")
     said = dict(zip(good, ask(list(good.values())), strict=True))

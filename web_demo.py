@@ -1,6 +1,6 @@
 """Talk with a trained model about pictures, on a web page of this machine.
 
-In:  a checkpoint, by default that of the newest stage that was run.
+In:  a checkpoint, by default that of the last stage that was run: out/grpo, else out/dpo, else out/sft, else out/pretrain.
 Out: a page on which every message and every picture of the conversation reaches the model.
 
     python web_demo.py                              then open http://127.0.0.1:7860
@@ -30,14 +30,14 @@ from dataset.images import BadRow, Picture, from_file
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import checkpoint
 from model.cli import parse
-from model.generate import stream
+from model.generate import prompt_room, stream
 from model.registry import TEMPLATES
 from model.vlm import VLM, count_parameters
 
 
 @dataclass
 class Config:
-    model: Path | None = None  # folder of a checkpoint; by default the newest stage under out/
+    model: Path | None = None  # folder of a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets in everyone on your network
     port: int = 7860  # port to listen on
     temperature: float = 0.3  # 0: always the likeliest token; 1: as the model was trained
@@ -193,9 +193,7 @@ def world_examples(folder: Path) -> list[dict]:
 def dialogues(model: VLM, tokenizer: Tokenizer, device: torch.device, config: Config) -> Callable[..., Dialogue]:
     """What makes a Dialogue with the model that goes on from these messages."""
     template = TEMPLATES.make(model.config.template)
-    context = model.config.llm.max_position_embeddings
-    if config.max_new_tokens >= context:
-        raise SystemExit(f"--max_new_tokens {config.max_new_tokens} leaves no room: this model reads {context} tokens")
+    room = prompt_room(model, config.max_new_tokens)
 
     def answer(batch: dict) -> Iterator[int]:
         batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
@@ -207,7 +205,7 @@ def dialogues(model: VLM, tokenizer: Tokenizer, device: torch.device, config: Co
     eyes = Eyes(model.encoder, model.config.fit, model.config.tiles, device, cache=None)
     return lambda messages: Dialogue(
         answer, eyes, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens,
-        max_length=context - config.max_new_tokens, views=eyes.views, messages=messages,
+        max_length=room, views=eyes.views, messages=messages,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ Out: a source: `len(source)`, `source[i]`; row i is a pure function of i.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dataset.collate import Batches
@@ -27,6 +27,16 @@ def mixture(specs: Sequence[str], stage: str, image_folder: Path | None, allow_u
             source = load(name, image_folder, allow_urls)
         parts.append((source, weight))
     return Mixture(parts)
+
+
+def look(source: Mixture, show: Callable[..., str], say: Callable[[str], None], rows: int = 3) -> None:
+    """`say` what `show` makes of the first rows of each part of a mixture; of a bad row, what is bad."""
+    for begin, end in zip((0, *source.ends), source.ends):
+        for row in range(begin, min(begin + rows, end)):
+            try:
+                say(f"{show(source[row])}\n")
+            except BadRow as bad:
+                say(f"bad row: {bad}\n")
 
 
 def pictures(batches: Batches, micro_batches: int) -> Iterator[Picture]:

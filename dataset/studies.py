@@ -10,7 +10,8 @@ Out: out/studies/NAME/table.md, which is also printed, figure.png, and ARM-SEED/
     python -m dataset.studies arithmetic --seeds 1 --steps 10 --examples 50
 
 The numbered scripts run as processes of their own, and each result is judged on the test split. A run that is there, made with
-the same settings from the same weights, is not made again; with other --examples it is only asked again.
+the same settings from the same weights, is not made again; with other --examples it is only asked again. What flags do not say,
+the scripts' own defaults, is not compared: after a change of these, begin in another --out.
 """
 from __future__ import annotations
 
@@ -196,7 +197,7 @@ def result(study: Study, arm: Arm, seed: int, init: Path, folder: Path, config: 
     settings = {"start": fingerprint(init), "steps": steps, "seed": seed, "judged": judged}
     file = folder / "result.json"
     known = json.loads(file.read_text()) if file.is_file() else {"settings": {}}
-    if known["settings"] == settings:
+    if known["settings"] == settings and set(study.metrics) <= known["scores"].keys():
         return known
     model = folder / (f"step-{len(steps)}" if steps else "model")
     threads = 1 if config.jobs > 1 else None

@@ -24,7 +24,7 @@ from model.config import VLMConfig
 from model.optimizer import Together
 from model.vlm import VLM
 
-STAGES = {  # folder under out/, newest stage first: the command that makes it
+STAGES = {  # folder under out/, last stage first: the command that makes it
     "grpo": "python 3-rl_vlm.py", "dpo": "python 3-rl_vlm.py --algo dpo", "sft": "python 2-sft_vlm.py",
     "pretrain": "python 1-pretrain_vlm.py",
 }  # fmt: skip
@@ -33,7 +33,7 @@ TOKENIZERS = (".model", ".json")  # our own, and that of a pretrained language m
 
 
 def latest(root: Path = Path("out")) -> Path:
-    """The folder of the newest stage that was run; FileNotFoundError names the command to run first."""
+    """The folder of the last stage that was run, whenever that was; FileNotFoundError names the command to run first."""
     for stage in STAGES:
         if (root / stage / "config.json").is_file():
             return root / stage

@@ -100,7 +100,7 @@ def _preset(encoder: str, connector: str, **llm) -> VLMConfig:
 
 PRESETS = {
     # 1.7M parameters in llm + connector: learns the embedded world in minutes on a CPU. Few layers and many heads that are not
-    # too narrow: with 4 x 2 heads of 64 channels, finding names in pictures takes half as many steps again.
+    # too narrow: with 4 layers of 2 heads of 64 channels, finding names in pictures takes half as many steps again.
     "nano": _preset(
         "tiny_clip",
         "pixel_shuffle",

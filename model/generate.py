@@ -31,6 +31,15 @@ class Answer:
     stopped: bool
 
 
+def prompt_room(model: VLM, max_new_tokens: int) -> int:
+    """Tokens that a prompt may have before so long an answer; ValueError where none are left."""
+    room = model.config.llm.max_position_embeddings - max_new_tokens
+    if room < 1 or max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens {max_new_tokens} leaves no room for prompt and answer: this model reads "
+                         f"{model.config.llm.max_position_embeddings} tokens")
+    return room
+
+
 @torch.no_grad()
 def prefill(model: VLM, batch: dict, room: int) -> tuple[Tensor, Cache]:
     """Read B prompts -> logits of each one's next token (B, V), and a cache with room for `room` more tokens."""
@@ -67,8 +76,11 @@ def sample(
     """(B, V) -> tokens (B,), and their log-probabilities (B,) under exactly the distribution they were drawn from.
 
     Order: ban, temperature, the top_k likeliest (0: all), then the smallest set of them that holds top_p (1.0: all;
-    arXiv 1904.09751). Temperature 0 takes the likeliest token, with certainty: log-probability 0.
+    arXiv 1904.09751). Temperature 0 takes the likeliest token, with certainty: log-probability 0. ValueError for a temperature
+    below 0, or a top_p that is no share above 0.
     """
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"a temperature is at least 0, top_p above 0 and at most 1, not {temperature} and {top_p}")
     logits = ban(logits.float(), banned)
     if temperature == 0:
         tokens = logits.argmax(-1)

@@ -1,6 +1,7 @@
 """The losses, in pure functions; the one place where labels are shifted.
 
 In:  labels and logits.    Out: targets, a summed loss, or log-probabilities of single tokens.
+Legend: B sequences, T tokens, V vocabulary, K positions that are learned.
 Sums, not means: the script divides by the learned tokens of the whole step, over micro-steps and ranks.
 Below them the losses of preference learning, by name: log-probabilities of answers -> a loss for each pair.
 """

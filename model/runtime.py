@@ -74,6 +74,9 @@ class Run:
 
     def __init__(self, config, name: str):
         self.config, self.name, self.out = config, name, Path(config.out)
+        for name in ("log_every", "save_every"):
+            if getattr(config, name, 1) < 1:
+                raise ValueError(f"--{name} is at least 1, not {getattr(config, name)}")
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.first = self.rank == 0
         keep_freed_memory()
@@ -126,7 +129,8 @@ class Run:
     def wrap(self, model: nn.Module, compile: bool, shard: str = "ddp") -> nn.Module:
         """The module to call in training. Always this one: a call of the bare model would not average gradients.
 
-        shard: ddp, the whole model on every process | zero2 | zero3 (model/sharding.py). The optimizer is made after this.
+        shard: ddp, the whole model on every process | zero2 | zero3 (model/sharding.py). Of a divided model the optimizer is made
+        after this.
         """
         torch.manual_seed(self.config.seed + self.rank)  # ... and other random numbers on each rank
         if shard != "ddp" and compile:
@@ -189,11 +193,16 @@ class Run:
     def save(self, model: nn.Module, optimizer: Together, tokenizer_file: Path, step: int, position: int,
              **more: float | str) -> None:
         """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`."""
-        state = {"step": step, "position": position, "seconds": self.seconds, **more}
+        state = {"step": step, "position": position, "seconds": self.seconds, "data": self.data_settings(), **more}
         with sharding.whole(model):
             if self.first:
                 checkpoint.save(self.out, model, tokenizer_file)
             checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world)
+
+    def data_settings(self) -> dict:
+        """The flags that say which row comes when, as they are saved."""
+        names = ("data", "batch_size", "accumulate", "prompts", "answers", "seed")
+        return json.loads(json.dumps({name: getattr(self.config, name) for name in names if hasattr(self.config, name)}))
 
     def resume(self, model: nn.Module, optimizer: Together) -> tuple[int, int]:
         """(step, data position) to go on from; (0, 0) without --resume. The log loses what came after that step."""
@@ -201,12 +210,16 @@ class Run:
         if not self.config.resume:
             if self.first:
                 self.out.mkdir(parents=True, exist_ok=True)
-                for old in (log, self.out / "bad_rows.jsonl"):  # an earlier run's are not this one's
+                for old in (log, *(self.out / name for name in ("bad_rows.jsonl", "scores.json"))):  # of an earlier run
                     old.unlink(missing_ok=True)
                 shutil.rmtree(self.out / "resume", ignore_errors=True)
             return 0, 0
         with sharding.whole(model, write=True):
             self.state = state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world)
+        then, now = state.pop("data", None), self.data_settings()
+        if then not in (None, now):
+            raise ValueError(f"{self.out} was started with {then}, and --resume with {now} would go on with other rows: give the "
+                             f"same flags")
         lines = log.read_text().splitlines() if log.is_file() else []
         self.history = [row for row in map(json.loads, lines) if row["step"] < state["step"]]
         checkpoint.barrier(self.world)
@@ -224,7 +237,9 @@ class Run:
         return time.time() - self.started
 
     def progress(self, step: int, total: int) -> None:
-        """Start the bar, the clock of the speed, and wandb where it is asked for."""
+        """Start the bar, the clock of the speed, and wandb where it is asked for; ValueError for a step behind the last."""
+        if step > total:
+            raise ValueError(f"{self.out} was saved at step {step}, and this run ends at {total}: resume with the same flags")
         if self.config.wandb and self.first:
             self.wandb = self.start_wandb()
         self.counted_from = time.time()

@@ -1,7 +1,7 @@
 """The vision-language model: an image's tokens, projected, replace the placeholders in the text.
 
-In:  a batch (dataset/collate.py): input_ids, position_ids, document_ids (B, T), and pixels (N, 3, S, S) or
-     features (N, P, D) of all its images in reading order, if it has any.
+In:  a batch (dataset/collate.py): input_ids, position_ids, document_ids (B, T), and pixels (N, 3, size, size)
+     or features (N, P, D) of all its images in reading order, if it has any.
 Out: logits (kept, V) at the positions asked for.
 Legend: B sequences, T tokens, S tokens of the flat stream, C channels of the LLM, N images, P tokens per image,
 D channels of the encoder, V vocabulary.

@@ -53,7 +53,7 @@ def test_pretraining_writes_a_checkpoint_a_log_curves_scores_and_its_part_of_the
         assert (folder / "out" / picture).is_file()
     assert checkpoint.load(out).config.template == "pupil"
     assert re.search(r"llm [\d,]+ \([\d,]+ trained\)\n12 rows, 3 steps of 4 on 1 x cpu\n", done.out)
-    assert re.search(r"wrote out/pretrain in \d+ s\. Next: python 2-sft_vlm\.py\n$", done.out)
+    assert re.search(r"wrote out/pretrain in \d+ s\. Next: python 2-sft_vlm\.py --init out/pretrain\n$", done.out)
 
 
 def test_a_run_from_another_folder_writes_into_that_folder(stage_one):
@@ -73,7 +73,7 @@ def test_fine_tuning_goes_on_from_pretraining_and_finds_it_by_itself(stage_two):
     for picture in re.findall(r"!\[\]\(([^)]+)\)", report):
         assert (folder / "out" / picture).is_file()
     assert (out / "curves.png").is_file()
-    assert "Next: python 4-eval_chat.py" in done.out
+    assert "Next: python 4-eval_chat.py --model out/sft, " in done.out
     before, after = (load_file(folder / "out" / name / "model.safetensors") for name in ("pretrain", "sft"))
     assert before.keys() == after.keys()
     assert (before["connector.proj.weight"] - after["connector.proj.weight"]).abs().max() < 0.1  # from there, not from scratch
@@ -133,6 +133,7 @@ def test_a_file_of_questions_gets_one_prediction_a_row(stage_two, samples, run_s
     for row in rows:
         row["conversations"] = row["conversations"][:1]  # as published: the question, and the gold answer apart
     rows[2]["image_urls"] = [f"file://{samples}/missing.png"]
+    rows.append({"id": "long", "conversations": [{"role": "user", "content": "so many words " * 1000}], "answer": "4"})
     data = samples / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
     try:
@@ -141,13 +142,14 @@ def test_a_file_of_questions_gets_one_prediction_a_row(stage_two, samples, run_s
     finally:
         data.unlink()
     found = [json.loads(line) for line in (tmp_path / "deep" / "predictions.jsonl").read_text().splitlines()]
-    assert [record.get("id") for record in found] == ["e0", "e1", f"{data}:3", "e3", f"{data}:5"]
+    assert [record.get("id") for record in found] == ["e0", "e1", f"{data}:3", "e3", f"{data}:5", f"{data}:6"]
     assert [("prediction" in record, "error" in record) for record in found] == [
-        (True, False), (True, False), (False, True), (True, False), (False, True)]  # fmt: skip
+        (True, False), (True, False), (False, True), (True, False), (False, True), (False, True)]  # fmt: skip
+    assert "lower --max_new_tokens" in found[4]["error"]
     assert set(found[1]) == {"id", "conversations", "answer", "image_urls", "prediction", "reasoning", "predicted_answer"}
     assert found[1]["conversations"] == [{"role": "user", "content": "<image>How many?"}]
     assert (found[1]["answer"], found[1]["image_urls"], found[0]["image_urls"]) == ("4", [f"file://{samples}/red.png"], [])
-    assert "3 predictions, 2 bad rows" in done.out
+    assert "3 predictions, 3 bad rows" in done.out and "model: out/sft" in done.err
 
 
 # ---------------------------------------------------------------- several processes
@@ -282,10 +284,33 @@ def test_looking_writes_nothing(script, switch, stage_one, run_script, tmp_path)
     assert written(tmp_path) == []
 
 
-def test_three_rows_are_not_needed_to_look_at_them(run_script, tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "alone"}\n')
-    done = run_script("1-pretrain_vlm.py", *TINY, "--data", "rows.jsonl", "--check_data", cwd=tmp_path)
-    assert "【alone<|end|>】" in done.out
+def test_rows_of_every_part_of_the_data_are_looked_at_and_a_bad_one_is_told(run_script, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "alone"}\n{"image": "nowhere.png"}\n')
+    done = run_script("1-pretrain_vlm.py", *TINY, "--data", "world:rows=9", "rows.jsonl", "--check_data", cwd=tmp_path)
+    assert done.out.count("[image]") >= 3 and "【alone<|end|>】" in done.out
+    assert re.search(r"bad row: rows\.jsonl:2: ", done.out)
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (("--init", "START", "--connector", "linear", "--preset", "base"), "has its own: leave out --preset, --connector, or --init"),
+    (("--bench", "world,easy_vqa"), "--bench easy_vqa: captions are all that this stage is asked for, and it has none"),
+    (("--log_every", 0), "--log_every is at least 1, not 0"),
+])  # fmt: skip
+def test_what_pretraining_would_not_use_is_refused_before_anything_is_done(more, message, stage_one, run_script, tmp_path):
+    given = [stage_one[0] / "out" / "pretrain" if flag == "START" else flag for flag in more]
+    done = run_script("1-pretrain_vlm.py", "--data", "world:rows=12", *given, cwd=tmp_path, expect=1)
+    assert message in done.err and written(tmp_path) == []
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (("--data", "world:rows=12", "--batch_size", 2), "would go on with other rows: give the same flags"),
+    (("--data", "world:rows=12", "--batch_size", 4, "--max_steps", 1), "was saved at step 3, and this run ends at 1"),
+])
+def test_a_run_is_resumed_with_the_flags_it_was_started_with(more, message, stage_one, run_script, tmp_path):
+    shutil.copytree(stage_one[0] / "out", tmp_path / "out")
+    given = ("--encoder", TINY[1], "--device", "cpu", "--log_every", 1, "--bench", "", "--epochs", 1, *more)
+    done = run_script("1-pretrain_vlm.py", *given, "--resume", cwd=tmp_path, expect=1)
+    assert message in done.err
 
 
 @pytest.mark.parametrize(("script", "arguments", "message"), [

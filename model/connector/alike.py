@@ -8,7 +8,8 @@ second vector tells how many there are in it and the picture before together.
 In:  what is looked at, (N, S, F), and which pictures have one before them.    Out: (N, S, C), 0 at birth.
 Source: "soft attention cannot count", and counting by the similarity of what is seen: Zhang, Hare and Prügel-Bennett
      (arXiv 1802.05766, section 3). Theirs takes apart overlapping boxes; tokens do not overlap, so a sum is enough.
-Legend: N pictures, S and O tokens of a picture, F channels that are compared, C channels of the language model.
+Legend: N pictures, S and O tokens of a picture, F channels of a token as it is looked at (side^2 patches of the encoder), C
+channels of the language model.
 """
 
 import torch

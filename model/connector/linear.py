@@ -1,4 +1,4 @@
-"""The default connector: one matrix from the encoder's channels to the language model's, every token kept.
+"""The plainest connector (small, base): one matrix from the encoder's channels to the language model's, every token kept.
 
 In:  features (N, P, D).    Out: (N, P, C).    Source: LLaVA (arXiv 2304.08485), section 4.1.
 """

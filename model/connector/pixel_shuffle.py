@@ -22,7 +22,8 @@ from model.registry import CONNECTORS
 
 @CONNECTORS.register("pixel_shuffle")
 class PixelShuffle(nn.Module):
-    """One bias-free projection of every square of side x side patches; pictures past the last number share its vector.
+    """A projection of every square of side x side patches, and the three things above; pictures past the last number share its
+    vector.
 
     A picture in tiles (dataset/tiles.py) counts as many as it has views: by their numbers its tiles are told apart, and "the
     picture before" is then the view before, of the same picture or the last tile of another.

@@ -89,7 +89,7 @@ class Cache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
         """Store k and v; attend over all that is stored. documents: whole prompts; None: one new token per row."""
-        keys, values = self.keys[layer], self.values[layer]  # (B, H, room, K)
+        keys, values = self.keys[layer], self.values[layer]  # (B, fewer H, room, K)
         if documents is not None:
             keys[:, :, : documents.longest] = documents.grid.fold(k).transpose(1, 2)
             values[:, :, : documents.longest] = documents.grid.fold(v).transpose(1, 2)

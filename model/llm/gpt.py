@@ -45,7 +45,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
-    attend = staticmethod(attend)  # replaced on the instance by context_parallel.apply
+    attend = staticmethod(attend)  # another may take its place on an instance, as in tests/speed.py
 
     def __init__(self, config: LLMConfig, layer: int):
         super().__init__()
@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
     def forward(self, x, rope, documents, kept, cache):
         q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_channels))  # (S, H, K)
+            proj(x).unflatten(-1, (-1, self.head_channels))  # (S, H, K); of k and v fewer H
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
