@@ -57,7 +57,8 @@ class Muon(torch.optim.Optimizer):
         """Nesterov's: the running mean of the gradients, looked at one step ahead."""
         state = self.state[p]
         if not state:
-            state["mean"] = torch.zeros_like(p)
+            state["mean"], state["step"] = torch.zeros_like(p), torch.tensor(0.0)
+        state["step"] += 1  # as AdamW keeps it: a checkpoint tells how many updates it holds
         state["mean"].lerp_(p.grad, 1 - beta)
         return p.grad.lerp(state["mean"], beta)
 

@@ -4,11 +4,17 @@ A task is a class registered with `@TASKS.register("name")`; its options are wha
 
     train(stage)                  a source of conversations (`len(source)`, `source[i]`) for "pretrain" or "sft", or None
     size                          how many pictures' worth of questions make its test set
-    examples(split, n)            questions with known answers from "val" or "test", at most n pictures' worth of them
+    examples(split, n)            questions with known answers from "val" or "test", at most n pictures' worth of them, and for RL
+                                  from "train"
     score(example, answer)        0..1, how right an answer is
     summary(examples, scores)     {"metric": value in 0..1}, written to scores.json as "task/metric"
     measure(examples, answers)    in place of score and summary, where a number is no mean over answers, or a judge decides:
                                   (a score in 0..1 for each, None where nobody could judge it, and the metrics)
+
+and where RL is to ask it, a score that reads the final answer in <answer>...</answer>, and if it wants
+
+    rows                          how many examples of "train" stage 2 has learned from: RL begins behind them
+    reward(example, answer)       what an answer is paid, where that is not its score
 
 The training split is drawn in 1-, 2- and 3-, the test split in 4-; nothing here looks at another split than it was asked for.
 """

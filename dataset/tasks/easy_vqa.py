@@ -119,8 +119,8 @@ class EasyVQA:
 
     def examples(self, split: str, n: int) -> list[Example]:
         """The questions about n pictures of the official test split; `val`: of the training pictures that are held out."""
-        official = {"test": "test", "val": "train"}[split]
-        numbers = [number for number in sorted(rows(official)) if official == "test" or held_out(number)]
+        official = "test" if split == "test" else "train"
+        numbers = [number for number in sorted(rows(official)) if official == "test" or held_out(number) == (split == "val")]
         found = []
         for number in numbers[:n]:
             for k, (question, answer) in enumerate(rows(official)[number]):
