@@ -209,6 +209,7 @@ def main(config: Config) -> None:
     if run.first and not (config.resume or config.dry_run or config.check_data or config.pairs_only):
         for folder in config.out.glob("iteration-*"):  # an earlier run's are not this one's
             shutil.rmtree(folder)
+        (config.out / "scores.json").unlink(missing_ok=True)
     run.wait()
 
     start, stored = config.init, config.reference
