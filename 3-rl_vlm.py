@@ -77,7 +77,6 @@ class Config:
     prompts: int = 32  # groups that an update learns from, each of so many --answers
     rounds: int = 3  # how often others are asked in the place of problems whose answers are all alike
     reward: str = "rule"  # rule: a right answer in the right form, + 0.1 for the form | my_file.py:function
-    max_new_tokens: int = 128  # of an answer
     chunk: int = 32  # problems that are answered together
     # Rules alone
     keep_all: bool = False  # learn from groups whose answers are all alike, too, and ask no others
@@ -109,6 +108,7 @@ class Config:
 
     # Both; of two defaults the first is that of rules, the second that of preferences (DEFAULTS)
     answers: int = 8  # answers to each problem or question, sampled alike
+    max_new_tokens: int = 128  # of an answer
     temperature: float | None = None  # of this sampling: 1; 0.7
     beta: float | None = None  # rules: weight of the KL to the start, 0; preferences: worth of a nat of log-ratio, 0.1 (simpo 2)
     image_folder: Path | None = None  # where the pictures of files are; default: beside the file
@@ -154,7 +154,8 @@ DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by 
     "bench": ("arithmetic", "hallucination", "arithmetic"),
     "eval_every": (10, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
 }  # fmt: skip
-ROLLOUT_FLAGS = ("problems", "pass_rates", "prompts", "rounds", "reward", "max_new_tokens", "chunk")
+SIMPO_BETA = 2.0  # of means over tokens, which are smaller than sums
+ROLLOUT_FLAGS = ("problems", "pass_rates", "prompts", "rounds", "reward", "chunk")
 RULE_FLAGS = ("keep_all", "passes", "advantage", "clip_low", "clip_high", "per_sequence", "drift", "lam", "kl", "entropy_floor")
 STORED_FLAGS = ("scenes", "labeler", "judge", "divider", "balance", "pairs_only", "iterations", "reference", "epochs",
                 "accumulate", "max_length")
@@ -171,8 +172,10 @@ def filled(config: Config) -> Config:
     idle = (PREFERENCE_FLAGS, ROLLOUT_FLAGS + RULE_FLAGS, STORED_FLAGS + RULE_FLAGS)[family]
     if given := [name for name in idle if getattr(config, name) != getattr(Config(), name)]:
         raise ValueError(f"--algo {config.algo}{' --pairs policy' if config.pairs else ''} has no use for --{', --'.join(given)}")
-    return dataclasses.replace(config, **{name: values[family] for name, values in DEFAULTS.items()
-                                          if getattr(config, name) is None})
+    missing = {name: values[family] for name, values in DEFAULTS.items() if getattr(config, name) is None}
+    if config.algo == "simpo" and "beta" in missing:
+        missing["beta"] = SIMPO_BETA
+    return dataclasses.replace(config, **missing)
 
 
 def options_of(config: Config) -> PolicyOptions | PreferenceOptions:
@@ -206,11 +209,16 @@ def main(config: Config) -> None:
     tasks = {name: TASKS.make(name) for name in specs(config.bench)}  # a wrong name fails here, not after training
     run = Run(config, config.algo)
     folders = [config.out] if config.iterations == 1 else [config.out / f"iteration-{n + 1}" for n in range(config.iterations)]
-    if run.first and not (config.resume or config.dry_run or config.check_data or config.pairs_only):
-        for folder in config.out.glob("iteration-*"):  # an earlier run's are not this one's
-            shutil.rmtree(folder)
+    old = [] if config.resume else sorted(config.out.glob("iteration-*"))
+    require_kept(config, old)
+
+    def begin() -> None:
+        """An earlier run's iterations are not this one's. Not before everything is there to begin with."""
+        for folder in old:
+            if folder != folders[0]:
+                shutil.rmtree(folder)
+        (folders[0] / "chosen.json").unlink(missing_ok=True)  # of an iteration that has ended
         (config.out / "scores.json").unlink(missing_ok=True)
-    run.wait()
 
     start, stored = config.init, config.reference
     for number, folder in enumerate(folders):
@@ -220,7 +228,7 @@ def main(config: Config) -> None:
             resume = config.resume and (number == 0 or (folder / "resume").is_dir())
             run.config = dataclasses.replace(config, init=start, reference=stored, out=folder, resume=resume,
                                              seed=config.seed + number)
-            if not learn(run.config, run, tasks, options):
+            if not learn(run.config, run, tasks, options, begin if number == 0 and not config.resume else None):
                 return
         start, stored = folder, None  # the next one begins with, and is compared with, what this one chose
     if run.first and len(folders) > 1:
@@ -233,8 +241,16 @@ def main(config: Config) -> None:
                                       f"python web_demo.py --model {config.out}")
 
 
-def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | PreferenceOptions) -> bool:
-    """One run, from config.init to config.out; False where it was only looked at.
+def require_kept(config: Config, folders: list[Path]) -> None:
+    """ValueError where a run would remove what it begins from."""
+    for given in map(Path, filter(None, (config.init, config.reference, config.labeler))):
+        if any(folder.resolve() in (given.resolve(), *given.resolve().parents) for folder in folders):
+            raise ValueError(f"{given} is of an earlier run into {config.out}, which this one would replace: name another --out")
+
+
+def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | PreferenceOptions,
+          begin: Callable[[], None] | None) -> bool:
+    """One run, from config.init to config.out; False where it was only looked at. `begin` is called before anything is replaced.
 
     Two things make an algorithm, and the loop does not ask which it is:
     stream      where a batch comes from. Its next: (position to go on from, this rank's micro-batches of a step, what their sums
@@ -274,9 +290,10 @@ def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | Prefer
     start = reference.at_start(model) if sampled and config.beta else None
 
     trained = run.wrap(trained, config.compile)
+    if run.first and begin:
+        begin()
     first_step, position = run.resume(model, optimizer)
-    if sampled:
-        reference.require_same_start(run, made_by)
+    reference.require_same_start(run, made_by)
     if by_rules:
         objective = ByRules(run, trained, start, options, banned, config.clip)
         stream = source.batches(position, config.batch_size, config.passes, objective.weighed)

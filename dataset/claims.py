@@ -197,7 +197,11 @@ def claims_by_judge(judge, answered: Sequence[tuple[Item, str]]) -> list[list[Cl
 
 
 def ask_judge(judge, texts: Sequence[str]) -> list[str | Failed]:
-    return as_replies(judge.ask([[{"role": "user", "content": text}] for text in texts]) if texts else [])
+    """A reply to each text. ValueError where several get none at all: an endpoint that is down, and no claims to keep."""
+    replies = as_replies(judge.ask([[{"role": "user", "content": text}] for text in texts]) if texts else [])
+    if len(replies) > 1 and all(isinstance(reply, Failed) for reply in replies):
+        raise ValueError(f"the judge {judge.model} answered none of {len(replies)} requests: {replies[0].reason}")
+    return replies
 
 
 def as_replies(replies: Sequence) -> list[str | Failed]:

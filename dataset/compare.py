@@ -1,6 +1,7 @@
 """Runs side by side: a table of their scores with mean and spread over seeds, and a picture of one score against another.
 
-In:  folders with a scores.json; those named NAME-SEED (out/dpo-0, out/dpo-1) are one run with several seeds.
+In:  folders with a scores.json; those named NAME-SEED (out/dpo-0, out/dpo-1) are one run with several seeds. Where stage 4 has
+     not asked a model, these are what its own checks found on the validation split: compare like with like.
 Out: a Markdown table; with --picture a PNG with a point for every folder.
 
     python -m dataset.compare out/sft out/dpo-* out/lora-* --metrics hallucination/chair_s hallucination/cover --picture runs.png
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import tyro
 from tyro.conf import Positional
+
+from dataset.report import no_share
 
 
 @dataclass
@@ -36,20 +39,21 @@ def by_run(folders: Sequence[Path], metrics: Sequence[str]) -> dict[str, list[li
         scores = json.loads(file.read_text())
         if missing := [metric for metric in metrics if metric not in scores]:
             raise ValueError(f"{file} has no {', '.join(missing)}; it has {', '.join(sorted(scores))}")
-        runs[re.sub(r"-\d+$", "", folder.name)].append([scores[metric] for metric in metrics])
+        runs[re.sub(r"(?<!^iteration)-\d+$", "", folder.name)].append([scores[metric] for metric in metrics])
     return dict(runs)
 
 
-def percent(values: Sequence[float]) -> str:
-    """'2.4 %' of one value, '2.4 ± 0.3 %' of several: their mean and standard deviation."""
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread} %"
+def told(metric: str, values: Sequence[float]) -> str:
+    """'2.4 %' of one value, '2.4 ± 0.3 %' of several: their mean and standard deviation; of what is no share without percent."""
+    by, unit = (1, "") if no_share(metric) else (100, " %")
+    spread = f" ± {by * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{by * statistics.mean(values):.1f}{spread}{unit}"
 
 
 def markdown(runs: dict[str, list[list[float]]], metrics: Sequence[str]) -> str:
     """The table, a row for every run."""
     rows = [["run", "seeds", *(metric.rpartition("/")[2] for metric in metrics)], ["---"] * (2 + len(metrics))]
-    rows += [[name, str(len(seeds)), *map(percent, zip(*seeds))] for name, seeds in runs.items()]
+    rows += [[name, str(len(seeds)), *map(told, metrics, zip(*seeds))] for name, seeds in runs.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

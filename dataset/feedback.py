@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from dataset import world
-from dataset.claims import Claim, Divider, Failed, Item, by_rule, whole
+from dataset.claims import Claim, Divider, Failed, Item, by_rule, claims_by_rule, whole
 from dataset.features import replacing
 from dataset.images import Picture
 from dataset.judge import judge_from
@@ -36,7 +36,7 @@ from dataset.labels import TRUTH, Asked, Labeler, by_judge, untrue
 from dataset.pairs import Margins, balanced, pair_rows, picture_and_question, score, words, write_parquet, write_pictures
 from dataset.preferences import Preference
 from dataset.questions import ASK_DESCRIPTION
-from dataset.tasks import dialogue
+from dataset.tasks import Cut, dialogue
 from dataset.tasks.world import picture
 
 Ask = Callable[..., list[list[str]]]  # ask(prompts, answers=N, temperature=T): N texts for each prompt
@@ -120,20 +120,27 @@ def sample(items: Sequence[Item], ask: Ask, file: Path, made_from: dict, chunk: 
             said = ask([item.prompt for item in items[start:stop]], answers=answers, temperature=temperature)
         if [len(texts) for texts in said] != [answers] * (stop - start):
             raise ValueError(f"{stop - start} prompts got {[len(texts) for texts in said]} answers, not {answers} each")
-        return [{"id": item.prompt.id, "question": item.prompt.messages[-1].text, "answers": texts}
+        return [{"id": item.prompt.id, "question": item.prompt.messages[-1].text, "answers": texts, **cuts(texts)}
                 for item, texts in zip(items[start:stop], said, strict=True)]
 
     return step(file, {"prompts": items_digest(items), **made_from, "chunk": chunk}, len(items), chunk, work)
 
 
+def cuts(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Which answers did not end by themselves; nothing where all did."""
+    cut = [k for k, text in enumerate(texts) if isinstance(text, Cut)]
+    return {"cut": cut} if cut else {}
+
+
 def divide(items: Sequence[Item], answers: Sequence[Sequence[str]], divider: Divider, file: Path, made_from: dict,
            chunk: int) -> list[list[list[Claim] | Failed]]:
-    """The claims of every answer of every prompt, or why there are none."""
+    """The claims of every answer of every prompt, or why there are none. A cut one has none: nobody should learn to end there."""
 
     def work(start: int, stop: int) -> list[dict]:
         asked = [(item, text) for item, texts in zip(items[start:stop], answers[start:stop]) for text in texts]
-        found = iter(divider.divide(asked))
-        return [{"id": item.prompt.id, "claims": [as_json(next(found)) for _ in texts]}
+        found = iter(divider.divide([(item, text) for item, text in asked if not isinstance(text, Cut)]))
+        cut = Failed("--max_new_tokens ended the answer")
+        return [{"id": item.prompt.id, "claims": [as_json(cut if isinstance(text, Cut) else next(found)) for text in texts]}
                 for item, texts in zip(items[start:stop], answers[start:stop])]
 
     rows = step(file, {**made_from, "divider": divider.name}, len(items), chunk, work)
@@ -210,13 +217,23 @@ def divider_and_labeler(divider: str, labeler: str, judge: str, which: str = "na
     return whole(which) if divider == "whole" else by_rule(which, judge=endpoint), named.get(labeler)
 
 
-def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Failed]], margins: Margins,
-            scores: Sequence[Sequence[int | None]], pairs: Sequence[dict], r: float | None) -> dict:
+def untruths(text: str, item: Item, which: str) -> int | None:
+    """Untrue, malformed and repeated claims of an answer, however it was divided; None where the truth cannot tell."""
+    found = claims_by_rule(text, item.language, which)
+    if item.scene is None or isinstance(found, Failed):
+        return None
+    return len(found) - len(set(found)) + sum(untrue(claim, item.scene) for claim in set(found))
+
+
+def summary(items: Sequence[Item], texts: Sequence[Sequence[str]], claims: Sequence[Sequence[list[Claim] | Failed]],
+            margins: Margins, scores: Sequence[Sequence[int | None]], pairs: Sequence[dict], r: float | None, which: str) -> dict:
     """Counts of everything, what was left out too.
 
-    questions_as_the_truth   share of the labels that are right; pairs_as_the_truth: share of the pairs whose chosen answer really
-    says fewer untrue or repeated things. Both over what the truth can tell, null where that is nothing. RLAIF-V gives the second
-    as people's agreement: 96.7 % with claims labelled one by one, 66.7 % with whole answers.
+    questions_as_the_truth   share of the labels that are right
+    pairs_as_the_truth       share of the pairs whose chosen answer really says fewer untrue or repeated things, equally many
+                             counting half, as a coin would have it; pairs_alike: how many pairs have equally many
+    Both over what the truth can tell, null where that is nothing. RLAIF-V gives the second as people's agreement: 96.7 % with
+    claims labelled one by one, 66.7 % with whole answers.
     """
     found = [one for answers in claims for one in answers]
     undivided = sum(isinstance(one, Failed) for one in found)
@@ -224,14 +241,13 @@ def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Faile
              for item, answers in zip(items, claims) if item.scene for one in answers if not isinstance(one, Failed)
              for claim in one if claim.things}
     known = [(margins[key] > 0) == true for key, true in named.items() if margins[key] is not None]
-    by_id = {item.prompt.id: (item, answers) for item, answers in zip(items, claims)}
+    by_id = {item.prompt.id: (item, answers) for item, answers in zip(items, texts)}
     right = []
     for row in pairs:
         item, answers = by_id[row["prompt_id"]]
-        two = [answers[k] for k in row["answers"]]
-        if item.scene and all(claim.things or claim.malformed for one in two for claim in one):
-            better, worse = (len(one) - len(set(one)) + sum(untrue(claim, item.scene) for claim in set(one)) for one in two)
-            right.append(better < worse)
+        better, worse = (untruths(answers[k], item, which) for k in row["answers"])
+        if better is not None and worse is not None:
+            right.append(0.5 if better == worse else float(better < worse))
     mean = {side: sum(words(row[side]) for row in pairs) / max(1, len(pairs)) for side in ("chosen", "rejected")}
     return {
         "prompts": len(items), "answers": len(found), "answers_undivided": undivided,
@@ -241,12 +257,12 @@ def summary(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Faile
         "pairs": len(pairs), "prompts_with_pairs": len({row["prompt_id"] for row in pairs}), "balance": r,
         "words_chosen": round(mean["chosen"], 2), "words_rejected": round(mean["rejected"], 2),
         "questions_as_the_truth": round(sum(known) / len(known), 4) if known else None,
-        "pairs_as_the_truth": round(sum(right) / len(right), 4) if right else None,
+        "pairs_as_the_truth": round(sum(right) / len(right), 4) if right else None, "pairs_alike": right.count(0.5),
     }
 
 
 def preferences(items: Sequence[Item], ask: Ask, out: Path, divider: Divider, labeler: Labeler, *, model: str, answers: int,
-                temperature: float, seed: int, per_prompt: int = 2, balance: bool = False, chunk: int = 32,
+                temperature: float, seed: int, per_prompt: int = 2, balance: bool = False, chunk: int = 32, which: str = "nano",
                 say: Callable[[str], None] = print) -> list[Preference]:
     """Pairs for DPO from a model's answers to `items`; stopped at any moment, the same call goes on.
 
@@ -254,6 +270,7 @@ def preferences(items: Sequence[Item], ask: Ask, out: Path, divider: Divider, la
     answers     N a prompt (RLAIF-V: 10), all at one `temperature` (0.7)
     balance     drop pairs by length, see `balanced`
     chunk       prompts between two writes, and so the most that a crash can lose
+    which       names that the world's descriptions may hold, for what the truth says of pairs
     Raises ValueError where files of other options are in the way, or no two answers differ in score.
     """
     if len({item.prompt.id for item in items}) < len(items):
@@ -263,7 +280,8 @@ def preferences(items: Sequence[Item], ask: Ask, out: Path, divider: Divider, la
     out.mkdir(parents=True, exist_ok=True)
     files = {name: out / f"{name}.jsonl" for name in ("answers", "claims", "labels", "pairs")}
     made_from = {"model": model, "answers": answers, "temperature": temperature, "seed": seed}
-    texts = [row["answers"] for row in sample(items, ask, files["answers"], made_from, chunk)]
+    texts = [[Cut(text) if k in row.get("cut", ()) else text for k, text in enumerate(row["answers"])]
+             for row in sample(items, ask, files["answers"], made_from, chunk)]
     claims = divide(items, texts, divider, files["claims"], {"answers.jsonl": digest(files["answers"])}, chunk)
     margins = label(items, claims, labeler, files["labels"], {"claims.jsonl": digest(files["claims"])}, chunk)
     scores = [[score(one, item.prompt.pictures, margins) for one in found] for item, found in zip(items, claims)]
@@ -273,7 +291,7 @@ def preferences(items: Sequence[Item], ask: Ask, out: Path, divider: Divider, la
     rows, r = pair_rows(items, texts, scores, per_prompt, seed), None
     if balance and rows:
         rows, r = balanced(rows)
-    facts = summary(items, claims, margins, scores, rows, r)
+    facts = summary(items, texts, claims, margins, scores, rows, r, which)
     say(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
     prompts = {item.prompt.id: item.prompt for item in items}
     if not files["pairs"].is_file():  # written last: where it is, the others are
@@ -304,4 +322,4 @@ def world_pairs(ask: Ask, out: Path, scenes: int, answers: int, temperature: flo
                 which: str = "nano", divider: Divider | None = None, **options) -> list[Preference]:
     """Pairs about scenes of the world, of which the truth can be the labeler; the rest as `preferences`."""
     return preferences(world_items(scenes, seed, which), ask, Path(out), divider or by_rule(which), labeler, model=model,
-                       answers=answers, temperature=temperature, seed=seed, **options)
+                       answers=answers, temperature=temperature, seed=seed, which=which, **options)

@@ -118,6 +118,7 @@ class Judge:
             return JudgeFailure(f"the server's reply is no chat completion ({type(error).__name__}: {error})")
         if not isinstance(said, str) or not said.strip():
             return JudgeFailure("an empty reply")
+        said = said.encode("utf-8", "replace").decode()  # half a character, which no file takes
         with self.lock:
             self.keep(key, said)
         return said

@@ -27,11 +27,16 @@ def section(file: Path, title: str, body: str) -> None:
 NO_SHARES = re.compile(r"length(_\w+)?|seconds|mmhal/score(_\w+)?")  # lengths, seconds, ratings from 0 to 6
 
 
+def no_share(metric: str) -> bool:
+    """Whether a metric, "task/name", is a length, a time or a rating."""
+    return re.search(rf"(^|/)({NO_SHARES.pattern})$", metric) is not None
+
+
 def table(numbers: dict[str, float]) -> str:
     """Metrics as a table; shares in percent, counts, lengths, ratings and seconds as they are."""
     rows = []
     for name, value in numbers.items():
-        share = isinstance(value, float) and 0 <= value <= 1 and not re.search(rf"(^|/)({NO_SHARES.pattern})$", name)
+        share = isinstance(value, float) and 0 <= value <= 1 and not no_share(name)
         rows.append(f"| {name} | {100 * value:.1f} % |" if share else f"| {name} | {value:g} |")
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 

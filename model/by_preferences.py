@@ -34,6 +34,10 @@ from model.vlm import VLM
 def preference_options(algo: str, beta: float, smoothing: float, gamma: float, nll_weight: float) -> PreferenceOptions:
     """The numbers of a loss; ValueError for those with which it would be another one, or nothing."""
     options = PreferenceOptions(beta, smoothing, gamma)
+    if smoothing and algo not in ("dpo", "robust", "mpo"):
+        raise ValueError(f"--algo {algo} has no use for --smoothing")
+    if gamma != 1.0 and algo != "simpo":
+        raise ValueError(f"--algo {algo} has no use for --gamma")
     if algo == "robust" and smoothing == 0:
         raise ValueError("robust without swapped pairs is dpo: say how many there are, --smoothing 0.1")
     if algo == "sft_chosen" and nll_weight == 0:

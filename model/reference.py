@@ -98,6 +98,9 @@ def of_pairs(batches, count: int, algo: str, run: Run, model: VLM, made_by: str,
     kept in a file that says what they were made by, a hash of config, tokenizer, precision and weights. `given` names it, to be
     read where it exists; the default, in the run's folder, is read by a resumed run alone.
     """
+    if given and (algo in WITHOUT_REFERENCE or adapters_alone(model)):
+        raise ValueError("without a reference, and where adapters alone are trained, no log-probabilities are kept in a file: "
+                         "leave out --reference")
     if algo in WITHOUT_REFERENCE:
         return lambda batch: torch.zeros(len(batch["ids"]), device=run.device)
     if adapters_alone(model):
@@ -107,7 +110,8 @@ def of_pairs(batches, count: int, algo: str, run: Run, model: VLM, made_by: str,
         known = Reference.read(file, made_by)
     else:
         logps = {}
-        mine = range(run.rank, min(len(batches), count), run.world)  # an epoch shows every pair
+        wanted = len(batches) if given else min(len(batches), count)  # an epoch shows every pair; a file of one's own holds all
+        mine = range(run.rank, wanted, run.world)
         for number in tqdm(mine, desc="reference", unit="batch", disable=not run.first):
             batch = run.to_device(batches.batch(number))
             logps.update(zip(batch["keys"], map(tuple, sums_now(model, run, batch).view(-1, 2).tolist()), strict=True))

@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,7 +84,8 @@ class Run:
         self.device = self.pick_device(config.device)
         self.dtype = self.pick_dtype(config.dtype)
         if self.world > 1:
-            init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            # The first process checks and labels alone while the others wait: a day, where ten minutes would end the run.
+            init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=1))
         torch.manual_seed(config.seed)  # the same weights everywhere ...
         self.started = time.time()
         self.history: list[dict] = []
@@ -201,7 +203,8 @@ class Run:
 
     def data_settings(self) -> dict:
         """The flags that say which row comes when, as they are saved."""
-        names = ("data", "batch_size", "accumulate", "prompts", "answers", "seed")
+        names = ("data", "batch_size", "accumulate", "seed", "max_length", "problems", "pass_rates", "prompts", "rounds",
+                 "answers", "max_new_tokens", "temperature", "scenes", "labeler", "divider", "balance")
         return json.loads(json.dumps({name: getattr(self.config, name) for name in names if hasattr(self.config, name)}))
 
     def resume(self, model: nn.Module, optimizer: Together) -> tuple[int, int]:

@@ -384,7 +384,7 @@ def test_resuming_from_another_start_is_refused(start, pairs_file, run_script, t
         model.connector.proj.weight.add_(0.1)
     checkpoint.save(moved, model, MODEL_FILE)
     done = run_script("3-rl_vlm.py", *arguments(moved, pairs_file, "--max_steps", 4), "--resume", cwd=tmp_path, expect=1)
-    assert "reference.npz is stale" in done.err and "start again without --resume" in done.err
+    assert "was started from other weights" in done.err and "start again without --resume" in done.err
     shared = tmp_path / "out" / "dpo" / "reference.npz"
     more = ("--reference", shared, "--out", "other")
     done = run_script("3-rl_vlm.py", *arguments(moved, pairs_file), *more, cwd=tmp_path, expect=1)
@@ -566,9 +566,9 @@ def random_sentences(model, batch: dict, **options) -> list[Answer]:
     return said
 
 
-def own_pairs(start, tmp_path, monkeypatch, **more) -> tuple[dict, list[dict], str]:
+def own_pairs(start, tmp_path, monkeypatch, answers=random_sentences, **more) -> tuple[dict, list[dict], str]:
     """`--pairs_only`: the summary of the pairs, the claims of the first prompt's answers, and who labelled them."""
-    monkeypatch.setitem(SCRIPT.main.__globals__, "generate", random_sentences)
+    monkeypatch.setitem(SCRIPT.main.__globals__, "generate", answers)
     monkeypatch.chdir(tmp_path)  # where what a judge said is kept
     config = SCRIPT.Config(algo="dpo", init=start, out=tmp_path / "out" / "dpo", scenes=6, answers=6, device="cpu", bench="",
                            pairs_only=True, feature_cache=tmp_path / "features", **more)
@@ -644,11 +644,70 @@ def test_whole_answers_are_labelled_in_one_piece_and_their_lengths_balanced(star
 
 
 def test_a_judge_divides_what_the_rule_cannot(start, tmp_path, monkeypatch):
-    """The sentences of `random_sentences` are English: to scenes that are asked about in Chinese the rule knows none of them."""
-    judge = judge_says(lambda text: "- There is a bus." if "List the facts" in text else
-                       "Is there a bus?" if "Turn this statement" in text else "No." if "bus" in text else "Yes.")
-    summary, _, _ = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge)
-    assert summary["answers_undivided"] == 0
+    """What the sentences of `random_sentences` are followed by here, no rule knows."""
+    asked = []
+
+    def answers(model, batch, **options):
+        return [dataclasses.replace(answer, tokens=answer.tokens + TOKENIZER.encode(" It looks merry."))
+                for answer in random_sentences(model, batch, **options)]
+
+    def reply(text: str) -> str:
+        if "List the facts" in text:
+            asked.append(text)
+            return "- There is a bus." if "bus" in text else "- It is sunny."
+        if "Turn this statement" in text:
+            return "Is there a bus?" if "bus" in text else "Is it sunny?"
+        return "No." if "bus" in text else "Yes."
+
+    summary, _, _ = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge_says(reply), answers=answers)
+    assert asked and all("merry" in text for text in asked)
+    assert summary["answers_undivided"] == 0 and summary["pairs"] > 0
+
+
+def test_answers_that_were_cut_are_no_side_of_a_pair(start, tmp_path, monkeypatch):
+    """To end where the limit ended them would be learned, however they are divided."""
+    def answers(model, batch, **options):
+        said = random_sentences(model, batch, **options)
+        return [dataclasses.replace(answer, stopped=k % 3 > 0) for k, answer in enumerate(said)]
+
+    judge = judge_says(lambda text: "No." if "bus" in text else "Yes.")
+    summary, _, _ = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge, divider="whole", answers=answers)
+    assert summary["answers_undivided"] == 12 and summary["pairs"] > 0
+    folder = next(tmp_path.glob("out/dpo/feedback/*"))
+    cut = {text for row in map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+           for k, text in enumerate(row["answers"]) if k in row["cut"]}  # fmt: skip
+    other = {text for row in map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+             for k, text in enumerate(row["answers"]) if k not in row["cut"]}  # fmt: skip
+    said = {row[side] for row in map(json.loads, (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
+            for side in ("chosen", "rejected")}  # fmt: skip
+    assert said <= other and not said & (cut - other)
+
+
+def test_a_run_removes_nothing_of_an_earlier_one_before_it_can_begin(start, tmp_path, monkeypatch):
+    old = tmp_path / "out" / "dpo" / "iteration-2"
+    shutil.copytree(start, old)
+    given = dict(algo="dpo", out=tmp_path / "out" / "dpo", device="cpu", bench="")
+    for name, value in (("init", old), ("labeler", str(old)), ("reference", old / "reference.npz")):
+        with pytest.raises(ValueError, match="of an earlier run into .*, which this one would replace: name another --out"):
+            SCRIPT.main(SCRIPT.Config(**{"init": start, **given, name: value}))
+    for more in ({"init": tmp_path / "nowhere"}, {"init": start, "data": ("nowhere.jsonl",)}):
+        with pytest.raises(FileNotFoundError):
+            SCRIPT.main(SCRIPT.Config(**given, **more))
+    assert (old / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ({"algo": "ipo", "smoothing": 0.1}, "--algo ipo has no use for --smoothing"),
+    ({"algo": "dpo", "gamma": 0.5}, "--algo dpo has no use for --gamma"),
+])
+def test_numbers_that_a_loss_does_not_have_are_refused(more, message):
+    with pytest.raises(ValueError, match=message):
+        SCRIPT.options_of(SCRIPT.filled(SCRIPT.Config(**more)))
+
+
+def test_simpo_has_a_beta_of_its_own():
+    assert SCRIPT.filled(SCRIPT.Config(algo="simpo")).beta == 2.0 and SCRIPT.filled(SCRIPT.Config(algo="dpo")).beta == 0.1
+    assert SCRIPT.filled(SCRIPT.Config(algo="simpo", beta=3.0)).beta == 3.0
 
 
 def test_an_address_that_answers_nothing_stops_the_run_and_leaves_no_labels_behind(start, tmp_path, monkeypatch):

@@ -378,6 +378,9 @@ def test_nouns_are_the_words_that_amber_knows():
     assert amber.nouns("Two puppies, a Dog and dogs; people, men & buses. Leaves!", vocabulary) == [
         "puppy", "dog", "dog", "people", "man", "bus", "leave"]  # fmt: skip
     assert amber.nouns("doghouse", vocabulary) == []
+    assert amber.nouns("A can, which can be seen: they can fish for a fish.", {"can", "fish"}) == ["can", "fish"]
+    assert amber.nouns("Mice, shelves, scarves, knives and sleeves", {"mouse", "shelf", "scarf", "knife", "sleeve"}) == [
+        "mouse", "shelf", "scarf", "knife", "sleeve"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("named", "truth", "likely", "counts"), [

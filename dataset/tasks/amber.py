@@ -47,14 +47,21 @@ class Counts(NamedTuple):
     likely: int
 
 
+IRREGULAR = {"people": "people", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose"}
+SELDOM_NOUNS = {"can", "watch", "fish", "drink", "drinks", "hot"}  # "can be seen": things right behind one of DETERMINERS alone
+DETERMINERS = {"a", "an", "the", "this", "that", "these", "those", "some", "his", "her", "its", "their", "one", "two", "three"}
+
+
 def nouns(text: str, vocabulary: set[str]) -> list[str]:
-    """The words of a text that AMBER knows, plurals in the singular."""
-    found = []
+    """The words of a text that AMBER knows, plurals in the singular; the official code tags parts of speech (NLTK)."""
+    found, before = [], ""
     for word in re.findall(r"[a-z]+(?:-[a-z]+)*", text.lower()):
         forms = (word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word), re.sub("ves$", "fe", word),
-                 {"people": "people", "men": "man", "women": "woman", "children": "child"}.get(word, word))  # fmt: skip
-        if known := [form for form in forms if form in vocabulary]:
+                 re.sub("ves$", "f", word), re.sub("ves$", "ve", word), IRREGULAR.get(word, word))  # fmt: skip
+        known = [form for form in forms if form in vocabulary]
+        if known and (word not in SELDOM_NOUNS or before in DETERMINERS):
             found.append(known[0])
+        before = word
     return found
 
 
@@ -174,7 +181,7 @@ class Amber:
 
         The score of a description is 1 without an absent object; that of a question is 1 for the right answer.
         """
-        related = json.loads(self.file("relation.json").read_text(encoding="utf-8"))
+        related = json.loads(self.file("relation.json").read_text(encoding="utf-8").lower())  # as nouns are: "TV"
         safe = set(self.file("safe_words.txt").read_text(encoding="utf-8").split())
         vocabulary = set(related) | {word for words in related.values() for word in words}
         counts, asked, said, scores = [], [], [], []
