@@ -139,7 +139,7 @@ def main(config: Config) -> None:
         look(source, lambda row: f"{row.id}: {marked(batches.render(row), tokenizer)}", run.say)
     if config.dry_run or config.check_data:
         return
-    eyes.prepare(pictures(batches, steps * per_step), config.feature_cache_gb, run.say)
+    eyes.prepare(partial(pictures, batches, steps * per_step), config.feature_cache_gb, run.say)
 
     ask = Ask(template, tokenizer, model.image_tokens, see(), run.generator(
         generate, model, max_new_tokens=64, stop_ids={tokenizer.id(template.stop)}, temperature=0.0,

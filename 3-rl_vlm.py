@@ -443,7 +443,7 @@ def pairs_to_learn(config: Config, run: Run, model: VLM, made_by: str, ask: Ask,
         look(source, both, run.say)
     if config.dry_run or config.check_data:
         return None, 0
-    eyes.prepare(pictures(batches, steps * per_step), config.feature_cache_gb, run.say)
+    eyes.prepare(partial(pictures, batches, steps * per_step), config.feature_cache_gb, run.say)
     return batches, steps
 
 

@@ -146,18 +146,17 @@ class Batches:
                 yield number - self.rank, batch
 
     def batch(self, number: int) -> dict:
-        """Micro-batch `number` of the stream; one whose every picture is broken gives way to the next of its window."""
+        """Micro-batch `number` of the stream; one whose every row is bad gives way to its neighbour, those before it first."""
         epoch, rest = divmod(number, len(self))
-        cut = self.documents(epoch, rest // self.window)
-        for shift in range(len(cut)):
-            documents = cut[(rest % self.window + shift) % len(cut)]
+        for place in (rest, *reversed(range(rest)), *range(rest + 1, len(self))):
+            documents = self.documents(epoch, place // self.window)[place % self.window]
             while documents:
                 try:
                     return self.join(documents, self.look)
                 except BadRow as bad:
                     self.bad_rows.add(bad)
                     documents = [document for document in documents if document.id != bad.where]
-        raise RuntimeError(f"no good row among {self.batch_size * len(cut)}; see {self.bad_rows.path}")
+        raise RuntimeError(f"no good row among {len(self.source)}; see {self.bad_rows.path}")
 
     def documents(self, epoch: int, window: int) -> list[list[Document]]:
         """The micro-batches of one window. Bad rows leave them smaller but no fewer, so that positions stay put."""
@@ -172,13 +171,13 @@ class Batches:
         return self.kept_window[1]
 
     def rendered(self, rows: np.ndarray) -> Iterator[Document]:
-        """The documents of these rows, less the bad ones; every rank reads the same rows, so one names them."""
+        """The documents of these rows, less the bad ones, which are named."""
         self.bad_rows.seen += len(rows)
         for row in rows:
             try:
                 yield self.render(self.source[int(row)])
             except BadRow as bad:
-                self.bad_rows.add(bad, report=self.rank == 0)
+                self.bad_rows.add(bad)
 
     def order(self, epoch: int) -> np.ndarray:
         if self.kept_order is None or self.kept_order[0] != epoch:

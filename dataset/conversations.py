@@ -155,6 +155,10 @@ def conversation(row, id: str, find: Find, need_answer: bool) -> Conversation:
         check_order([role for role, _ in turns], need_answer and gold is None)
     fill(turns, [picture(value, find) for value in image_values(row)])
     messages = tuple(Message(role, tuple(parts)) for role, parts in turns)
+    try:
+        "".join(message.text for message in messages).encode()
+    except UnicodeEncodeError as error:
+        raise BadRow(f"text is no Unicode: {error}", "repair the row: half a character stands there") from error
     if any(message.role == "assistant" and not message.text.strip() for message in messages):
         raise BadRow("empty answer", "write the answer, or remove the row")
     return Conversation(id, messages, None if gold is None else str(gold))

@@ -14,6 +14,8 @@ from dataset.features import FeatureCache
 from dataset.images import BadRow, Picture, pixels
 from dataset.tiles import Tiles
 
+MOST_HELD = 1_000_000_000  # bytes of pictures
+
 
 class Eyes:
     """Looks at pictures as one encoder does.
@@ -53,17 +55,41 @@ class Eyes:
             except BadRow:
                 continue
 
-    def prepare(self, pictures: Iterable[Picture], gigabytes: float = math.inf, say: Callable[[str], None] = print) -> None:
-        """Compute the features that are missing, every process its share; above a bound on disk go on with pixels, and say so."""
+    def prepare(self, pictures: Iterable[Picture] | Callable[[], Iterable[Picture]], gigabytes: float = math.inf,
+                say: Callable[[str], None] = print) -> None:
+        """Compute the features that are missing, every process its share; above a bound on disk go on with pixels, and say so.
+
+        pictures   as they are, or a function that gives them: it is asked twice where they come as bytes inside their rows (as
+                   those of parquet files) and are too many to be held
+        """
         if self.features is None:
             return
-        shown = {view.key: view for view in self.all_views({picture.key: picture for picture in pictures}.values())}
-        if self.features.bytes_for(len(shown)) > gigabytes * 1e9:
-            say(f"the features of {len(shown):,} pictures and tiles would take more than {gigabytes} GB: "
-                f"the encoder runs at every step (--feature_cache_gb)")
-            self.features = None
-            return
+        again = pictures if callable(pictures) else list(pictures).copy
+        shown: dict[str, Picture | None] = {}
+        held = 0
+        for view in self.all_views(once(again())):
+            if view.key not in shown:
+                held += view.held
+                shown[view.key] = view if held < MOST_HELD else None
+                if self.features.bytes_for(len(shown)) > gigabytes * 1e9:
+                    say(f"the features of {len(shown):,} or more pictures and tiles would take more than {gigabytes} GB: "
+                        f"the encoder runs at every step (--feature_cache_gb)")
+                    self.features = None
+                    return
+        missing = sum(key not in self.features.place for key in shown)
+        views = shown.values()
+        if held >= MOST_HELD:
+            shown, views = {}, self.all_views(once(again()))
         self.wait()  # until every process knows what is missing: one that looks after another has written divides it otherwise
-        self.features.fill(list(shown.values()), self.encode, self.rank, self.world)
+        self.features.fill(views, self.encode, self.rank, self.world, missing)
         self.wait()
         self.features.refresh()
+
+
+def once(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    """Each picture once, while no more than their keys are held."""
+    seen = set()
+    for picture in pictures:
+        if picture.key not in seen:
+            seen.add(picture.key)
+            yield picture

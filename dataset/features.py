@@ -10,9 +10,10 @@ a shard is there when its list is. Bytes: 2 P D a picture, 77 kB for ViT-B/32, 4
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -58,18 +59,27 @@ class FeatureCache:
         return 2 * number_of_pictures * self.shape[0] * self.shape[1]
 
     def fill(
-        self, pictures: list[Picture], encode: Callable[[list[Picture]], torch.Tensor], rank: int, world: int
+        self, pictures: Iterable[Picture], encode: Callable[[list[Picture]], torch.Tensor], rank: int, world: int,
+        total: int | None = None,
     ) -> None:
-        """Compute this rank's share of the pictures that are missing; then wait for the others and `refresh`.
+        """Compute this rank's share of the pictures that are missing, of which there are `total`; then wait and `refresh`.
 
-        A picture that cannot be opened is left out: `get` says why.
+        They are walked through once, and no more than a shard of them is held. A picture that cannot be opened is left out:
+        `get` says why.
         """
-        missing = {picture.key: picture for picture in pictures if picture.key not in self.place}
-        share = list(missing.values())[rank::world]
-        with tqdm(total=len(share), desc="features", unit="image", disable=not share or rank > 0) as bar:
-            for start in range(0, len(share), SHARD):
-                self.write(share[start : start + SHARD], encode, bar)
+        share = itertools.islice(self.missing(pictures), rank, None, world)
+        with tqdm(total=total and -(-total // world), desc="features", unit="image", disable=rank > 0, delay=1e-9) as bar:
+            while part := list(itertools.islice(share, SHARD)):
+                self.write(part, encode, bar)
         self.refresh()
+
+    def missing(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
+        """Those that are not there, each once."""
+        seen = set()
+        for picture in pictures:
+            if picture.key not in self.place and picture.key not in seen:
+                seen.add(picture.key)
+                yield picture
 
     def write(self, pictures: list[Picture], encode: Callable, bar: tqdm) -> None:
         """Encode pictures into one shard."""

@@ -7,9 +7,9 @@ In:  a path, bytes, an address or a PIL image of any kind.  Out: a `Picture`, op
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import http.client
+import importlib.util
 import io
 import struct
 import urllib.request
@@ -24,6 +24,9 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 64_000_000  # 8000 x 8000; a small file that claims more is a decompression bomb or no use to a small model
+# What is read. PIL knows more, told by content: of an EPS it would start Ghostscript, and files are written by strangers.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000",
+           *(["AVIF"] if importlib.util.find_spec("PIL.AvifImagePlugin") else []))
 MAX_DOWNLOAD = 50_000_000  # bytes
 PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # the places where a PNG may say that it lies on its side
 
@@ -50,11 +53,13 @@ class Picture:
     """An image that is opened when needed; `key` names its content for ever, `load()` returns it as RGB.
 
     measure   () -> (width, height) of what `load` returns, where that can be known for less
+    held      bytes that it keeps in memory: those of its file, where it came inside a row
     """
 
     key: str
     load: Callable[[], Image.Image] = field(compare=False, repr=False)
     measure: Callable[[], tuple[int, int]] | None = field(default=None, compare=False, repr=False)
+    held: int = field(default=0, compare=False, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,20 +78,21 @@ def from_file(path: str | Path) -> Picture:
 
 def from_bytes(data: bytes) -> Picture:
     """A picture from the bytes of an image file."""
-    return Picture(f"sha256:{hashlib.sha256(data).hexdigest()}", lambda: open_rgb(data), lambda: upright_size(data))
+    return Picture(f"sha256:{hashlib.sha256(data).hexdigest()}", lambda: open_rgb(data), lambda: upright_size(data), len(data))
 
 
 def from_image(image: Image.Image) -> Picture:
     """A picture from a PIL image in memory."""
     image = to_rgb(image)
-    return Picture(f"rgb:{image.size}:{hashlib.sha256(image.tobytes()).hexdigest()}", lambda: image, lambda: image.size)
+    return Picture(f"rgb:{image.size}:{hashlib.sha256(image.tobytes()).hexdigest()}", lambda: image, lambda: image.size,
+                   3 * image.width * image.height)
 
 
 def from_base64(text: str) -> Picture:
     """A picture from base64, with or without the `data:image/...;base64,` before it."""
     try:
         return from_bytes(base64.b64decode(text.rpartition(",")[2], validate=True))
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one, and what stands for letters that are no ASCII another
         raise BadRow(f"bad base64 in an image: {error}", "encode the image file again") from error
 
 
@@ -132,7 +138,7 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
     """An image file, given as path or bytes, of which only the header is read; BadRow when it is broken, no image, or a bomb."""
     name, file = (f"{len(source)} bytes", io.BytesIO(source)) if isinstance(source, bytes) else (source, source)
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:  # known from the header, before anything is unpacked
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS}")
             yield image

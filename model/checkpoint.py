@@ -187,7 +187,7 @@ def load_resume(folder: Path, model: VLM, optimizer: Together, rank: int, world:
         raise ValueError(f"{steps[-1]} was saved by another number of processes than {world}: resume with the same number")
     file = steps[-1] / "model.safetensors"
     load_weights(model, load_file(file), str(file), holds_encoder(file, model))
-    optimizer.load_state_dict(torch.load(steps[-1] / "optimizer.pt", weights_only=True))
+    optimizer.load_state_dict(torch.load(steps[-1] / "optimizer.pt", "cpu", weights_only=True))
     random_states = torch.load(steps[-1] / f"random-{rank}.pt", weights_only=True)
     torch.set_rng_state(random_states["cpu"])
     if "cuda" in random_states:

@@ -47,7 +47,11 @@ def apply(model: VLM, modes: dict[str, str], checkpointing: bool, adapter: Path 
     if not sum(moving.values()):
         raise ValueError("every part is frozen: nothing to train; set --train.llm full, for example")
     if adapter:
+        asked = lora.facts(model)
         lora.load(model, adapter)
+        if lora.facts(model) != asked:  # it put adapters where none were asked for
+            raise ValueError(f"{adapter} has adapters of {', '.join(sorted(lora.facts(model)))}, --train of "
+                             f"{', '.join(sorted(asked)) or 'nothing'}: give the same --train flags as its run")
     if checkpointing:
         recompute.apply(model)
     return moving

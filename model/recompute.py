@@ -21,9 +21,9 @@ def apply(model: nn.Module) -> None:
 def recomputed(forward):
     """The same function; where gradients are wanted, it keeps nothing but its arguments."""
 
-    def forward_again(*arguments):
+    def forward_again(*arguments, **named):
         if not torch.is_grad_enabled():  # an answer is being written: nothing would be kept anyhow
-            return forward(*arguments)
-        return checkpoint(forward, *arguments, use_reentrant=False)
+            return forward(*arguments, **named)
+        return checkpoint(forward, *arguments, use_reentrant=False, **named)
 
     return forward_again

@@ -140,6 +140,9 @@ class Run:
         if shard != "ddp":
             return sharding.apply(model, shard, self.device)
         wrapped = torch.compile(model, dynamic=True) if compile else model
+        of_llm = [p for name, p in model.named_parameters() if name.removeprefix("model.").startswith("llm.")]
+        if of_llm and not any(p.requires_grad for p in of_llm):
+            return sharding.Averaged(wrapped, [p for p in model.parameters() if p.requires_grad])
         if self.world == 1:
             return wrapped
         # A rank whose rows hold no image uses no connector: find_unused_parameters lets the others go on without it.

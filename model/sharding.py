@@ -46,26 +46,30 @@ def divided(value, like: Tensor):
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)  # each takes its slice of its own
 
 
-class Sharded(nn.Module):
-    """The model as training calls it; evaluation calls the model itself, after `gather`."""
+class Averaged(nn.Module):
+    """A model as training calls it, of which a process may use nothing that is trained, as rows of text where the connector alone
+    learns. With DDP the other processes would wait for that one for ever.
 
-    def __init__(self, model: VLM, kind: str):
+    whole   the parameters of which every process has all, and whose gradients are averaged
+    """
+
+    def __init__(self, model: nn.Module, whole: list[nn.Parameter]):
         super().__init__()
-        self.model, self.kind = model, kind
-        self.whole = [p for part in (model.encoder, model.connector) for p in part.parameters() if p.requires_grad]
+        self.model, self.whole = model, whole
 
-    def forward(self, batch: dict, keep: Tensor) -> Tensor:
-        for block in self.model.llm.blocks:
-            block.set_reshard_after_forward(self.kind == "zero3")
-        logits = self.model(batch, keep)
+    def forward(self, batch: dict, keep: Tensor) -> Tensor | tuple[Tensor, ...]:
+        out = self.model(batch, keep)
+        logits = out[0] if isinstance(out, tuple) else out
         if self.whole and logits.requires_grad:
             # Called at the end of the backward pass, when all gradients are there. DDP and fully_shard do it in this way, too.
             logits.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(self.average))
-        return logits
+        return out
 
     @torch.no_grad()
     def average(self) -> None:
         """The mean over processes of the gradients of what is whole; what no process used keeps none."""
+        if not is_initialized():
+            return
         used = torch.tensor([float(p.grad is not None) for p in self.whole], device=self.whole[0].device)
         all_reduce(used, ReduceOp.MAX)
         for p, somewhere in zip(self.whole, used.tolist()):
@@ -73,6 +77,19 @@ class Sharded(nn.Module):
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 all_reduce(p.grad)
                 p.grad /= get_world_size()
+
+
+class Sharded(Averaged):
+    """A model whose language model is divided; evaluation calls the model itself, after `gather`."""
+
+    def __init__(self, model: VLM, kind: str):
+        super().__init__(model, [p for part in (model.encoder, model.connector) for p in part.parameters() if p.requires_grad])
+        self.kind = kind
+
+    def forward(self, batch: dict, keep: Tensor) -> Tensor:
+        for block in self.model.llm.blocks:
+            block.set_reshard_after_forward(self.kind == "zero3")
+        return super().forward(batch, keep)
 
 
 def apply(model: VLM, kind: str, device: torch.device) -> Sharded:
@@ -110,8 +127,11 @@ def whole(model: nn.Module, write: bool = False) -> Iterator[None]:
         module.reshard()
     places = [(owner._parameters, name, p) for owner in model.modules() for name, p in owner._parameters.items()
               if is_divided(p)]
+    gathered: dict[Tensor, nn.Parameter] = {}  # one in two places, an embedding that is also the head, stays one
     for parameters, name, p in places:
-        parameters[name] = nn.Parameter(p.detach().full_tensor(), p.requires_grad)
+        if p not in gathered:
+            gathered[p] = nn.Parameter(p.detach().full_tensor(), p.requires_grad)
+        parameters[name] = gathered[p]
     try:
         yield
     finally:

@@ -58,7 +58,8 @@ class VLM(nn.Module):
         images = 0 if features is None else len(features)
         check_placeholders(is_image, documents, images, self.image_tokens, batch.get("ids"))
         if features is None:
-            return x
+            # Where no weight of the language model learns, text alone has nothing to go back through: then its tokens are it.
+            return x if x.requires_grad or not torch.is_grad_enabled() else x.requires_grad_()
         numbers = picture_numbers(is_image, documents, self.image_tokens)
         return x.masked_scatter(is_image[:, None], self.connector(features, numbers).to(x.dtype))
 

@@ -1,6 +1,7 @@
 """Batches: nothing lost, nothing mixed up, and an order that one number brings back exactly."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -192,6 +193,36 @@ def test_a_broken_picture_costs_its_row_only(make):
     names = [{name for m in range(13) for name in made.batch(m)["ids"]} for made in (batches, whole)]
     assert names[1] - names[0] == {"row:8"}
     assert batches.bad_rows.names == {"row:8"}
+
+
+def test_a_bad_row_alone_in_its_micro_batch_gives_way_to_a_neighbour_that_was_looked_at_before(tmp_path):
+    def render(conversation):
+        if conversation.id in ("row:0", "row:3"):
+            raise BadRow("bad", "mend it", conversation.id)
+        return document(conversation.id, 2)
+
+    bad_rows = BadRows(tmp_path / "bad_rows.jsonl", 5, 1.0)
+    for rank in (0, 1):
+        batches = Batches(source(5), render, look, batch_size=1, window=1, seed=0, bad_rows=bad_rows, rank=rank, world=2)
+        order = [f"row:{row}" for row in batches.order(0)]
+        said = [batches.batch(m)["ids"][0] for m in range(5)]
+        good = [name not in ("row:0", "row:3") for name in order]
+        for m, name in enumerate(said):
+            before = [k for k in range(m + 1) if good[k]]
+            assert name == (order[before[-1]] if before else next(name for name, fine in zip(order, good) if fine))
+
+
+def test_every_process_names_the_bad_rows_that_it_reads(tmp_path):
+    """Each renders other rows than the others: one that named nothing would lose half of them."""
+    def render(conversation):
+        raise BadRow("bad", "mend it", conversation.id)
+
+    for rank in (0, 1):
+        bad_rows = BadRows(tmp_path / "bad_rows.jsonl", 4, 1.0)
+        batches = Batches(source(4), render, look, batch_size=2, window=1, seed=0, bad_rows=bad_rows, rank=rank, world=2)
+        assert list(batches.rendered(batches.order(0)[2 * rank:2 * rank + 2])) == []
+    told = [json.loads(line)["row"] for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
+    assert sorted(told) == [f"row:{k}" for k in range(4)]
 
 
 def test_a_batch_of_broken_pictures_gives_way_to_the_next_of_its_window(make):

@@ -194,6 +194,9 @@ BROKEN = {
     "image of the wrong type": (llava("<image>", image=7), "an image is a int"),
     "null among images": (llava("<image>", image=[None]), "an image is a NoneType"),
     "bad JSON in a message": ({"message": "[{'role'", "answer": "1"}, "message is not JSON"),
+    "half a character": (llava("Hi \ud83d"), "text is no Unicode"),
+    "half a character in a list": (openai({"type": "text", "text": "\ud83d"}), "text is no Unicode"),
+    "base64 of other letters": (llava("<image>", image="data:image/png;base64,\u00e9"), "bad base64"),
     "bad base64": (llava("<image>", image="data:image/png;base64,@@@"), "bad base64"),
 }
 

@@ -1,11 +1,13 @@
 """The feature cache: each picture goes through the encoder once, and nothing wrong is ever read back."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dataset import features
+from dataset import eyes, features
 from dataset.features import FeatureCache
 from dataset.images import BadRow, Picture, from_bytes, from_image
 
@@ -45,6 +47,33 @@ def cache(tmp_path):
 def again(cache: FeatureCache) -> FeatureCache:
     """The cache as another process finds it."""
     return FeatureCache(cache.folder.parent, cache.folder.name, TOKENS, DIM)
+
+
+@pytest.mark.parametrize("most", [1, 200, 10**9])
+def test_pictures_that_hold_their_bytes_are_walked_through_twice_where_they_are_too_many(most, tmp_path, monkeypatch):
+    monkeypatch.setattr(eyes, "MOST_HELD", most)
+    encoder = SimpleNamespace(size=4, mean=(0.5,) * 3, std=(0.5,) * 3, tokens=TOKENS, dim=DIM, fingerprint=lambda: "print")
+    walks = []
+
+    def pictures():
+        walks.append(1)
+        yield from PICTURES[:7] + PICTURES[:3]
+
+    looks = eyes.Eyes(encoder, "square", 0, torch.device("cpu"), tmp_path)
+    looks.encode = Encoder()
+    looks.prepare(pictures)
+    assert looks.encode.seen == len(looks.features.place) == 7 and len(walks) == (1 if most == 10**9 else 2)
+    assert looks(PICTURES[:7]).shape == (7, TOKENS, DIM)
+    looks.prepare(iter(PICTURES))  # what cannot be asked for again is held
+    assert looks.encode.seen == 10
+
+
+def test_above_the_bound_on_disk_no_picture_is_looked_at(tmp_path):
+    encoder = SimpleNamespace(size=4, mean=(0.5,) * 3, std=(0.5,) * 3, tokens=TOKENS, dim=DIM, fingerprint=lambda: "print")
+    looks, said, walked = eyes.Eyes(encoder, "square", 0, torch.device("cpu"), tmp_path), [], []
+    looks.prepare(lambda: (walked.append(picture) or picture for picture in PICTURES), gigabytes=4.5 * 2 * TOKENS * DIM / 1e9,
+                  say=said.append)  # fmt: skip
+    assert looks.features is None and len(walked) == 5 and "5 or more pictures" in said[0] and not list(tmp_path.iterdir())
 
 
 def test_features_are_what_the_encoder_gives_to_half_precision(cache):

@@ -1,10 +1,12 @@
 """Any language model of transformers keeps the contract of ours: documents, cache, and the same answers as by itself."""
 
+import copy
+
 import pytest
 import torch
 import transformers
 
-from model import checkpoint
+from model import checkpoint, recompute
 from model.config import VLMConfig, preset
 from model.generate import generate
 from model.llm import pretrained
@@ -100,6 +102,22 @@ def test_a_checkpoint_is_whole_and_parts_of_it_can_be_trained(both, tmp_path):
     assert len(back.llm.blocks) == 3
     assert 0 < trainable(back.llm, "partial:1") < sum(p.numel() for p in back.llm.parameters()) / 2
     assert trainable(back.llm, "lora:2") > 0
+
+
+def test_activations_can_be_computed_again(both):
+    """Blocks of transformers are called with names, which ours are not."""
+    llm, _, config = both
+    made = VLM(VLMConfig(config.llm, ENCODER, "linear", tiny.IMAGE, "huggingface"))
+    made.llm = copy.deepcopy(llm)
+    stream, documents = ids(9, 3), Documents(torch.zeros(1, 9, dtype=torch.long))
+    gradients = []
+    for again in (False, True):
+        if again:
+            recompute.apply(made)
+        made.zero_grad()
+        made.llm(made.llm.embed(stream), torch.arange(9), documents).square().sum().backward()
+        gradients.append({name: p.grad for name, p in made.llm.named_parameters() if p.grad is not None})
+    assert gradients[0] and all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
 def test_a_shape_without_a_source_is_an_error():

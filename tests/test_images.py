@@ -120,6 +120,7 @@ def test_a_picture_that_no_header_describes_is_measured_by_opening_it():
 @pytest.mark.parametrize(("data", "reason"), [
     (b"not an image at all", "cannot identify"),
     (b"", "cannot identify"),
+    (saved(gradient(8, 8), "EPS"), "cannot identify"),  # of which PIL would start another program to draw it
     (saved(gradient(64, 64), "JPEG")[:-100], "truncated"),
     (saved(gradient(64, 64), "PNG")[:100], "(?i)truncated"),
     (png_header(60_000, 60_000), "pixels"),

@@ -226,5 +226,8 @@ def test_an_adapter_is_gone_on_from_by_a_flag(stage_one, samples, run_script, tm
     assert (tmp_path / "out" / "more" / "adapter.safetensors").is_file()
     done = run_script(*arguments[:-1], "lora:3", "--adapter", file, "--out", "out/other", cwd=tmp_path, expect=1)
     assert re.search(r"saved with .*'rank': 2.*give the same --train flags", done.err)
+    for flags in ((), ("--train.llm", "freeze")):
+        done = run_script(*arguments[:-2], *flags, "--adapter", file, "--out", "out/other", cwd=tmp_path, expect=1)
+        assert "has adapters of llm, --train of nothing: give the same --train flags" in done.err
     done = run_script(*arguments, "--adapter", "nowhere", "--out", "out/other", cwd=tmp_path, expect=1)
     assert "no adapters at nowhere" in done.err and "Traceback" not in done.err

@@ -16,7 +16,8 @@ from torch import nn
 
 from dataset.chat import render
 from dataset.collate import Batches
-from dataset.conversations import BadRows, load
+from dataset.conversations import BadRows
+from dataset.mixture import mixture
 from dataset.tokenizer import MODEL_FILE, Tokenizer
 from model.config import preset
 from model.losses import IGNORE, next_token_targets
@@ -25,7 +26,7 @@ from model.registry import TEMPLATES
 from model.runtime import Run, clip_gradients, draw_curves, learning_rate
 from model.vlm import VLM
 from tests import tiny
-from tests.conftest import ENCODER, mixed_arguments
+from tests.conftest import ENCODER, MIXED_SEED, mixed_arguments
 
 # ---------------------------------------------------------------- learning rate
 
@@ -230,9 +231,9 @@ def micro_batches(mixed, number: int) -> list[dict]:
     """The first micro-batches that the scripts read of this data, without its pictures."""
     tokenizer = Tokenizer()
     batches = Batches(
-        load(mixed),
+        mixture([str(mixed)], "pretrain", None, False),
         partial(render, template=TEMPLATES.make("pupil"), tokenizer=tokenizer, image_tokens=37, max_length=1024),
-        lambda pictures: torch.zeros(len(pictures), 37, 32), batch_size=2, window=16, seed=0,
+        lambda pictures: torch.zeros(len(pictures), 37, 32), batch_size=2, window=1, seed=MIXED_SEED,
         bad_rows=BadRows(mixed.parent / "bad_rows.jsonl", 64, 0.0), rank=0, world=1)  # fmt: skip
     return [batches.batch(i) for i in range(number)]
 
@@ -247,7 +248,7 @@ def test_the_data_of_the_comparison_is_uneven(mixed):
 
 def first_weights() -> dict[str, torch.Tensor]:
     """The weights that script 1 begins with."""
-    torch.manual_seed(0)
+    torch.manual_seed(MIXED_SEED)
     tokenizer = Tokenizer()
     return VLM(preset("nano", encoder=ENCODER, vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image)).state_dict()
 

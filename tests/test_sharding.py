@@ -76,6 +76,19 @@ def test_a_divided_run_that_was_killed_goes_on_to_exactly_the_same_weights(run_t
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize("shard", ["ddp", "zero3"])
+def test_a_connector_alone_learns_from_rows_of_which_some_hold_no_picture(shard, run_two, run_script, mixed, tmp_path):
+    """One conversation a micro-batch: of two processes one often has nothing to go back through, and both go on."""
+    alone = (*mixed_arguments(mixed), "--train.llm", "freeze", "--batch_size", 1, "--max_steps", 12)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    run_script("1-pretrain_vlm.py", *alone, "--accumulate", 2, cwd=tmp_path / "one")
+    same_training(tmp_path / "one" / "out" / "pretrain", run_two(*alone, "--shard", shard, cwd=tmp_path / "two"))
+    start, end = first_weights(), load_file(tmp_path / "one" / "out" / "pretrain" / "model.safetensors")
+    moved = {name for name in end if not torch.equal(end[name], start[name])}
+    assert "connector.proj.weight" in moved and all(name.startswith("connector.") for name in moved)
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--shard", "zero3"), "--shard zero3 divides a model among processes, and there is one: torchrun"),
     (("--shard", "zero1"), "--shard is ddp, zero2 or zero3, not 'zero1'"),

@@ -398,7 +398,7 @@ def test_chat_files_and_benchmarks_need_no_flag(pupil, run_script, tmp_path):
                 "banned": (TOKENIZER.image, TOKENIZER.pad, TOKENIZER.bos)}  # fmt: skip
     script = SimpleNamespace(**runpy.run_path(str(ROOT / "4-eval_chat.py")))
     run = SimpleNamespace(device=CPU, to_device=lambda batch: batch)
-    talk = script.dialogue(run, model, TOKENIZER, sampling)
+    talk = script.dialogue(run, model, TOKENIZER, sampling, room=1000)
     page = web_demo.dialogues(model, TOKENIZER, CPU, web_demo.Config(max_new_tokens=4, temperature=0.0))([])
     picture = from_file(pupil / "5.png")
     columns, rows = grid(190, 64, S, 4)

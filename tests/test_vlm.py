@@ -24,6 +24,17 @@ def loss_of(model, batch):
     return cross_entropy_sum(model(batch, keep), targets[keep])
 
 
+def test_where_the_connector_alone_is_trained_text_alone_has_a_way_back_and_gives_it_no_gradient():
+    model = tiny.vlm()
+    for part in (model.llm, model.encoder):
+        part.requires_grad_(False)
+    batch = tiny.flat(DOCUMENTS[:1])
+    loss_of(model, batch).backward()
+    assert all(weight.grad is None for weight in model.parameters())
+    with torch.no_grad():
+        assert not loss_of(model, batch).requires_grad
+
+
 def test_flat_equals_padded_in_logits():
     model = tiny.vlm()
     rows, stream = ({**make(DOCUMENTS), "pixels": PIXELS} for make in (tiny.padded, tiny.flat))

@@ -56,8 +56,8 @@ class Tower(nn.Module):
         return torch.cat([prefix[:, :1], grid.flatten(2).mT], dim=1)
 
     def fingerprint(self) -> str:
-        """A hash of name, size and weights: equal fingerprints, equal features."""
-        return fingerprint({"name": self.name, "size": self.size}, self)
+        """A hash of name, size, normalisation and weights: equal fingerprints, equal features."""
+        return fingerprint({"name": self.name, "size": self.size, "mean": list(self.mean), "std": list(self.std)}, self)
 
 
 @ENCODERS.register("timm")
