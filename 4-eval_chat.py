@@ -3,6 +3,7 @@
     python 4-eval_chat.py                                               chat; /image PATH shows a picture, /new starts again
     python 4-eval_chat.py --image cat.png dog.png --prompt "Which picture has a dog?"       one answer
     python 4-eval_chat.py --data rows.jsonl --save predictions.jsonl    one prediction a row, reasoning and answer apart
+    python 4-eval_chat.py --data rows.jsonl --answers 8 --temperature 1      the same, and how often each row is solved
     python 4-eval_chat.py --bench world,easy_vqa                        test scores, with the blank and shuffled controls
     python 4-eval_chat.py --bench hallucination --best_of 8 --reference out/sft --temperature 0.7
 
@@ -26,10 +27,12 @@ from dataset.best_of import BestOf, Scorer
 from dataset.chat import Conversation, Message
 from dataset.conversations import Source, image_values, load
 from dataset.dialogue import Dialogue
-from dataset.evaluation import Ask, add_scores, evaluate
+from dataset.evaluation import Ask, add_scores, evaluate, several
 from dataset.eyes import Eyes
 from dataset.images import BadRow, Picture, from_file
 from dataset.report import poster, section, sheet, table
+from dataset.rewards import by_gold, rule
+from dataset.tasks import Example
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import checkpoint, cli
 from model.generate import generate, prompt_room, stream
@@ -48,6 +51,7 @@ class Config:
     image_folder: Path | None = None  # where its pictures are; default: beside the file
     allow_urls: bool = False  # let its rows fetch pictures from the network
     save: Path | None = None  # where the predictions go; default: predictions.jsonl beside the checkpoint
+    answers: int = 1  # to each row of --data; of several its pass_rate is told, by which 3-rl_vlm.py --pass_rates takes rows
     bench: str = ""  # tasks to be scored on their test split, with commas between: world,easy_vqa,arithmetic,text
     examples: int = 0  # pictures' worth of questions a task; 0: its whole test set
     controls: int = 8  # ask every so-many-th question about a blank and a shuffled picture too; 0: no controls
@@ -66,6 +70,8 @@ class Config:
 def main(config: Config) -> None:
     folder = checkpoint.require(config.model or checkpoint.latest())
     require_reference(config, folder)
+    if config.answers != 1 and (config.answers < 1 or not config.data or config.temperature <= 0 or config.best_of > 1):
+        raise SystemExit("--answers samples several to each row of --data: add --data and --temperature 1, leave out --best_of")
     run = Run.inference(folder, config.device, config.dtype, config.seed)
     model = checkpoint.load(folder, run.device)
     print(f"model: {folder}", file=sys.stderr)
@@ -89,7 +95,7 @@ def main(config: Config) -> None:
                 raise FileNotFoundError(f"--data takes one file of conversations; {config.data} is none")
             predict(load(config.data, config.image_folder, config.allow_urls, need_answer=False), ask,
                     lambda prompt: asked_alone.require_room(prompt, room), config.save or folder / "predictions.jsonl",
-                    config.batch_size)
+                    config.batch_size, config.answers)
         elif config.prompt and not config.bench:
             print(answer(config, ask))
         return
@@ -214,23 +220,25 @@ def answer_logps(model: VLM, batch: dict) -> list[list[float]]:
 
 # ---------------------------------------------------------------- answering a file
 
-def predict(source: Source, ask: Ask, check: Callable[[Conversation], None], file: Path, batch_size: int) -> None:
+def predict(source: Source, ask: Ask, check: Callable[[Conversation], None], file: Path, batch_size: int, answers: int) -> None:
     """One line per row, in the MM-EUREKA format with `prediction`, and its reasoning and final answer apart.
 
-    check   raises BadRow for a row that cannot be asked
+    check     raises BadRow for a row that cannot be asked
+    answers   to each row; of several all stand there, and `pass_rate`, the share that RL's rule calls right
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     answered = 0
     with file.open("w", encoding="utf-8") as out:
         for start in range(0, len(source), batch_size):
             rows = list(range(start, min(start + batch_size, len(source))))
-            for record in predictions(source, rows, ask, check):
+            for record in predictions(source, rows, ask, check, answers):
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
                 answered += "prediction" in record
     print(f"wrote {file}: {answered} predictions, {len(source) - answered} bad rows")
 
 
-def predictions(source: Source, rows: list[int], ask: Ask, check: Callable[[Conversation], None]) -> Iterator[dict]:
+def predictions(source: Source, rows: list[int], ask: Ask, check: Callable[[Conversation], None],
+                answers: int) -> Iterator[dict]:
     """The records of these rows; a bad row's record says why instead of what."""
     good: dict[int, Conversation] = {}
     errors: dict[int, str] = {}
@@ -242,20 +250,29 @@ def predictions(source: Source, rows: list[int], ask: Ask, check: Callable[[Conv
         except BadRow as bad:
             errors[row] = str(bad)
             print(f"skipped {bad}")
-    said = dict(zip(good, ask(list(good.values())), strict=True))
+    said = dict(zip(good, several(ask, list(good.values()), answers), strict=True))
     for row in rows:
         if row in errors:
             yield {"id": f"{source.path}:{row + 1}", "error": errors[row]}
             continue
-        raw, prompt = source.rows[row], good[row]
-        reasoning = re.search(r"<think>(.*?)</think>", said[row], re.DOTALL)
-        final = re.search(r"<answer>(.*?)</answer>", said[row], re.DOTALL)
+        raw, prompt, first = source.rows[row], good[row], said[row][0]
+        reasoning = re.search(r"<think>(.*?)</think>", first, re.DOTALL)
+        final = re.search(r"<answer>(.*?)</answer>", first, re.DOTALL)
         yield {"id": raw.get("id", prompt.id),
                "conversations": [{"role": message.role, "content": "".join(
                    part if isinstance(part, str) else "<image>" for part in message.parts)} for message in prompt.messages],
                "answer": prompt.answer or "", "image_urls": [value for value in image_values(raw) if isinstance(value, str)],
-               "prediction": said[row], "reasoning": reasoning[1] if reasoning else "",
-               "predicted_answer": final[1] if final else said[row]}
+               "prediction": first, "reasoning": reasoning[1] if reasoning else "",
+               "predicted_answer": final[1] if final else first, **(solved(prompt, said[row]) if answers > 1 else {})}
+
+
+def solved(prompt: Conversation, said: list[str]) -> dict:
+    """All answers to a row and the share of them that is right; no share where there is no right answer that can be checked."""
+    try:
+        right = [rule(by_gold)(Example(prompt, prompt.answer, "file"), text).accuracy for text in said]
+    except ValueError:
+        return {"predictions": said}
+    return {"predictions": said, "pass_rate": sum(right) / len(right)}
 
 
 # ---------------------------------------------------------------- measuring

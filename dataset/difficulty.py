@@ -5,7 +5,9 @@ In:  a source of rows that may say how often a model solves them.  Out: the same
 RL learns nothing from a prompt that is always or never solved: its group has no variance. MM-EUREKA (arXiv 2503.07365) drops such
 prompts before training; the online filter of RL drops them while it trains, as the policy changes.
 
-    python -m dataset.difficulty rows.jsonl --low 0.1 --high 0.9         says how many rows of each pass rate there are
+    python 4-eval_chat.py --data rows.jsonl --answers 8 --temperature 1 --save rated.jsonl     measures it, and writes `pass_rate`
+    python -m dataset.difficulty rated.jsonl --low 0.1 --high 0.9        says how many rows of each pass rate there are
+    python 3-rl_vlm.py --data rated.jsonl --pass_rates 0.1 0.9           learns from those between
 """
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """The scripts as people run them: three steps of each, in a folder of their own, with what they write and what they refuse."""
 
+import dataclasses
 import json
 import re
+import runpy
 import shutil
 import socket
 from dataclasses import dataclass, field
@@ -150,6 +152,30 @@ def test_a_file_of_questions_gets_one_prediction_a_row(stage_two, samples, run_s
     assert found[1]["conversations"] == [{"role": "user", "content": "<image>How many?"}]
     assert (found[1]["answer"], found[1]["image_urls"], found[0]["image_urls"]) == ("4", [f"file://{samples}/red.png"], [])
     assert "3 predictions, 3 bad rows" in done.out and "model: out/sft" in done.err
+
+
+def test_a_pass_rate_is_the_share_that_the_rule_of_rl_calls_right():
+    solved = runpy.run_path(str(ROOT / "4-eval_chat.py"))["solved"]
+    said = ["<think>x</think><answer>8</answer>", "8", "<think>x</think><answer>9</answer>", "<think>x</think><answer>8.0</answer>"]
+    asked = dialogue("row", [], [("3+5?", "")])
+    assert solved(dataclasses.replace(asked, answer="8"), said) == {"predictions": said, "pass_rate": 0.5}
+    assert solved(asked, said) == {"predictions": said}, "nobody knows"
+
+
+def test_several_answers_to_each_row_tell_its_pass_rate_and_rl_takes_rows_by_that(stage_two, samples, run_script, tmp_path):
+    folder, _ = stage_two
+    given = ("--data", samples / "eureka.jsonl", "--save", tmp_path / "rated.jsonl", "--max_new_tokens", 3)
+    run_script("4-eval_chat.py", *given, "--answers", 3, "--temperature", 1, cwd=folder)
+    rows = [json.loads(line) for line in (tmp_path / "rated.jsonl").read_text().splitlines()]
+    assert [len(row["predictions"]) for row in rows] == [3] * 4 and {row["pass_rate"] for row in rows} == {0.0}
+    assert all(row["prediction"] == row["predictions"][0] for row in rows)
+    rows[1]["pass_rate"] = 0.5
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run_script("3-rl_vlm.py", "--data", tmp_path / "rated.jsonl", "--image_folder", samples, "--pass_rates", 0.1, 0.9,
+                      "--dry_run", "--init", folder / "out" / "sft", "--device", "cpu", cwd=tmp_path)  # fmt: skip
+    assert "1 problems, " in done.out
+    for more in (("--answers", 3), ("--answers", 0, "--temperature", 1)):
+        assert "--answers samples several" in run_script("4-eval_chat.py", *given, *more, cwd=folder, expect=1).err
 
 
 # ---------------------------------------------------------------- several processes
