@@ -35,10 +35,11 @@ import torch
 
 from dataset import preferences, rollouts
 from dataset.collate import Batches
-from dataset.conversations import BadRows
+from dataset.conversations import BadRows, load
 from dataset.evaluation import Ask, add_scores, evaluate, several
 from dataset.eyes import Eyes
-from dataset.feedback import divider_and_labeler, world_pairs
+from dataset.feedback import divider_and_labeler, items_digest, own_items, world_items
+from dataset.feedback import preferences as preferences_of
 from dataset.labels import Labeler, YesNo, by_model
 from dataset.mixture import look, pictures
 from dataset.report import before_and_after, marked, section, sheet, table, with_before
@@ -92,7 +93,8 @@ class Config:
 
     # Preferences
     pairs: str = ""  # policy: the best and the worst of --answers to each problem, judged by the rule, sampled in every step
-    scenes: int = 400  # without --data: scenes that the model describes in each iteration
+    scenes: int = 400  # without --data: scenes that the model describes in each iteration, or rows of --questions
+    questions: Path | None = None  # without --data: rows of one's own, a picture and a question each, in place of scenes
     labeler: str = "truth"  # without --data: who labels; truth: the scene | self: the model | judge: --judge | a checkpoint
     judge: str = ""  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can
     divider: str = "claims"  # without --data: what is labelled; claims: each thing that an answer says | whole: all at once
@@ -157,8 +159,8 @@ DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by 
 SIMPO_BETA = 2.0  # of means over tokens, which are smaller than sums
 ROLLOUT_FLAGS = ("problems", "pass_rates", "prompts", "rounds", "reward", "chunk")
 RULE_FLAGS = ("keep_all", "passes", "advantage", "clip_low", "clip_high", "per_sequence", "drift", "lam", "kl", "entropy_floor")
-STORED_FLAGS = ("scenes", "labeler", "judge", "divider", "balance", "pairs_only", "iterations", "reference", "epochs",
-                "accumulate", "max_length")
+STORED_FLAGS = ("scenes", "questions", "labeler", "judge", "divider", "balance", "pairs_only", "iterations", "reference",
+                "epochs", "accumulate", "max_length")
 PREFERENCE_FLAGS = ("pairs", *STORED_FLAGS, "nll_weight", "smoothing", "gamma")
 
 
@@ -196,8 +198,11 @@ def options_of(config: Config) -> PolicyOptions | PreferenceOptions:
     options = preference_options(config.algo, config.beta, config.smoothing, config.gamma, config.nll_weight)
     if config.pairs_only and (config.data or config.iterations > 1):
         raise ValueError("--pairs_only makes the pairs of one iteration: leave out --data and --iterations")
-    if config.data and (config.labeler, config.judge, config.divider, config.balance) != ("truth", "", "claims", False):
-        raise ValueError("--data has its labels: leave out --labeler, --judge, --divider and --balance")
+    if config.data and (config.questions, config.labeler, config.judge, config.divider, config.balance) != (
+            None, "truth", "", "claims", False):
+        raise ValueError("--data has its labels: leave out --questions, --labeler, --judge, --divider and --balance")
+    if config.questions and config.labeler == "truth":
+        raise ValueError("--labeler truth knows the embedded world alone: with --questions, take self, judge or a checkpoint")
     divider_and_labeler(config.divider, config.labeler, config.judge)  # what does not go together fails here, too
     return options
 
@@ -418,7 +423,8 @@ def pairs_to_learn(config: Config, run: Run, model: VLM, made_by: str, ask: Ask,
                    sample: Callable) -> tuple[Batches | None, int]:
     """Micro-batches of pairs, from files or the model's own answers, and the steps; 0 where they were only looked at, or made."""
     if not config.data and (config.dry_run or config.check_data):
-        run.say(f"the pairs will come from {config.scenes} scenes x {config.answers} answers of {config.init}")
+        asked = f"rows of {config.questions}" if config.questions else "scenes"
+        run.say(f"the pairs will come from {config.scenes} {asked} x {config.answers} answers of {config.init}")
         return None, 0
     source = (preferences.mixture(config.data, config.image_folder, config.allow_urls) if config.data else
               own_pairs(config, run, model, made_by, ask, sample))
@@ -448,18 +454,24 @@ def pairs_to_learn(config: Config, run: Run, model: VLM, made_by: str, ask: Ask,
 
 
 def own_pairs(config: Config, run: Run, model: VLM, made_by: str, ask: Ask, sample: Callable) -> preferences.PreferenceFile:
-    """Pairs of the model's own answers about the world, made by dataset/feedback.py; what was made is not made again."""
+    """Pairs of the model's own answers, made by dataset/feedback.py; what was made is not made again."""
 
     def answers_to(prompts, answers: int, temperature: float) -> list[list[str]]:
         return several(dataclasses.replace(ask, generate=partial(sample, temperature=temperature)), prompts, answers)
 
     divider, labeler = divider_and_labeler(config.divider, config.labeler, config.judge)
     labeler = labeler or model_labeler(config, run, model, ask)
-    options = dict(scenes=config.scenes, answers=config.answers, temperature=config.temperature, seed=config.seed,
-                   balance=config.balance)
-    folder = run.out / "feedback" / reference.fingerprint(made_by, labeler.name, divider.name, repr(options))[:12]
+    options = dict(answers=config.answers, temperature=config.temperature, seed=config.seed, balance=config.balance)
+    if config.questions:
+        rows = load(config.questions, config.image_folder, config.allow_urls, need_answer=False)
+        bad_rows = BadRows(run.out / "bad_rows.jsonl", len(rows), config.max_bad)
+        items = own_items(rows, config.scenes, config.seed, bad_rows, run.first)
+    else:
+        items = world_items(config.scenes, config.seed)
+    known = reference.fingerprint(made_by, labeler.name, divider.name, items_digest(items), repr(options))
+    folder = run.out / "feedback" / known[:12]
     if run.first:
-        world_pairs(answers_to, folder, divider=divider, labeler=labeler, model=made_by, say=run.say, **options)
+        preferences_of(items, answers_to, folder, divider, labeler, model=made_by, say=run.say, **options)
     run.wait()
     return preferences.load(folder / "pairs.jsonl")
 

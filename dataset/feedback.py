@@ -20,6 +20,7 @@ import json
 import math
 import os
 import random
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,8 +30,9 @@ from tqdm import tqdm
 
 from dataset import world
 from dataset.claims import Claim, Divider, Failed, Item, by_rule, claims_by_rule, whole
+from dataset.conversations import BadRows
 from dataset.features import replacing
-from dataset.images import Picture
+from dataset.images import BadRow, Picture
 from dataset.judge import judge_from
 from dataset.labels import TRUTH, Asked, Labeler, by_judge, untrue
 from dataset.pairs import Margins, balanced, pair_rows, picture_and_question, score, words, write_parquet, write_pictures
@@ -318,8 +320,24 @@ def world_items(scenes: int, seed: int, which: str = "nano", most: int = 4) -> l
     return items
 
 
-def world_pairs(ask: Ask, out: Path, scenes: int, answers: int, temperature: float, labeler: Labeler, seed: int, *, model: str,
-                which: str = "nano", divider: Divider | None = None, **options) -> list[Preference]:
-    """Pairs about scenes of the world, of which the truth can be the labeler; the rest as `preferences`."""
-    return preferences(world_items(scenes, seed, which), ask, Path(out), divider or by_rule(which), labeler, model=model,
-                       answers=answers, temperature=temperature, seed=seed, which=which, **options)
+def own_items(source, count: int, seed: int, bad_rows: BadRows, report: bool = True) -> list[Item]:
+    """`count` rows of one's own data, a picture and a question each; other seeds, the rows that follow. An answer is left out.
+
+    Their truth is nobody's, their language Chinese where the question has a Chinese character. A row that holds anything else, or
+    whose picture does not open, is a bad row; `report`: whether to name it.
+    """
+    items = []
+    for k in range(min(count, len(source))):
+        bad_rows.seen += 1
+        try:
+            row = source[(seed * count + k) % len(source)]
+            prompt = dataclasses.replace(row, messages=row.messages[:1], answer=None)
+            shown, question = picture_and_question(prompt)
+            shown.load()
+        except BadRow as bad:
+            bad_rows.add(bad, report)
+        except ValueError as error:
+            bad_rows.add(BadRow(str(error), "write one picture and one question", row.id), report)
+        else:
+            items.append(Item(prompt, "zh" if re.search("[\u4e00-\u9fff]", question) else "en"))
+    return items

@@ -664,6 +664,28 @@ def test_a_judge_divides_what_the_rule_cannot(start, tmp_path, monkeypatch):
     assert summary["answers_undivided"] == 0 and summary["pairs"] > 0
 
 
+def test_a_model_labels_its_answers_to_questions_and_pictures_of_ones_own(start, samples, tmp_path, monkeypatch):
+    rows = [{"image": "red.png", "messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A"}]},
+            {"image": "green.png", "messages": [{"role": "user", "content": "这是什么？"}]},
+            {"messages": [{"role": "user", "content": "Without a picture?"}]}]  # fmt: skip
+    questions = lines(samples / "asked.jsonl", rows)
+    judge = judge_says(lambda text: "No." if "bus" in text else "Yes.")
+    more = dict(labeler="judge", judge=judge, divider="whole", questions=questions, max_bad=0.5)
+    try:
+        summary, claims, _ = own_pairs(start, tmp_path, monkeypatch, **more)
+    finally:
+        questions.unlink()
+    assert summary["prompts"] == 2 and summary["pairs"] > 0 and summary["pairs_as_the_truth"] is None
+    folder = next(tmp_path.glob("out/dpo/feedback/*"))
+    asked = [json.loads(line)["question"] for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert asked == ["What is it?", "这是什么？"] and "完全正确" in json.loads(
+        (folder / "claims.jsonl").read_text(encoding="utf-8").splitlines()[1])["claims"][0][0]["question"]
+    (bad,) = map(json.loads, (tmp_path / "out" / "dpo" / "bad_rows.jsonl").read_text().splitlines())
+    assert bad["row"].endswith("asked.jsonl:3")
+    with pytest.raises(ValueError, match="--labeler truth knows the embedded world alone"):
+        SCRIPT.options_of(SCRIPT.filled(SCRIPT.Config(algo="dpo", questions=questions)))
+
+
 def test_answers_that_were_cut_are_no_side_of_a_pair(start, tmp_path, monkeypatch):
     """To end where the limit ended them would be learned, however they are divided."""
     def answers(model, batch, **options):

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from dataset import world
 from dataset.claims import Claim, Divider, Failed, Item, by_rule, whole
-from dataset.feedback import digest, preferences, step, world_items, world_pairs
+from dataset.feedback import digest, preferences, step, world_items
 from dataset.images import from_bytes
 from dataset.labels import TRUTH, Labeler, by_model
 from dataset.pairs import balanced, picture_and_question, ranked, score, words
@@ -133,7 +133,8 @@ def test_the_parquet_file_holds_the_same_pairs_with_their_pictures_in_the_column
 
 def test_the_default_of_the_third_stage_asks_for_descriptions_of_training_scenes_in_alternating_languages(tmp_path):
     items = world_items(scenes=6, seed=2)
-    pairs = world_pairs(Pupil(items), tmp_path, 6, 4, 0.9, TRUTH, 2, model="weights 1", say=lambda text: None)
+    pairs = preferences(items, Pupil(items), tmp_path, by_rule("nano"), TRUTH, model="weights 1", answers=4, temperature=0.9,
+                        seed=2, say=lambda text: None)  # fmt: skip
     assert [item.language for item in items] == ["en", "zh"] * 3
     assert [item.scene for item in items] == [world.scene("train", k) for k in range(12, 18)]  # other seeds, other scenes
     assert all(item.prompt.messages[0].parts[1] in ASK_DESCRIPTION[item.language] for item in items)

@@ -156,7 +156,7 @@ def test_a_file_of_questions_gets_one_prediction_a_row(stage_two, samples, run_s
 
 def test_a_pass_rate_is_the_share_that_the_rule_of_rl_calls_right():
     solved = runpy.run_path(str(ROOT / "4-eval_chat.py"))["solved"]
-    said = ["<think>x</think><answer>8</answer>", "8", "<think>x</think><answer>9</answer>", "<think>x</think><answer>8.0</answer>"]
+    said = [f"<think>x</think><answer>{body}</answer>" for body in ("8", "9", "8.0")] + ["8"]
     asked = dialogue("row", [], [("3+5?", "")])
     assert solved(dataclasses.replace(asked, answer="8"), said) == {"predictions": said, "pass_rate": 0.5}
     assert solved(asked, said) == {"predictions": said}, "nobody knows"
