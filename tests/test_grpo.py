@@ -332,7 +332,7 @@ def test_a_run_that_learns_nothing_more_stops_with_advice_and_a_checkpoint(start
 def test_every_default_that_depends_on_the_algorithm_is_known_for_all_families():
     fields = {field.name: getattr(SCRIPT.Config(), field.name) for field in dataclasses.fields(SCRIPT.Config)}
     assert {name for name, value in fields.items() if value is None} - set(SCRIPT.DEFAULTS) == {
-        "clip_low", "clip_high", "reference", "image_folder"}  # fmt: skip
+        "clip_low", "clip_high", "reference", "image_folder", "questions"}  # fmt: skip
     for algo, out in (("grpo", "out/grpo"), ("dpo", "out/dpo")):
         filled = SCRIPT.filled(SCRIPT.Config(algo=algo))
         assert filled.out == Path(out) and all(getattr(filled, name) is not None for name in SCRIPT.DEFAULTS)
