@@ -464,8 +464,10 @@ def own_pairs(config: Config, run: Run, model: VLM, made_by: str, ask: Ask, samp
     options = dict(answers=config.answers, temperature=config.temperature, seed=config.seed, balance=config.balance)
     if config.questions:
         rows = load(config.questions, config.image_folder, config.allow_urls, need_answer=False)
-        bad_rows = BadRows(run.out / "bad_rows.jsonl", len(rows), config.max_bad)
-        items = own_items(rows, config.scenes, config.seed, bad_rows, run.first)
+        listed = run.out / "bad_questions.jsonl"
+        if run.first:
+            listed.unlink(missing_ok=True)  # they are all found now, also by a run that goes on
+        items = own_items(rows, config.scenes, config.seed, BadRows(listed, len(rows), config.max_bad), run.first)
     else:
         items = world_items(config.scenes, config.seed)
     known = reference.fingerprint(made_by, labeler.name, divider.name, items_digest(items), repr(options))

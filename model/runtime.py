@@ -207,8 +207,9 @@ class Run:
     def data_settings(self) -> dict:
         """The flags that say which row comes when, as they are saved."""
         names = ("data", "batch_size", "accumulate", "seed", "max_length", "problems", "pass_rates", "prompts", "rounds",
-                 "answers", "max_new_tokens", "temperature", "scenes", "labeler", "divider", "balance")
-        return json.loads(json.dumps({name: getattr(self.config, name) for name in names if hasattr(self.config, name)}))
+                 "answers", "max_new_tokens", "temperature", "scenes", "questions", "labeler", "divider", "balance")
+        flags = {name: getattr(self.config, name) for name in names if hasattr(self.config, name)}
+        return json.loads(json.dumps(flags, default=str))
 
     def resume(self, model: nn.Module, optimizer: Together) -> tuple[int, int]:
         """(step, data position) to go on from; (0, 0) without --resume. The log loses what came after that step."""

@@ -680,7 +680,7 @@ def test_a_model_labels_its_answers_to_questions_and_pictures_of_ones_own(start,
     asked = [json.loads(line)["question"] for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert asked == ["What is it?", "这是什么？"] and "完全正确" in json.loads(
         (folder / "claims.jsonl").read_text(encoding="utf-8").splitlines()[1])["claims"][0][0]["question"]
-    (bad,) = map(json.loads, (tmp_path / "out" / "dpo" / "bad_rows.jsonl").read_text().splitlines())
+    (bad,) = map(json.loads, (tmp_path / "out" / "dpo" / "bad_questions.jsonl").read_text().splitlines())
     assert bad["row"].endswith("asked.jsonl:3")
     with pytest.raises(ValueError, match="--labeler truth knows the embedded world alone"):
         SCRIPT.options_of(SCRIPT.filled(SCRIPT.Config(algo="dpo", questions=questions)))
