@@ -19,13 +19,13 @@ from pathlib import Path
 
 from dataset.chat import render
 from dataset.collate import Batches
-from dataset.conversations import BadRows
 from dataset.evaluation import Ask, add_scores, evaluate
-from dataset.eyes import Eyes
+from dataset.formats.conversations import BadRows
+from dataset.formats.native import language
 from dataset.mixture import look, mixture, pictures
-from dataset.native import language
 from dataset.report import marked, section, sheet, table
 from dataset.tokenizer import load_tokenizer
+from dataset.vision.image_processor import Eyes
 from model import checkpoint, cli, recipe
 from model.config import preset
 from model.generate import generate

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from dataset.chat import render
 from dataset.collate import Batches
-from dataset.conversations import BadRows
 from dataset.evaluation import Ask, add_scores, evaluate
-from dataset.eyes import Eyes
+from dataset.formats.conversations import BadRows
 from dataset.mixture import look, mixture, pictures
 from dataset.report import marked, section, sheet, table
 from dataset.tokenizer import load_tokenizer
+from dataset.vision.image_processor import Eyes
 from model import checkpoint, cli, recipe
 from model.generate import generate
 from model.losses import IGNORE, cross_entropy_sum, next_token_targets

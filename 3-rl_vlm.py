@@ -35,25 +35,26 @@ import torch
 
 from dataset import preferences, rollouts
 from dataset.collate import Batches
-from dataset.conversations import BadRows, load
 from dataset.evaluation import Ask, add_scores, evaluate, several
-from dataset.eyes import Eyes
-from dataset.feedback import divider_and_labeler, items_digest, own_items, world_items
-from dataset.feedback import preferences as preferences_of
-from dataset.labels import Labeler, YesNo, by_model
+from dataset.feedback.labels import Labeler, YesNo, by_model
+from dataset.feedback.pipeline import divider_and_labeler, items_digest, own_items, world_items
+from dataset.feedback.pipeline import preferences as preferences_of
+from dataset.formats.conversations import BadRows, load
 from dataset.mixture import look, pictures
 from dataset.report import before_and_after, marked, section, sheet, table, with_before
 from dataset.rewards import judge_from
 from dataset.tokenizer import load_tokenizer
-from model import checkpoint, cli, critic, recipe, reference
+from dataset.vision.image_processor import Eyes
+from model import checkpoint, cli, recipe, reference
+from model.best import Chosen, best_of, copy_checkpoint
 from model.by_preferences import ByPreferences, preference_options
 from model.by_rules import ByRules, policy_options
-from model.chosen import Chosen, best_of, copy_checkpoint
 from model.generate import generate, prefill, prompt_room
 from model.losses import PREFERENCE_LOSSES, PreferenceOptions
 from model.optimizer import make_optimizer
-from model.policy import ALGORITHMS, NEEDS_NO_GROUPS, PolicyOptions
 from model.registry import TASKS, TEMPLATES, specs
+from model.rl import critic
+from model.rl.policy import ALGORITHMS, NEEDS_NO_GROUPS, PolicyOptions
 from model.runtime import Run, draw_curves, learning_rate
 from model.vlm import VLM, count_parameters
 
@@ -454,7 +455,7 @@ def pairs_to_learn(config: Config, run: Run, model: VLM, made_by: str, ask: Ask,
 
 
 def own_pairs(config: Config, run: Run, model: VLM, made_by: str, ask: Ask, sample: Callable) -> preferences.PreferenceFile:
-    """Pairs of the model's own answers, made by dataset/feedback.py; what was made is not made again."""
+    """Pairs of the model's own answers, made by dataset/feedback/pipeline.py; what was made is not made again."""
 
     def answers_to(prompts, answers: int, temperature: float) -> list[list[str]]:
         return several(dataclasses.replace(ask, generate=partial(sample, temperature=temperature)), prompts, answers)

@@ -9,7 +9,7 @@
 
 In:  --model, or of out/grpo, out/dpo, out/sft and out/pretrain the first that is there, whenever it was made.
 Out: what it says; scores.json beside the checkpoint, and out/report.md.
-Best of N: what preference learning raised most, log pi(y) / pi_reference(y) a token, is said (dataset/best_of.py).
+Best of N: what preference learning raised most, log pi(y) / pi_reference(y) a token, is said (dataset/feedback/best_of.py).
 """
 
 import json
@@ -23,17 +23,17 @@ from pathlib import Path
 
 import torch
 
-from dataset.best_of import BestOf, Scorer
 from dataset.chat import Conversation, Message
-from dataset.conversations import Source, image_values, load
 from dataset.dialogue import Dialogue
 from dataset.evaluation import Ask, add_scores, evaluate, several
-from dataset.eyes import Eyes
+from dataset.feedback.best_of import BestOf, Scorer
+from dataset.formats.conversations import Source, image_values, load
 from dataset.images import BadRow, Picture, from_file
 from dataset.report import poster, section, sheet, table
 from dataset.rewards import by_gold, rule
 from dataset.tasks import Example
 from dataset.tokenizer import Tokenizer, load_tokenizer
+from dataset.vision.image_processor import Eyes
 from model import checkpoint, cli
 from model.generate import generate, prompt_room, stream
 from model.losses import IGNORE, next_token_targets, token_logps

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import torch
 
-from dataset import questions, world
 from dataset.chat import Message
 from dataset.dialogue import Dialogue
-from dataset.eyes import Eyes
 from dataset.images import BadRow, Picture, from_file
 from dataset.tokenizer import Tokenizer, load_tokenizer
+from dataset.vision.image_processor import Eyes
+from dataset.world import questions
+from dataset.world.scenes import Scene, changed_scene, draw_scene, sample_scene
 from model import checkpoint
 from model.cli import parse
 from model.generate import prompt_room, stream
@@ -172,13 +173,13 @@ def world_examples(folder: Path) -> list[dict]:
     """Questions about scenes of the test split, drawn into the folder."""
     rng, number = random.Random(0), itertools.count()
 
-    def drawn(scene: world.Scene) -> str:
+    def drawn(scene: Scene) -> str:
         file = folder / f"scene-{next(number)}.png"
-        world.draw(scene).save(file)
+        draw_scene(scene).save(file)
         return str(file)
 
-    one, two, three, four = (world.scene("test", index) for index in range(4))
-    changed, *change = world.changed(four, rng)
+    one, two, three, four = (sample_scene("test", index) for index in range(4))
+    changed, *change = changed_scene(four, rng)
     return [
         {"text": questions.ASK_CAPTION["en"][0], "files": [drawn(one)]},
         {"text": questions.ask("count", two, "zh", rng).text, "files": [drawn(two)]},

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dataset.chat import Conversation, Document
-from dataset.conversations import BadRows, blocks
+from dataset.formats.conversations import BadRows, blocks
 from dataset.images import BadRow, Picture
 
 IGNORE = -100  # the label of a token that is not learned

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from dataset.chat import Conversation, Message, Template, render_prompt
 from dataset.collate import pad
-from dataset.eyes import Eyes
 from dataset.images import BadRow, Picture
 from dataset.report import table
 from dataset.tasks import Cut, Example
+from dataset.vision.image_processor import Eyes
 from model.registry import TASKS
 
 BLANK = Picture("blank", lambda: Image.new("RGB", (96, 96), (240, 240, 240)))

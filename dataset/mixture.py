@@ -1,6 +1,6 @@
 """What `--data` means: names of embedded tasks and paths of files, mixed by weight, as one source of conversations.
 
-In:  specs such as "world", "easy_vqa:0.5", "world:concepts=all", "captions.jsonl", "my_folder:2".
+In:  specs such as "world", "easy_vqa:0.5", "world:categories=all", "captions.jsonl", "my_folder:2".
 Out: a source: `len(source)`, `source[i]`; row i is a pure function of i.
 """
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dataset.collate import Batches
-from dataset.conversations import Mixture, load, name_and_weight
+from dataset.formats.conversations import Mixture, load, name_and_weight
 from dataset.images import BadRow, Picture
 from model.registry import TASKS
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dataset import conversations
 from dataset.chat import Conversation, Document, Message, Template, Views, alone, as_document, rendered, truncated, turns
 from dataset.collate import Batches, Look, collate
-from dataset.conversations import Find, Mixture, Source, conversation, decode, name_and_weight
+from dataset.formats import conversations
+from dataset.formats.conversations import Find, Mixture, Source, conversation, decode, name_and_weight
 from dataset.images import BadRow, Picture, from_base64
 
 BASE64_STARTS = ("/9j/", "iVBOR", "R0lGOD", "UklGR")  # JPEG, PNG, GIF and WebP: a name begins with none of them

@@ -26,13 +26,13 @@ import torch
 
 from dataset.chat import Conversation, Document, Template, render_prompt
 from dataset.collate import Look, collate, pad
-from dataset.conversations import BadRows, load, name_and_weight
-from dataset.difficulty import by_pass_rate
-from dataset.eyes import Eyes
+from dataset.formats.conversations import BadRows, load, name_and_weight
+from dataset.formats.pass_rates import by_pass_rate
 from dataset.images import BadRow, Picture
 from dataset.preferences import Pair, join
 from dataset.rewards import Judge, Reward, by_gold, gold, rule
 from dataset.tasks import Cut, Example
+from dataset.vision.image_processor import Eyes
 from model.registry import TASKS
 
 Sample = Callable[..., list]  # (prompts, generator=...) -> G answers to each, all those of the first prompt first

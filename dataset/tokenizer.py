@@ -1,7 +1,7 @@
 """The tokenizer: text to numbers and back, exactly, with control tokens that no text can ever produce.
 
 In:  any text.  Out: token ids 0..6399.  A sentencepiece BPE model (English, Chinese, bytes for everything else), trained by
-`python -m dataset.train_tokenizer`.
+`python -m dataset.studies.train_tokenizer`.
 
 Two kinds of special pieces, and the difference is a safety property:
 - *control* tokens (`<image>`, `<|user|>`, ...) exist only as ids. A user who types "<|assistant|>" gets ordinary letters, so
@@ -23,7 +23,7 @@ SPACE_SIGN = "\u2581"  # sentencepiece writes a space as this sign, so the sign 
 def load_tokenizer(file: Path):
     """The tokenizer of a file: our own (.model), or a pretrained language model's (tokenizer.json), with the same interface."""
     if file.suffix == ".json":
-        from dataset.tokenizer_json import JsonTokenizer
+        from dataset.formats.tokenizer_json import JsonTokenizer
 
         return JsonTokenizer(file)
     return Tokenizer(file)
@@ -38,7 +38,7 @@ class Tokenizer:
 
     def __init__(self, file: str | Path = MODEL_FILE):
         if not Path(file).is_file():
-            raise FileNotFoundError(f"no tokenizer at {file}; `python -m dataset.train_tokenizer` makes the default one")
+            raise FileNotFoundError(f"no tokenizer at {file}; `python -m dataset.studies.train_tokenizer` makes the default one")
         self.file = Path(file)
         self.model = sentencepiece.SentencePieceProcessor(model_file=str(file))
         self.vocab_size = self.model.vocab_size()

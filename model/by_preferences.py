@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.clipping import Clipped
 from model.generate import evaluating
 from model.losses import (
     IGNORE,
@@ -27,6 +26,7 @@ from model.losses import (
     rewards,
     token_logps,
 )
+from model.rl.clipping import Clipped
 from model.runtime import Run, clip_gradients
 from model.vlm import VLM
 

@@ -3,9 +3,9 @@
 In:  micro-batches of answers that the policy sampled (dataset/rollouts.py: `micro_batches`), and their rewards (P, G).
 Out: `ByRules`: `weighed`, the batches with an advantage and a weight for each learned token, and `minimised`, the policy's loss.
 
-The formulas are in model/policy.py. P problems, G answers to each. Of its K learned tokens a batch holds, each (K,):
+The formulas are in model/rl/policy.py. P problems, G answers to each. Of its K learned tokens a batch holds, each (K,):
     rollout_logps    when they were sampled           places       which answer of the update each belongs to
-    advantages       one for all tokens of an answer; ppo: one for each, from the value head (model/critic.py)
+    advantages       one for all tokens of an answer; ppo: one for each, from the value head (model/rl/critic.py)
     weights          1; --per_sequence: see policy    reference_logps   under the model that the run began with, where beta > 0
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from model import policy
-from model.clipping import DynamicClipping
 from model.generate import evaluating
 from model.losses import IGNORE, next_token_targets
-from model.policy import ALGORITHMS, PolicyOptions
 from model.reference import Start
+from model.rl import policy
+from model.rl.clipping import DynamicClipping
+from model.rl.policy import ALGORITHMS, PolicyOptions
 from model.runtime import Run
 
 

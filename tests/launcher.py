@@ -23,14 +23,16 @@ def warm_up() -> None:
     import torch
     from pyarrow import parquet  # noqa: F401
 
-    from dataset import dialogue, evaluation, mixture, native, report, tokenizer_json, world  # noqa: F401
+    from dataset import dialogue, evaluation, mixture, report  # noqa: F401
+    from dataset.formats import native, tokenizer_json  # noqa: F401
+    from dataset.world.openmoji import categories, plural
     from model import checkpoint, cli, generate, runtime  # noqa: F401
     from model.registry import CONNECTORS, ENCODERS, LLMS, TASKS, TEMPLATES
 
     for registry in (CONNECTORS, ENCODERS, LLMS, TASKS, TEMPLATES):
         registry.names()
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports the compiler, a second or two
-    world.plural(world.concepts("nano")[0].en)
+    plural(categories("nano")[0].en)
 
 
 def die_at(step: int) -> None:

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dataset.best_of import BestOf, Scorer, best_of, reward
 from dataset.chat import Conversation, Message
 from dataset.collate import pad
+from dataset.feedback.best_of import BestOf, Scorer, best_of, reward
 from dataset.tasks import Cut, dialogue
 from dataset.tokenizer import MODEL_FILE
 from model import checkpoint

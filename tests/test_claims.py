@@ -9,22 +9,24 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import world
 from dataset.chat import alone
-from dataset.claims import Claim, Failed, Item, by_rule, claims_by_judge, claims_by_rule, facts_of, sentences, whole
-from dataset.labels import NO, TRUTH, YES, Asked, YesNo, by_judge, by_model, prompt, yes_or_no
-from dataset.questions import exists
+from dataset.feedback.claims import Claim, Failed, Item, by_rule, claims_by_judge, claims_by_rule, facts_of, sentences, whole
+from dataset.feedback.labels import NO, TRUTH, YES, Asked, YesNo, by_judge, by_model, prompt, yes_or_no
 from dataset.tasks import dialogue
 from dataset.tasks.world import picture
 from dataset.tokenizer import Tokenizer
+from dataset.world.openmoji import LANGUAGES, categories
+from dataset.world.questions import exists
+from dataset.world.scenes import Object, Scene, draw_scene, sample_scene
+from dataset.world.words import caption, description
 from model.registry import TEMPLATES
 
-BUS, KEY, ANT = (next(c for c in world.concepts() if c.en == name) for name in ("bus", "key", "ant"))
-SCENE = world.Scene("hand-made", tuple(world.Thing(concept, cell, cell % 3 * 32, cell // 3 * 32, 24)
-                                       for concept, cell in ((BUS, 0), (KEY, 2), (BUS, 4))), (255, 255, 255))  # fmt: skip
+BUS, KEY, ANT = (next(c for c in categories() if c.en == name) for name in ("bus", "key", "ant"))
+SCENE = Scene("hand-made", tuple(Object(category, cell, cell % 3 * 32, cell // 3 * 32, 24)
+                                       for category, cell in ((BUS, 0), (KEY, 2), (BUS, 4))), (255, 255, 255))  # fmt: skip
 
 
-def item(language: str = "en", scene: world.Scene | None = SCENE) -> Item:
+def item(language: str = "en", scene: Scene | None = SCENE) -> Item:
     return Item(dialogue("row", [picture(SCENE)], [("Describe it.", "")]), language, scene)
 
 
@@ -58,24 +60,24 @@ def test_a_description_claims_each_thing_once_a_sentence():
     assert questions(f"两个{BUS.zh}、一个{KEY.zh}和一个{ANT.zh}。", "zh") == [f"有{c.zh}吗？" for c in (BUS, KEY, ANT)]
 
 
-@pytest.mark.parametrize("language", world.LANGUAGES)
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("which", ["nano", "all"])
 def test_every_description_and_caption_of_the_world_is_divided_and_true(language, which):
-    for shown in (world.scene("val", index, which) for index in range(60)):
-        if any(concept.zh == "有" for concept in shown.counts):
+    for shown in (sample_scene("val", index, which) for index in range(60)):
+        if any(category.zh == "有" for category in shown.counts):
             continue  # a name that is also the word for "there is": the rule leaves it alone
-        for text in (world.description(shown, language), world.caption(shown, language)):
+        for text in (description(shown, language), caption(shown, language)):
             claims = claims_by_rule(text, language, which, places=True)
             assert not isinstance(claims, Failed), claims
-            assert {claim.things[0][0] for claim in claims} == {concept.en for concept in shown.counts}
+            assert {claim.objects[0][0] for claim in claims} == {category.en for category in shown.counts}
             margins = TRUTH.margins([Asked(claim, item(language, shown)) for claim in claims])
             assert margins == [1.0] * len(claims)
 
 
 def test_a_claim_is_asked_as_the_instructions_ask_it():
-    asked = {exists(SCENE, language, random.Random(k), "nano").text for language in world.LANGUAGES for k in range(40)}
-    for language in world.LANGUAGES:
-        assert questions(world.caption(SCENE, language), language)[0] in asked
+    asked = {exists(SCENE, language, random.Random(k), "nano").text for language in LANGUAGES for k in range(40)}
+    for language in LANGUAGES:
+        assert questions(caption(SCENE, language), language)[0] in asked
 
 
 def test_places_are_claims_of_their_own_only_when_wanted():
@@ -169,7 +171,7 @@ def test_a_judge_is_not_called_for_nothing():
 # ---------------------------------------------------------------- labelling
 
 
-@pytest.mark.parametrize("language", world.LANGUAGES)
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_the_truth_accepts_what_is_there_and_rejects_what_is_not(language):
     true = [Claim("", "", ((BUS.en, None),)), Claim("", "", ((BUS.en, 4),)), Claim("", "", ((BUS.en, 0), (KEY.en, 2)))]
     false = [Claim("", "", ((ANT.en, None),)), Claim("", "", ((BUS.en, 2),)), Claim("", "", ((BUS.en, 0), (ANT.en, 2)))]
@@ -225,7 +227,7 @@ def test_a_judge_sees_the_picture_and_what_it_does_not_answer_has_failed():
     assert bus == 1.0 and "Hm." in ant.reason and key == Failed("HTTP 500")
     shown, text = judge.asked[0][0]["content"]
     data = base64.b64decode(shown["image_url"]["url"].removeprefix("data:image/png;base64,"))
-    assert Image.open(io.BytesIO(data)).tobytes() == world.draw(SCENE).tobytes()
+    assert Image.open(io.BytesIO(data)).tobytes() == draw_scene(SCENE).tobytes()
     assert text == {"type": "text", "text": "Is there a bus? Please answer yes or no."}
 
 

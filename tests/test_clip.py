@@ -88,7 +88,7 @@ def test_open_clip_without_a_tag_lists_the_tags():
 
 
 def test_a_missing_encoder_file_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m dataset.train_clip"):
+    with pytest.raises(FileNotFoundError, match="python -m dataset.studies.train_clip"):
         clip.load(tmp_path / "tiny_clip.safetensors")
 
 

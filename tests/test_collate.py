@@ -10,7 +10,7 @@ from PIL import Image
 
 from dataset.chat import Conversation, Document, Message
 from dataset.collate import IGNORE, Batches, collate, epoch_order, pad
-from dataset.conversations import BadRows
+from dataset.formats.conversations import BadRows
 from dataset.images import BadRow, Picture
 
 IMAGE = 3

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dataset.compare import Config, by_run, draw, main, markdown, told
+from dataset.studies.compare import Config, by_run, draw, main, markdown, told
 
 METRICS = ("h/chair_s", "h/cover")
 

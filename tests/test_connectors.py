@@ -83,16 +83,16 @@ def alike(tokens: int, dim: int) -> Alike:
 
 
 def test_each_token_is_told_how_many_of_its_picture_look_alike():
-    things = torch.eye(3)  # three things that have nothing in common
-    picture = things[[0, 1, 0, 2, 0, 1]][None] * torch.rand(1, 6, 1).add(0.5)  # brighter or darker, the same
+    objects = torch.eye(3)  # three things that have nothing in common
+    picture = objects[[0, 1, 0, 2, 0, 1]][None] * torch.rand(1, 6, 1).add(0.5)  # brighter or darker, the same
     numbers = alike(6, 3)(picture, torch.tensor([], dtype=torch.long))
     torch.testing.assert_close(numbers[0, :, 0], torch.tensor([3.0, 2, 3, 1, 3, 2]), atol=1e-3, rtol=0)
     assert (numbers[..., 1] == 0).all()  # there is no picture before
 
 
 def test_a_later_picture_is_told_how_many_there_are_with_the_one_before():
-    things = torch.eye(3)
-    pictures = things[torch.tensor([[0, 0, 1], [0, 1, 2], [0, 0, 0]])]
+    objects = torch.eye(3)
+    pictures = objects[torch.tensor([[0, 0, 1], [0, 1, 2], [0, 0, 0]])]
     numbers = alike(3, 3)(pictures, torch.tensor([1]))  # the third begins a conversation of its own
     torch.testing.assert_close(numbers[..., 0], torch.tensor([[2.0, 2, 1], [1, 1, 1], [3, 3, 3]]), atol=1e-3, rtol=0)
     torch.testing.assert_close(numbers[..., 1], torch.tensor([[0.0, 0, 0], [3, 2, 1], [0, 0, 0]]), atol=1e-3, rtol=0)

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from dataset import conversations
 from dataset.chat import Conversation, Message, render
-from dataset.conversations import BadRows, Mixture, blocks, load, name_and_weight, rewrite
+from dataset.formats import conversations
+from dataset.formats.conversations import BadRows, Mixture, blocks, load, name_and_weight, rewrite
 from dataset.images import BadRow, Picture
 from dataset.tokenizer import Tokenizer
 from model.registry import TEMPLATES
@@ -283,7 +283,7 @@ def test_a_huge_row_group_is_refused_with_the_command_that_splits_it(folder, mon
     parquet.write_table(minimind_tables(20)[1], folder / "data.parquet", use_dictionary=False)
     rewrite(folder / "data.parquet", folder / "small.parquet", rows=2)
     monkeypatch.setattr(conversations, "KEPT_BYTES", 3000)
-    with pytest.raises(ValueError, match=r"python -m dataset.conversations .*data.parquet"):
+    with pytest.raises(ValueError, match=r"python -m dataset.formats.conversations .*data.parquet"):
         load(folder / "data.parquet")
     source = load(folder / "small.parquet")
     assert blocks(source).tolist() == [i // 2 for i in range(20)]

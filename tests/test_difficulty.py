@@ -5,9 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from dataset import difficulty
-from dataset.conversations import load
-from dataset.difficulty import by_pass_rate, pass_rate
+from dataset.formats import pass_rates
+from dataset.formats.conversations import load
+from dataset.formats.pass_rates import by_pass_rate, pass_rate
 from dataset.images import BadRow
 
 
@@ -80,5 +80,5 @@ def test_bounds_must_be_shares(source):
 
 
 def test_the_command_counts_pass_rates(source, capsys):
-    difficulty.main(difficulty.Config(source.path, low=0.2, high=0.8))
+    pass_rates.main(pass_rates.Config(source.path, low=0.2, high=0.8))
     assert "6 of 10 rows from 0.2 to 0.8" in capsys.readouterr().out

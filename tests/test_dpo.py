@@ -28,8 +28,8 @@ from dataset.images import from_image
 from dataset.preferences import Preference, join
 from dataset.tokenizer import MODEL_FILE, Tokenizer
 from model import checkpoint, lora
+from model.best import Chosen, quality
 from model.by_preferences import answer_logps, preference_objective, sums_now
-from model.chosen import Chosen, quality
 from model.config import preset
 from model.generate import Answer, generate
 from model.losses import IGNORE, PREFERENCE_LOSSES, PreferenceOptions, answer_sums, as_pairs, next_token_targets, rewards
@@ -82,7 +82,7 @@ def rendered(rows: list[Preference], model: VLM, max_length: int = 1000) -> list
 
 
 def eyes(model: VLM):
-    from dataset.eyes import Eyes
+    from dataset.vision.image_processor import Eyes
 
     return Eyes(model.encoder, model.config.fit, model.config.tiles, torch.device("cpu"), cache=None)
 

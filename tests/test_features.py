@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import eyes, features
-from dataset.features import FeatureCache
 from dataset.images import BadRow, Picture, from_bytes, from_image
+from dataset.vision import feature_cache, image_processor
+from dataset.vision.feature_cache import FeatureCache
 
 TOKENS, DIM = 3, 4
 
@@ -35,8 +35,8 @@ PICTURES = [picture(shade) for shade in range(10)]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(features, "SHARD", 4)
-    monkeypatch.setattr(features, "BATCH", 3)
+    monkeypatch.setattr(feature_cache, "SHARD", 4)
+    monkeypatch.setattr(feature_cache, "BATCH", 3)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def again(cache: FeatureCache) -> FeatureCache:
 
 @pytest.mark.parametrize("most", [1, 200, 10**9])
 def test_pictures_that_hold_their_bytes_are_walked_through_twice_where_they_are_too_many(most, tmp_path, monkeypatch):
-    monkeypatch.setattr(eyes, "MOST_HELD", most)
+    monkeypatch.setattr(image_processor, "MOST_HELD", most)
     encoder = SimpleNamespace(size=4, mean=(0.5,) * 3, std=(0.5,) * 3, tokens=TOKENS, dim=DIM, fingerprint=lambda: "print")
     walks = []
 
@@ -59,7 +59,7 @@ def test_pictures_that_hold_their_bytes_are_walked_through_twice_where_they_are_
         walks.append(1)
         yield from PICTURES[:7] + PICTURES[:3]
 
-    looks = eyes.Eyes(encoder, "square", 0, torch.device("cpu"), tmp_path)
+    looks = image_processor.Eyes(encoder, "square", 0, torch.device("cpu"), tmp_path)
     looks.encode = Encoder()
     looks.prepare(pictures)
     assert looks.encode.seen == len(looks.features.place) == 7 and len(walks) == (1 if most == 10**9 else 2)
@@ -70,7 +70,7 @@ def test_pictures_that_hold_their_bytes_are_walked_through_twice_where_they_are_
 
 def test_above_the_bound_on_disk_no_picture_is_looked_at(tmp_path):
     encoder = SimpleNamespace(size=4, mean=(0.5,) * 3, std=(0.5,) * 3, tokens=TOKENS, dim=DIM, fingerprint=lambda: "print")
-    looks, said, walked = eyes.Eyes(encoder, "square", 0, torch.device("cpu"), tmp_path), [], []
+    looks, said, walked = image_processor.Eyes(encoder, "square", 0, torch.device("cpu"), tmp_path), [], []
     looks.prepare(lambda: (walked.append(picture) or picture for picture in PICTURES), gigabytes=4.5 * 2 * TOKENS * DIM / 1e9,
                   say=said.append)  # fmt: skip
     assert looks.features is None and len(walked) == 5 and "5 or more pictures" in said[0] and not list(tmp_path.iterdir())

@@ -10,15 +10,17 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from dataset import world
-from dataset.claims import Claim, Divider, Failed, Item, by_rule, whole
-from dataset.feedback import digest, preferences, step, world_items
+from dataset.feedback.claims import Claim, Divider, Failed, Item, by_rule, whole
+from dataset.feedback.labels import TRUTH, Labeler, by_model
+from dataset.feedback.pairs import balanced, picture_and_question, ranked, score, words
+from dataset.feedback.pipeline import digest, preferences, step, world_items
 from dataset.images import from_bytes
-from dataset.labels import TRUTH, Labeler, by_model
-from dataset.pairs import balanced, picture_and_question, ranked, score, words
-from dataset.questions import ASK_DESCRIPTION
 from dataset.tasks import dialogue
 from dataset.tasks.world import picture
+from dataset.world.openmoji import categories
+from dataset.world.questions import ASK_DESCRIPTION
+from dataset.world.scenes import Object, Scene, sample_scene
+from dataset.world.words import PLACES, description, mentions
 
 FILES = ("answers.jsonl", "claims.jsonl", "labels.jsonl", "pairs.jsonl", "summary.json")
 
@@ -40,12 +42,12 @@ class Pupil:
         return [[self.describe(self.items[prompt.id], temperature) for _ in range(answers)] for prompt in prompts]
 
     def describe(self, item: Item, temperature: float) -> str:
-        things = []
-        for thing in item.scene.things:
+        objects = []
+        for obj in item.scene.objects:
             wrong = float(torch.rand(())) < temperature / 2
-            concept = world.concepts()[int(torch.randint(100, ()))] if wrong else thing.concept
-            things.append(world.Thing(concept, thing.cell, 0, 0, 24))
-        return world.description(world.Scene("", tuple(things), (0, 0, 0)), item.language)
+            category = categories()[int(torch.randint(100, ()))] if wrong else obj.category
+            objects.append(Object(category, obj.cell, 0, 0, 24))
+        return description(Scene("", tuple(objects), (0, 0, 0)), item.language)
 
 
 ITEMS = world_items(scenes=10, seed=0)
@@ -86,15 +88,15 @@ def test_each_chosen_answer_is_truer_than_its_rejected_one(done):
     scenes = {item.prompt.id: item for item in ITEMS}
     for pair in pairs:
         item = scenes[pair.prompt.id]
-        true = {(thing.concept.name(item.language), thing.cell) for thing in item.scene.things}
+        true = {(obj.category.name(item.language), obj.cell) for obj in item.scene.objects}
 
         def errors(text: str, item=item, true=true) -> int:
             """Recomputed from the sentences: a name that is absent and a place that is wrong are an error each."""
             stop = "." if item.language == "en" else "。"
             count = 0
             for sentence in text.split(stop)[:-1]:
-                (concept,) = world.mentions(sentence + stop, item.language)
-                name, places = concept.name(item.language), world.PLACES[item.language]
+                (category,) = mentions(sentence + stop, item.language)
+                name, places = category.name(item.language), PLACES[item.language]
                 before, verb = ("At the ", " is ") if item.language == "en" else ("", "有")
                 place = sentence.strip().partition(verb)[0].removeprefix(before)
                 count += (name not in {name for name, _ in true}) + ((name, places.index(place)) not in true)
@@ -136,10 +138,11 @@ def test_the_default_of_the_third_stage_asks_for_descriptions_of_training_scenes
     pairs = preferences(items, Pupil(items), tmp_path, by_rule("nano"), TRUTH, model="weights 1", answers=4, temperature=0.9,
                         seed=2, say=lambda text: None)  # fmt: skip
     assert [item.language for item in items] == ["en", "zh"] * 3
-    assert [item.scene for item in items] == [world.scene("train", k) for k in range(12, 18)]  # other seeds, other scenes
+    assert [item.scene for item in items] == [sample_scene("train", k) for k in range(12, 18)]  # other seeds, other scenes
     assert all(item.prompt.messages[0].parts[1] in ASK_DESCRIPTION[item.language] for item in items)
     assert pairs and {pair.prompt for pair in pairs} <= {item.prompt for item in items}
-    assert all(claim["things"][0][1] is None for row in rows(tmp_path / "claims.jsonl") for one in row["claims"] for claim in one)
+    assert all(claim["objects"][0][1] is None
+               for row in rows(tmp_path / "claims.jsonl") for one in row["claims"] for claim in one)
 
 
 # ---------------------------------------------------------------- stopped and started again
@@ -197,12 +200,12 @@ def test_dividing_and_labelling_that_were_stopped_go_on(done, tmp_path, crash):
 
 
 def test_pairing_that_was_stopped_goes_on(done, tmp_path, monkeypatch):
-    from dataset import feedback
+    from dataset.feedback import pipeline
 
     def stop(*_):
         raise Stop
 
-    monkeypatch.setattr(feedback, "write_parquet", stop)
+    monkeypatch.setattr(pipeline, "write_parquet", stop)
     with pytest.raises(Stop):
         run(tmp_path)
     assert not (tmp_path / "pairs.jsonl").exists()  # written last
@@ -383,9 +386,9 @@ def test_claim_wise_and_whole_answer_labels_are_compared_with_the_truth(tmp_path
         margins = []
         for prompt in prompts:
             text, item = prompt.messages[-1].text, items[prompt.id]
-            things = world.mentions(text, item.language)
+            objects = mentions(text, item.language)
             whole_answer = len(text) > 40
-            right = random.Random(text).random() < 0.5 if whole_answer else things[0] in item.scene.counts
+            right = random.Random(text).random() < 0.5 if whole_answer else objects[0] in item.scene.counts
             margins.append(0.4 if right else -0.4)
         return margins
 

@@ -7,9 +7,10 @@ from math import isqrt
 
 import pytest
 
-from dataset import figures, probe
-from dataset.problems import body, split_of
+from dataset.studies import probe
 from dataset.tasks.geometry import Geometry, draw
+from dataset.tasks.reasoning import body, split_of
+from dataset.world import figures
 
 TASK = Geometry()
 

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from dataset import rollouts
 from dataset.rewards import Reward
 from dataset.tokenizer import Tokenizer
-from model import checkpoint, cli, critic, reference
+from model import checkpoint, cli, reference
 from model.by_rules import ByRules
-from model.policy import ALGORITHMS
 from model.recipe import trainable
 from model.reference import at_start
 from model.registry import TEMPLATES
+from model.rl import critic
+from model.rl.policy import ALGORITHMS
 from tests.conftest import ROOT, torchrun
 from tests.miniatures import lines
 from tests.test_dpo import SCRIPT, a_run, eyes, log_of, start, tiny_model  # noqa: F401  (start: a fixture)

@@ -6,10 +6,9 @@ from collections import Counter
 
 import pytest
 
-from dataset import questions, world
-from dataset.chair import agreement, binary, chair, yes_or_no
 from dataset.evaluation import evaluate, rescore
 from dataset.tasks import Cut
+from dataset.tasks.chair import agreement, binary, chair, yes_or_no
 from dataset.tasks.hallucination import (
     POPULAR,
     Hallucination,
@@ -21,6 +20,10 @@ from dataset.tasks.hallucination import (
     named,
     seen_in_training,
 )
+from dataset.world import questions
+from dataset.world.openmoji import LANGUAGES, Category, categories
+from dataset.world.scenes import Object, Scene, sample_scene
+from dataset.world.words import description, mentions
 from model.registry import TASKS
 
 # ---------------------------------------------------------------- pure numbers
@@ -85,12 +88,12 @@ def test_an_answer_is_yes_or_no_by_its_first_word_alone(answer, parsed):
 # ---------------------------------------------------------------- descriptions
 
 
-@pytest.mark.parametrize("language", world.LANGUAGES)
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("which", ["nano", "all"])
 def test_a_true_description_is_well_formed_and_names_what_is_there(which, language):
     for i in range(150):
-        scene = world.scene("test", i, which)
-        text = world.description(scene, language)
+        scene = sample_scene("test", i, which)
+        text = description(scene, language)
         assert Counter(named(text, language, which)) == scene.counts
         assert not malformed(text, language, which)
 
@@ -113,9 +116,9 @@ def test_what_is_no_sentence_of_a_description_is_malformed(language, broken):
 
 
 def test_what_is_no_sentence_still_names_things():
-    names = [concept.en for concept in named("At the top left is one bus. I see two foxes and a", "en")]
+    names = [category.en for category in named("At the top left is one bus. I see two foxes and a", "en")]
     assert names == ["bus", "fox"]
-    assert [concept.zh for concept in named("左上有一个公交车。还有狐狸", "zh")] == ["公交车", "狐狸"]
+    assert [category.zh for category in named("左上有一个公交车。还有狐狸", "zh")] == ["公交车", "狐狸"]
 
 
 def test_a_wrong_but_well_formed_claim_is_no_malformed_one():
@@ -129,32 +132,32 @@ def test_length_is_in_words_and_in_characters():
 def test_half_of_the_scenes_are_described_in_each_language_and_newness():
     examples = TASKS.make("hallucination").examples("test", 40)
     assert Counter(example.tags for example in examples) == {
-        (language, freshness): 10 for language in world.LANGUAGES for freshness in ("new", "trained")}  # fmt: skip
+        (language, freshness): 10 for language in LANGUAGES for freshness in ("new", "trained")}  # fmt: skip
     assert Hallucination.size >= 1000
     assert all(example.prompt.messages[-1].text in questions.ASK_DESCRIPTION[example.tags[0]] for example in examples)
     assert not {e.prompt.pictures for e in examples} & {e.prompt.pictures for e in Hallucination().examples("val", 40)}
 
 
-def absent_from(example) -> world.Concept:
-    return next(c for c in world.concepts() if c not in world.mentions(example.answer, example.tags[0]))
+def absent_from(example) -> Category:
+    return next(c for c in categories() if c not in mentions(example.answer, example.tags[0]))
 
 
 def test_the_numbers_of_descriptions_by_hand():
     task = Hallucination()
     examples = [e for e in task.examples("test", 40) if e.tags[0] == "en"][:4]
-    things = [len(set(world.mentions(e.answer, "en"))) for e in examples]
-    mentions = [len(world.mentions(e.answer, "en")) for e in examples]
+    objects = [len(set(mentions(e.answer, "en"))) for e in examples]
+    named = [len(mentions(e.answer, "en")) for e in examples]
     invented = f"At the bottom is one {absent_from(examples[1]).en}."
     answers = [examples[0].answer, f"{examples[1].answer} {invented}", "", Cut(examples[3].answer)]
     scores, metrics = task.measure(examples, answers)
     words = sum(len(answer.split()) for answer in answers) / 4
     assert metrics == {
         "chair_s": 1 / 4,
-        "chair_i": 1 / (mentions[0] + mentions[1] + 1 + mentions[3]),
-        "cover": (things[0] + things[1] + things[3]) / sum(things),
+        "chair_i": 1 / (named[0] + named[1] + 1 + named[3]),
+        "cover": (objects[0] + objects[1] + objects[3]) / sum(objects),
         "length": words, "length_words": words, "malformed": 2 / 4,
     }  # fmt: skip
-    assert scores == [1.0, pytest.approx(2 * things[1] / (2 * things[1] + 1)), 0.0, 1.0]
+    assert scores == [1.0, pytest.approx(2 * objects[1] / (2 * objects[1] + 1)), 0.0, 1.0]
 
 
 def test_lengths_in_words_and_characters_stand_apart():
@@ -188,37 +191,37 @@ def test_saved_answers_are_scored_again_as_they_were_before():
 # ---------------------------------------------------------------- is there a ...?
 
 
-def asked_about(example) -> world.Concept:
-    (concept,) = world.mentions(example.prompt.messages[-1].text, example.tags[0])
-    return concept
+def asked_about(example) -> Category:
+    (category,) = mentions(example.prompt.messages[-1].text, example.tags[0])
+    return category
 
 
 def test_every_kind_is_half_yes_and_every_answer_is_true():
     examples = WorldPOPE().examples("test", 60)
     assert len(examples) == 360 and len({e.prompt.id for e in examples}) == 360
     for example in examples:
-        scene = world.scene("test", int(example.prompt.id.split("/")[2]))
+        scene = sample_scene("test", int(example.prompt.id.split("/")[2]))
         assert (yes_or_no(example.answer) == "yes") == (asked_about(example) in scene.counts)
     for kind in WorldPOPE.kinds:
         assert Counter(yes_or_no(e.answer) for e in examples if e.kind == kind) == {"yes": 60, "no": 60}
 
 
 def test_the_questions_are_those_that_the_world_asks():
-    scene, known = world.scene("test", 3), set()
-    for language in world.LANGUAGES:
+    scene, known = sample_scene("test", 3), set()
+    for language in LANGUAGES:
         known |= {questions.exists(scene, language, random.Random(i), "nano").text for i in range(400)}
-        assert {exists(concept, language) for concept in scene.counts} <= known
+        assert {exists(category, language) for category in scene.counts} <= known
 
 
 def test_what_is_frequent_and_what_goes_together_is_counted_by_hand(monkeypatch):
-    ant, bat, bear, bird, *_ = world.concepts()
+    ant, bat, bear, bird, *_ = categories()
     scenes = [[ant, bat], [ant, bat, bear], [ant, ant, bird], [bird]]
 
     def scene(split, i, which, most):
         assert split == "train"
-        return world.Scene("", tuple(world.Thing(c, k, 0, 0, 28) for k, c in enumerate(scenes[i])), (255, 255, 255))
+        return Scene("", tuple(Object(c, k, 0, 0, 28) for k, c in enumerate(scenes[i])), (255, 255, 255))
 
-    monkeypatch.setattr(world, "scene", scene)
+    monkeypatch.setattr("dataset.tasks.hallucination.sample_scene", scene)
     seen_in_training.cache_clear()
     alone, beside = seen_in_training("nano", 4, 4)
     seen_in_training.cache_clear()
@@ -231,15 +234,15 @@ def test_popular_and_adversarial_things_are_what_they_are_called():
     task = WorldPOPE()
     alone, beside = seen_in_training("nano", 4, 5_000)
     for example in task.examples("test", 60):
-        there = set(world.scene("test", int(example.prompt.id.split("/")[2])).counts)
-        concept, missing = asked_about(example), [c for c in world.concepts() if c not in there]
+        there = set(sample_scene("test", int(example.prompt.id.split("/")[2])).counts)
+        category, missing = asked_about(example), [c for c in categories() if c not in there]
         if yes_or_no(example.answer) == "yes":
             continue
         if example.kind == "popular":
-            assert sum(alone[other] > alone[concept] for other in missing) < POPULAR
+            assert sum(alone[other] > alone[category] for other in missing) < POPULAR
         if example.kind == "adversarial":
-            together = {other: sum(beside[thing][other] for thing in there) for other in missing}
-            assert together[concept] == max(together.values()) > 0
+            together = {other: sum(beside[obj][other] for obj in there) for other in missing}
+            assert together[category] == max(together.values()) > 0
 
 
 def test_the_questions_are_the_same_in_every_process():

@@ -9,9 +9,9 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from dataset.chat import Conversation, Message, render_prompt
-from dataset.native import PROBE, language, spelled, template_of
+from dataset.formats.native import PROBE, language, spelled, template_of
+from dataset.formats.tokenizer_json import JsonTokenizer
 from dataset.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer
-from dataset.tokenizer_json import JsonTokenizer
 from model import checkpoint
 from model.registry import TEMPLATES
 

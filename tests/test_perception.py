@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from dataset import world
 from dataset.tasks import perception
 from dataset.tasks.perception import Perception, holds_out
+from dataset.world.openmoji import LANGUAGES, categories, plural
+from dataset.world.scenes import chance, held_out_pair
 
 TASK = Perception()
 TEXT = Perception(text=True)
@@ -21,17 +22,17 @@ def told_things(question: str) -> list[str]:
 
 def answer(kind: str, question: str) -> str:
     """From the English words alone."""
-    things, asked = told_things(question), question.split(". ")[-1]
+    objects, asked = told_things(question), question.split(". ")[-1]
     if kind == "highest":
         return str(max(map(int, re.findall(r"\d+", question))))
     if kind == "largest":
-        (large,) = [thing for thing in things if thing.startswith("large ")]
+        (large,) = [obj for obj in objects if obj.startswith("large ")]
         return large.split()[1] if "colour" in asked else large.removeprefix("large ")
 
-    def number(plural: str) -> int:
-        if plural.endswith(" shapes"):
-            return sum(thing.split()[0] == plural.split()[0] for thing in things)
-        return sum(world.plural(thing) == plural or thing.split()[-1] + "s" == plural for thing in things)
+    def number(name: str) -> int:
+        if name.endswith(" shapes"):
+            return sum(obj.split()[0] == name.split()[0] for obj in objects)
+        return sum(plural(obj) == name or obj.split()[-1] + "s" == name for obj in objects)
 
     if kind == "count":
         return str(number(re.fullmatch(r"How many (.+) are there\?", asked)[1]))
@@ -65,7 +66,7 @@ def test_the_counting_names_everything_in_order_with_how_many_of_its_kind_there_
             counted += len(found.split(", "))
             for entry in found.split(", "):
                 many, number = entry.rsplit(" ", 1)
-                kind = many.split()[0] if many.endswith(" shapes") else next((k for k in kinds if world.plural(k) == many), None)
+                kind = many.split()[0] if many.endswith(" shapes") else next((k for k in kinds if plural(k) == many), None)
                 assert int(number) == kinds.count(kind)
     assert counted > 150
 
@@ -74,7 +75,7 @@ def test_the_chinese_says_the_same_as_the_english():
     for kind, make in perception.SCENES.items():
         for seed in range(40):
             (one, _, glance, thoughts, english), (other, _, blick, gedanken, chinese) = (
-                make(random.Random(f"{kind}/{seed}"), language) for language in world.LANGUAGES)  # fmt: skip
+                make(random.Random(f"{kind}/{seed}"), language) for language in LANGUAGES)  # fmt: skip
             assert one.state == other.state and one.cells == other.cells
             assert re.findall(r"\d+", thoughts) == re.findall(r"\d+", gedanken)
             assert glance.count(",") == blick.count("，") and not re.search(r"\d", glance + blick)
@@ -97,10 +98,10 @@ def test_no_picture_holds_a_combination_that_the_world_holds_out():
         for i in range(300):
             one = TASK.problem("train", i)
             if one.kind == kind:
-                named = [c for c in world.concepts() if c.en in one.state]
-                assert not any(world.held_out_pair(a, b) for a in named for b in named if a is not b)
-    concept, n = next((c, n) for c in world.concepts() for n in (2, 3) if world.chance("count", c.en, n) < 0.1)
-    assert holds_out(perception.Content([concept] * n, range(n))) and not holds_out(perception.Content([concept], [0]))
+                named = [c for c in categories() if c.en in one.state]
+                assert not any(held_out_pair(a, b) for a in named for b in named if a is not b)
+    category, n = next((c, n) for c in categories() for n in (2, 3) if chance("count", c.en, n) < 0.1)
+    assert holds_out(perception.Content([category] * n, range(n))) and not holds_out(perception.Content([category], [0]))
 
 
 def test_answers_are_balanced():

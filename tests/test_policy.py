@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from model import critic
-from model.clipping import Clipped, DynamicClipping
 from model.generate import sample
-from model.policy import (
+from model.rl import critic
+from model.rl.clipping import Clipped, DynamicClipping
+from model.rl.policy import (
     ADVANTAGES,
     ALGORITHMS,
     KL,

@@ -11,7 +11,7 @@ import torch
 from dataset.chat import Conversation, Message, render_prompt
 from dataset.chat import render as render_conversation
 from dataset.collate import IGNORE, Batches, collate
-from dataset.conversations import BadRows
+from dataset.formats.conversations import BadRows
 from dataset.images import BadRow, Picture
 from dataset.preferences import Preference, join, load, mixture, render, stream
 from dataset.tokenizer import Tokenizer

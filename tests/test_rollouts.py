@@ -12,9 +12,8 @@ import torch
 from dataset import rollouts
 from dataset.chat import Conversation, Message, render, render_prompt
 from dataset.collate import IGNORE
-from dataset.conversations import BadRows, load
 from dataset.evaluation import Ask
-from dataset.eyes import Eyes
+from dataset.formats.conversations import BadRows, load
 from dataset.rewards import Reward, rule
 from dataset.rollouts import (
     Group,
@@ -32,10 +31,11 @@ from dataset.rollouts import (
 )
 from dataset.tasks import Cut, Example, dialogue, exact
 from dataset.tokenizer import Tokenizer
+from dataset.vision.image_processor import Eyes
 from model.generate import Answer, generate
 from model.losses import next_token_targets
-from model.policy import scored
 from model.registry import TASKS, TEMPLATES
+from model.rl.policy import scored
 from tests.miniatures import lines
 from tests.test_dpo import tiny_model
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from dataset.chat import render
 from dataset.collate import Batches
-from dataset.conversations import BadRows
+from dataset.formats.conversations import BadRows
 from dataset.mixture import mixture
 from dataset.tokenizer import MODEL_FILE, Tokenizer
 from model.config import preset

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from dataset.chat import render_prompt
 from dataset.collate import pad
-from dataset.eyes import Eyes
 from dataset.images import from_file
 from dataset.tasks import dialogue
 from dataset.tokenizer import Tokenizer
+from dataset.vision.image_processor import Eyes
 from model import checkpoint, cli
 from model.generate import generate
 from model.registry import TEMPLATES

@@ -12,9 +12,10 @@ from types import ModuleType
 
 import pytest
 
-from dataset import rollouts, studies
-from dataset.scripts import Failed
-from dataset.studies import RL, SFT, START, STUDIES, Arm, Config, Study
+from dataset import rollouts
+from dataset.studies import arms as studies
+from dataset.studies.arms import RL, SFT, START, STUDIES, Arm, Config, Study
+from dataset.studies.scripts import Failed
 from model import cli
 from model.losses import PREFERENCE_LOSSES
 from model.registry import TASKS, specs

@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 
 import web_demo
-from dataset import drawings
 from dataset.chat import Conversation, Message, render, render_prompt
 from dataset.collate import Batches, collate
-from dataset.conversations import BadRows
-from dataset.eyes import Eyes
+from dataset.formats.conversations import BadRows
 from dataset.images import BadRow, Picture, from_bytes, from_file, from_image, padded
 from dataset.preferences import Preference
 from dataset.preferences import render as render_pair
-from dataset.probe import by_cell, cell_features, ridge
-from dataset.tiles import Tiles, cut, grid
+from dataset.studies.probe import by_cell, cell_features, ridge
 from dataset.tokenizer import Tokenizer
+from dataset.vision.image_processor import Eyes
+from dataset.vision.tiles import Tiles, cut, grid
+from dataset.world import drawings
 from model import checkpoint
 from model.config import VLMConfig, preset
 from model.losses import IGNORE

@@ -81,7 +81,7 @@ def test_end_of_turn_padding_and_beginning_are_three_tokens():
 def test_an_unknown_piece_or_file_is_an_error(tmp_path):
     with pytest.raises(KeyError, match="no piece '<|bot|>'"):
         TOKENIZER.id("<|bot|>")
-    with pytest.raises(FileNotFoundError, match="python -m dataset.train_tokenizer"):
+    with pytest.raises(FileNotFoundError, match="python -m dataset.studies.train_tokenizer"):
         Tokenizer(tmp_path / "none.model")
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dataset.eyes import Eyes
 from dataset.images import from_image
+from dataset.vision.image_processor import Eyes
 from model.encoder.clip import clip_random
 from tests.conftest import ROOT
 from tests.test_structure import SCRIPTS, TREES, dataclass_fields
@@ -162,7 +162,7 @@ def test_a_parquet_source_holds_a_small_part_of_its_file(tmp_path, monkeypatch):
     import pyarrow
     from pyarrow import parquet
 
-    from dataset import conversations
+    from dataset.formats import conversations
 
     row_bytes, rows = 20_000, 400
     talk = json.dumps([{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Yes."}])

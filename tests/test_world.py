@@ -9,18 +9,31 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dataset import drawings, inventories, questions, world
 from dataset.chat import Given
 from dataset.tasks.arithmetic import Arithmetic, split_of
 from dataset.tasks.easy_vqa import COLOURS, SHAPES, YES_NO, EasyVQA, known_shapes, shape_drawing
 from dataset.tasks.text import Text
 from dataset.tasks.world import World, picture
 from dataset.tokenizer import Tokenizer
-from dataset.world import LANGUAGES, changed, draw, mentions, plural, scene, with_article
+from dataset.world import drawings, inventories, questions
+from dataset.world.openmoji import LANGUAGES, categories, paste, plural, with_article
+from dataset.world.scenes import (
+    Object,
+    Scene,
+    chance,
+    changed_scene,
+    companions,
+    draw_scene,
+    held_out_pair,
+    is_new,
+    sample_scene,
+    varied_scene,
+)
+from dataset.world.words import caption, description, mentions
 
-NANO = world.concepts("nano")
+NANO = categories("nano")
 
-# ---------------------------------------------------------------- concepts and words
+# ---------------------------------------------------------------- categories and words
 
 
 def test_the_nano_concepts_have_names_of_their_own_in_both_languages():
@@ -32,12 +45,12 @@ def test_the_nano_concepts_have_names_of_their_own_in_both_languages():
 
 
 def test_every_emoji_without_a_skin_tone_is_a_concept():
-    everything = world.concepts("all")
+    everything = categories("all")
     assert 1800 < len(everything) < 2100
     assert set(NANO) <= set(everything)
-    assert len({concept.en for concept in everything}) == len(everything)
+    assert len({category.en for category in everything}) == len(everything)
     with pytest.raises(ValueError, match="'nano' or 'all', not 'some'"):
-        world.concepts("some")
+        categories("some")
 
 
 @pytest.mark.parametrize(("name", "more"), [
@@ -57,23 +70,23 @@ def test_articles_are_english(words):
 
 def test_a_caption_written_out():
     ant, bus, key = (next(c for c in NANO if c.en == name) for name in ("ant", "bus", "key"))
-    things = tuple(world.Thing(concept, cell, 0, 0, 24) for concept, cell in ((bus, 0), (key, 2), (bus, 4), (ant, 8)))
-    shown = world.Scene("", things, (255, 255, 255))
-    assert world.caption(shown, "en") == "Two buses, a key and an ant."
-    assert world.caption(shown, "zh") == f"两个{bus.zh}、一个{key.zh}和一个{ant.zh}。"
-    assert world.description(shown, "en") == (
+    objects = tuple(Object(category, cell, 0, 0, 24) for category, cell in ((bus, 0), (key, 2), (bus, 4), (ant, 8)))
+    shown = Scene("", objects, (255, 255, 255))
+    assert caption(shown, "en") == "Two buses, a key and an ant."
+    assert caption(shown, "zh") == f"两个{bus.zh}、一个{key.zh}和一个{ant.zh}。"
+    assert description(shown, "en") == (
         "At the top left is one bus. At the top right is one key. At the center is one bus. "
         "At the bottom right is one ant.")  # fmt: skip
-    assert world.description(shown, "zh") == f"左上有一个{bus.zh}。右上有一个{key.zh}。中间有一个{bus.zh}。右下有一个{ant.zh}。"
+    assert description(shown, "zh") == f"左上有一个{bus.zh}。右上有一个{key.zh}。中间有一个{bus.zh}。右下有一个{ant.zh}。"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("most", [4, 9])
 def test_captions_and_descriptions_name_exactly_what_is_there(language, most):
     for index in range(300):
-        shown = scene("val", index, most=most)
-        assert mentions(world.caption(shown, language), language) == list(shown.counts)
-        assert mentions(world.description(shown, language), language) == [thing.concept for thing in shown.things]
+        shown = sample_scene("val", index, most=most)
+        assert mentions(caption(shown, language), language) == list(shown.counts)
+        assert mentions(description(shown, language), language) == [obj.category for obj in shown.objects]
 
 
 def test_a_longer_name_is_not_the_shorter_one_inside_it():
@@ -85,38 +98,38 @@ def test_a_longer_name_is_not_the_shorter_one_inside_it():
 
 
 def test_a_scene_is_the_same_every_time():
-    assert [scene("train", i) for i in range(50)] == [scene("train", i) for i in range(50)]
-    assert np.array_equal(draw(scene("test", 3)), draw(scene("test", 3)))
+    assert [sample_scene("train", i) for i in range(50)] == [sample_scene("train", i) for i in range(50)]
+    assert np.array_equal(draw_scene(sample_scene("test", 3)), draw_scene(sample_scene("test", 3)))
 
 
 def test_the_world_is_the_same_on_every_machine():
     """Written down: a new version of the code or of a package must not move the test set under old checkpoints."""
-    assert [world.caption(scene("test", i), "en") for i in range(3)] == [
+    assert [caption(sample_scene("test", i), "en") for i in range(3)] == [
         "A whale and a trophy.", "A bicycle, an umbrella and a trophy.", "A frog.",
     ]  # fmt: skip
 
 
-def held_out(shown: world.Scene) -> bool:
-    """A pair of different concepts, or a concept more than once, that falls into the tenth that is never trained."""
+def held_out(shown: Scene) -> bool:
+    """A pair of different categories, or a category more than once, that falls into the tenth that is never trained."""
 
     def tenth(*words) -> bool:
         return zlib.crc32("|".join(map(str, words)).encode()) < 2**32 / 10
 
-    counts = Counter(thing.concept.en for thing in shown.things)
+    counts = Counter(obj.category.en for obj in shown.objects)
     return any(tenth("pair", *pair) for pair in combinations(sorted(counts), 2)) or any(
         tenth("count", name, n) for name, n in counts.items() if n >= 2
     )
 
 
 def test_train_has_no_held_out_combination_and_every_second_test_scene_has_one():
-    assert not any(held_out(scene("train", i)) for i in range(1000))
+    assert not any(held_out(sample_scene("train", i)) for i in range(1000))
     for split in ("val", "test"):
-        assert [held_out(scene(split, i)) for i in range(300)] == [False, True] * 150
+        assert [held_out(sample_scene(split, i)) for i in range(300)] == [False, True] * 150
 
 
 def test_a_tenth_of_all_combinations_is_held_out():
-    pairs = [world.chance("pair", *sorted((a.en, b.en))) < 0.1 for a, b in combinations(NANO, 2)]
-    counts = [world.chance("count", c.en, n) < 0.1 for c in NANO for n in (2, 3, 4)]
+    pairs = [chance("pair", *sorted((a.en, b.en))) < 0.1 for a, b in combinations(NANO, 2)]
+    counts = [chance("count", c.en, n) < 0.1 for c in NANO for n in (2, 3, 4)]
     assert 0.08 < sum(pairs) / len(pairs) < 0.12
     assert 0.05 < sum(counts) / len(counts) < 0.15
 
@@ -132,16 +145,16 @@ def test_no_picture_is_in_two_splits():
 
 def test_another_split_is_refused():
     with pytest.raises(ValueError, match="train, val or test, not 'valid'"):
-        scene("valid", 0)
+        sample_scene("valid", 0)
 
 
 def test_things_lie_apart_inside_their_cells():
     for index in range(200):
-        shown = scene("train", index, most=9)
-        cells = [thing.cell for thing in shown.things]
+        shown = sample_scene("train", index, most=9)
+        cells = [obj.cell for obj in shown.objects]
         assert cells == sorted(set(cells))
-        assert cells == [thing.y // 32 * 3 + thing.x // 32 for thing in shown.things]
-        assert cells == [(thing.y + thing.size - 1) // 32 * 3 + (thing.x + thing.size - 1) // 32 for thing in shown.things]
+        assert cells == [obj.y // 32 * 3 + obj.x // 32 for obj in shown.objects]
+        assert cells == [(obj.y + obj.size - 1) // 32 * 3 + (obj.x + obj.size - 1) // 32 for obj in shown.objects]
 
 
 def test_sft_shows_the_scenes_of_pretraining_so_that_features_are_shared():
@@ -163,16 +176,16 @@ def test_rows_are_functions_of_their_number():
 def test_a_changed_scene_differs_in_exactly_one_thing():
     kinds = Counter()
     for index in range(300):
-        before = scene("val", index)
-        after, kind, old, new = changed(before, random.Random(index))
-        gone, came = set(before.things) - set(after.things), set(after.things) - set(before.things)
+        before = sample_scene("val", index)
+        after, kind, old, new = changed_scene(before, random.Random(index))
+        gone, came = set(before.objects) - set(after.objects), set(after.objects) - set(before.objects)
         expected = {"same": (0, 0), "added": (0, 1), "removed": (1, 0), "replaced": (1, 1)}[kind]
         assert (len(gone), len(came)) == expected
         assert (gone, came) == ({old} - {None}, {new} - {None})
         if kind == "replaced":
             assert (old.x, old.y, old.size) == (new.x, new.y, new.size)
-            assert old.concept != new.concept
-        assert [thing.cell for thing in after.things] == sorted({thing.cell for thing in after.things})
+            assert old.category != new.category
+        assert [obj.cell for obj in after.objects] == sorted({obj.cell for obj in after.objects})
         assert after.background == before.background
         assert held_out(after) == held_out(before) or kind == "same"
         kinds[kind] += 1
@@ -185,45 +198,45 @@ PLACES = {"en": "top left,top,top right,left,center,right,bottom left,bottom,bot
           "zh": "左上,上方,右上,左边,中间,右边,左下,下方,右下".split(",")}  # fmt: skip
 
 
-def place(thing: world.Thing) -> tuple[int, int]:
+def place(obj: Object) -> tuple[int, int]:
     """(row, column) on the 3 x 3 grid of the middle of its box."""
-    return (thing.y + thing.size // 2) // 32, (thing.x + thing.size // 2) // 32
+    return (obj.y + obj.size // 2) // 32, (obj.x + obj.size // 2) // 32
 
 
-def called(shown: world.Scene, name: str, language: str) -> list[world.Thing]:
+def called(shown: Scene, name: str, language: str) -> list[Object]:
     """The things of this name, singular or plural; the name must exist."""
     known = {form: c for c in NANO for form in ((c.en, plural(c.en)) if language == "en" else (c.zh,))}
-    return [thing for thing in shown.things if thing.concept == known[name]]
+    return [obj for obj in shown.objects if obj.category == known[name]]
 
 
-def only(shown: world.Scene, name: str, language: str) -> world.Thing:
-    (thing,) = called(shown, name, language)  # a question about "the" thing has one
-    return thing
+def only(shown: Scene, name: str, language: str) -> Object:
+    (obj,) = called(shown, name, language)  # a question about "the" thing has one
+    return obj
 
 
-def named(thing: world.Thing, language: str) -> str:
+def named(obj: Object, language: str) -> str:
     """A name after its article, so that it follows a space."""
-    vowel = thing.concept.en[0] in "aeiou" and not thing.concept.en.startswith("uni")
-    return (("an " if vowel else "a ") + thing.concept.en) if language == "en" else thing.concept.zh
+    vowel = obj.category.en[0] in "aeiou" and not obj.category.en.startswith("uni")
+    return (("an " if vowel else "a ") + obj.category.en) if language == "en" else obj.category.zh
 
 
 def yes(truth: bool, language: str) -> str:
     return {"en": ("no", "yes"), "zh": ("否", "是")}[language][truth]
 
 
-def truth(text: str, shown: world.Scene, language: str) -> str:
+def truth(text: str, shown: Scene, language: str) -> str:
     """The right answer to a question about one scene."""
     def asks(english: str, chinese: str):
         return re.fullmatch(english if language == "en" else chinese, text)
 
-    names = [thing.concept.name(language) for thing in shown.things]
+    names = [obj.category.name(language) for obj in shown.objects]
     if asks(r"How many things are there in total\?", "一共有几个东西？"):
         return str(len(names))
     if asks(r"List everything in reading order\.", "按顺序列出所有东西。"):
-        in_order = sorted(shown.things, key=place)
-        return (", " if language == "en" else "、").join(named(thing, language) for thing in in_order)
+        in_order = sorted(shown.objects, key=place)
+        return (", " if language == "en" else "、").join(named(obj, language) for obj in in_order)
     if found := asks(r"What is at the (.+)\?", "(.+)是什么？"):
-        there = [named(t, language) for t in shown.things if place(t) == divmod(PLACES[language].index(found[1]), 3)]
+        there = [named(t, language) for t in shown.objects if place(t) == divmod(PLACES[language].index(found[1]), 3)]
         return there[0] if there else {"en": "nothing", "zh": "没有东西"}[language]
     if found := asks(r"Where is the (.+)\?", "(.+)在哪里？"):
         row, column = place(only(shown, found[1], language))
@@ -252,7 +265,7 @@ def truth(text: str, shown: world.Scene, language: str) -> str:
 def test_every_answer_is_true_of_the_scene(kind, language):
     asked = 0
     for index in range(150):
-        shown = scene("val", index, most=random.Random(index).choice((4, 9)))
+        shown = sample_scene("val", index, most=random.Random(index).choice((4, 9)))
         question = questions.ask(kind, shown, language, random.Random(index))
         if question is not None:
             assert question.kind == kind
@@ -261,11 +274,11 @@ def test_every_answer_is_true_of_the_scene(kind, language):
     assert asked > 40
 
 
-def pair_truth(text: str, first: world.Scene, second: world.Scene, language: str) -> str:
+def pair_truth(text: str, first: Scene, second: Scene, language: str) -> str:
     """The right answer to a question about two scenes."""
-    gone, came = set(first.things) - set(second.things), set(second.things) - set(first.things)
+    gone, came = set(first.objects) - set(second.objects), set(second.objects) - set(first.objects)
     if text in ("What changed from the first picture to the second?", "第二张图和第一张图相比有什么变化？"):
-        old, new = ("".join(named(thing, language) for thing in things) for things in (gone, came))
+        old, new = ("".join(named(obj, language) for obj in objects) for objects in (gone, came))
         sentences = {"en": ("nothing changed", f"{new} was added", f"{old} was removed", f"{old} became {new}"),
                      "zh": ("没有变化", f"多了{new}", f"少了{old}", f"{old}变成了{new}")}[language]  # fmt: skip
         return sentences[bool(new) + 2 * bool(old)]
@@ -281,8 +294,8 @@ def pair_truth(text: str, first: world.Scene, second: world.Scene, language: str
 def test_every_answer_about_two_pictures_is_true_of_them(language):
     for index in range(150):
         rng = random.Random(index)
-        first = scene("val", index)
-        second, *change = changed(first, rng)
+        first = sample_scene("val", index)
+        second, *change = changed_scene(first, rng)
         asked = [questions.difference(*change, language), questions.which_picture(first, second, language, rng, "nano"),
                  questions.together(first, second, language, rng, "nano")]  # fmt: skip
         for question in asked:
@@ -322,11 +335,11 @@ NUMBERS = ("none one two three four five six seven eight nine ten eleven twelve 
            "seventeen eighteen").split()  # fmt: skip
 
 
-def inventory_truth(kind: str, asked: str, shown: list[world.Scene], language: str) -> list[str]:
+def inventory_truth(kind: str, asked: str, shown: list[Scene], language: str) -> list[str]:
     """What may stand behind a name: several answers only where its place is asked for and it appears more than once."""
     if kind in ("what", "change"):
         cell = PLACES[language].index(asked.removeprefix("the "))
-        there = [next((thing.concept.name(language) for thing in one.things if thing.cell == cell), None) for one in shown]
+        there = [next((obj.category.name(language) for obj in one.objects if obj.cell == cell), None) for one in shown]
         if language == "en":
             there = [name and f"{'an' if name[0] in 'aeiou' and name != 'unicorn' else 'a'} {name}" for name in there]
         nothing = {"en": "nothing", "zh": "没有东西"}[language]
@@ -358,9 +371,9 @@ def inventory_truth(kind: str, asked: str, shown: list[world.Scene], language: s
 def test_every_line_of_an_inventory_is_true(kind, language):
     said = Counter()
     for index in range(60):
-        shown = [scene("train", index, most=9, least=4)]
+        shown = [sample_scene("train", index, most=9, least=4)]
         if kind in inventories.TWO:
-            shown.append(world.varied(shown[0], random.Random(index)))
+            shown.append(varied_scene(shown[0], random.Random(index)))
         lines = inventories.lines(kind, shown, language, random.Random(index), "nano")
         assert len({given for given, _ in lines}) == len(lines)  # nothing is asked twice
         for given, answer in lines:
@@ -371,30 +384,30 @@ def test_every_line_of_an_inventory_is_true(kind, language):
 
 
 def test_partners_are_mutual_often_together_and_never_held_out():
-    found = world.partners()
+    found = companions()
     assert len(found) == len(NANO)
-    assert all(found[other] == one != other and not world.held_out_pair(one, other) for one, other in found.items())
+    assert all(found[other] == one != other and not held_out_pair(one, other) for one, other in found.items())
     together = Counter()
     for index in range(500):
-        there = set(scene("train", index).counts)
+        there = set(sample_scene("train", index).counts)
         together.update(found[one] in there for one in there)
-    others = sum(len(scene("train", index).counts) - 1 for index in range(500)) / 500 / len(NANO)
+    others = sum(len(sample_scene("train", index).counts) - 1 for index in range(500)) / 500 / len(NANO)
     assert together[True] / together.total() > 5 * others  # than any other thing
 
 
 @pytest.mark.parametrize(("noise", "least", "most"), [(0.0, 0, 0), (0.5, 0.35, 0.65), (1.0, 1, 1)])
 def test_noisy_descriptions_name_the_absent_partner_of_the_last_thing_and_nothing_else(noise, least, most):
-    task, found, tempted, named_it = World(description_noise=noise), world.partners(), 0, 0
+    task, found, tempted, named_it = World(description_noise=noise), companions(), 0, 0
     for index in range(200):
-        shown = scene("train", index)
-        partner, language = found[shown.things[-1].concept], LANGUAGES[index % 2]
+        shown = sample_scene("train", index)
+        partner, language = found[shown.objects[-1].category], LANGUAGES[index % 2]
         _, text = task.noisy_description(shown, language, random.Random(index))
-        truth = world.description(shown, language)
+        truth = description(shown, language)
         assert text.startswith(truth)
-        room = shown.things[-1].cell < 8 and partner not in shown.counts
-        room = room and not any(world.held_out_pair(partner, other) for other in shown.counts)
+        room = shown.objects[-1].cell < 8 and partner not in shown.counts
+        room = room and not any(held_out_pair(partner, other) for other in shown.counts)
         assert mentions(text[len(truth):], language) in ([], [partner] if room else [])
-        assert text == truth or world.PLACES[language][shown.things[-1].cell + 1] in text[len(truth):]
+        assert text == truth or PLACES[language][shown.objects[-1].cell + 1] in text[len(truth):]
         tempted, named_it = tempted + room, named_it + (text != truth)
     assert least <= named_it / tempted <= most
 
@@ -411,22 +424,22 @@ def test_captions_and_answers_are_clean_and_pretraining_descriptions_too():
 def test_a_varied_scene_shares_some_places_and_is_never_new():
     shared = Counter()
     for index in range(100):
-        before = scene("train", index, most=9, least=4)
-        after = world.varied(before, random.Random(index))
-        assert not world.is_new(after)
-        shared.update(thing in after.things for thing in before.things)
+        before = sample_scene("train", index, most=9, least=4)
+        after = varied_scene(before, random.Random(index))
+        assert not is_new(after)
+        shared.update(obj in after.objects for obj in before.objects)
     assert 0.4 < shared[True] / shared.total() < 0.6
 
 
 def test_a_name_is_one_token_wherever_it_stands():
     """Names are looked up by their embedding: in pieces, or with another piece at the start of a text, they would be others."""
     tokenizer = Tokenizer()
-    for concept in NANO:
-        for form in (concept.en, plural(concept.en)):
+    for category in NANO:
+        for form in (category.en, plural(category.en)):
             assert len(tokenizer.encode(f" {form}")) == len(form.split()), form
             assert tokenizer.encode(f"the {form}?")[-1 - len(form.split()):-1] == tokenizer.encode(f" {form}")
-        (piece,) = tokenizer.encode(concept.zh)
-        for text in (f"有{concept.zh}吗？", f"一个{concept.zh}。", f"{concept.zh}在哪里？", f"左上有一个{concept.zh}。"):
+        (piece,) = tokenizer.encode(category.zh)
+        for text in (f"有{category.zh}吗？", f"一个{category.zh}。", f"{category.zh}在哪里？", f"左上有一个{category.zh}。"):
             assert piece in tokenizer.encode(text), text
 
 
@@ -435,7 +448,7 @@ def test_answers_are_balanced(kind):
     """The commonest answer of a kind does not give a blind model more than 65 %."""
     answers = Counter()
     for index in range(400):
-        question = questions.ask(kind, scene("train", index), "en", random.Random(index))
+        question = questions.ask(kind, sample_scene("train", index), "en", random.Random(index))
         if question:
             places = {"compare": "first" if f"of, {question.answer} or" in question.text else "second"}
             answers["equal" if question.answer == "equal" else places.get(kind, question.answer)] += 1
@@ -444,7 +457,7 @@ def test_answers_are_balanced(kind):
 
 def test_counting_thoughts_end_at_the_answer():
     for index in range(100):
-        question = questions.ask("count", scene("train", index), LANGUAGES[index % 2], random.Random(index))
+        question = questions.ask("count", sample_scene("train", index), LANGUAGES[index % 2], random.Random(index))
         assert ([*re.findall(r"\d", question.thoughts), "0"] if question.answer == "0" else re.findall(r"\d", question.thoughts))[
             -1] == question.answer  # fmt: skip
 
@@ -459,12 +472,12 @@ def differing(one, two) -> np.ndarray:
 
 def test_a_thing_changes_the_pixels_of_its_box_and_no_others():
     for index in range(30):
-        shown = scene("train", index)
-        for k, thing in enumerate(shown.things):
-            without = world.Scene("", shown.things[:k] + shown.things[k + 1 :], shown.background)
-            where = differing(draw(shown), draw(without))
-            assert where[thing.y : thing.y + thing.size, thing.x : thing.x + thing.size].mean() > 0.1
-            where[thing.y : thing.y + thing.size, thing.x : thing.x + thing.size] = False
+        shown = sample_scene("train", index)
+        for k, obj in enumerate(shown.objects):
+            without = Scene("", shown.objects[:k] + shown.objects[k + 1 :], shown.background)
+            where = differing(draw_scene(shown), draw_scene(without))
+            assert where[obj.y : obj.y + obj.size, obj.x : obj.x + obj.size].mean() > 0.1
+            where[obj.y : obj.y + obj.size, obj.x : obj.x + obj.size] = False
             assert not where.any()
 
 
@@ -472,7 +485,7 @@ def test_transparent_pixels_show_what_is_under_them():
     canvas = np.full((2, 2, 3), 200, np.uint8)
     picture = np.zeros((2, 2, 4), np.uint8)
     picture[0, 0], picture[0, 1] = (100, 0, 0, 255), (100, 0, 0, 128)
-    world.paste(canvas, picture, 0, 0)
+    paste(canvas, picture, 0, 0)
     assert canvas[0, 0].tolist() == [100, 0, 0]
     assert canvas[0, 1].tolist() == [149, 99, 99]
     assert canvas[1].tolist() == [[200] * 3] * 2

@@ -22,9 +22,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset.chair import binary, share, yes_or_no
-from dataset.official import existing, picture, rows
+from dataset.formats.official import existing, picture, rows
 from dataset.tasks import Example, dialogue
+from dataset.tasks.chair import binary, share, yes_or_no
 from model.registry import TASKS
 
 SOURCE = "the folder data of github.com/junyangwang0410/AMBER"
@@ -77,10 +77,10 @@ def described(named: Sequence[str], truth: Sequence[str], likely: Sequence[str],
     A noun stands for the first object that it fits: the related words of all objects come before the objects themselves.
     """
 
-    def words(things: Sequence[str]) -> list[tuple[str, int]]:
+    def words(objects: Sequence[str]) -> list[tuple[str, int]]:
         """(word, number of the thing it stands for), in the order in which a noun is compared with them."""
-        return [(word, k) for k, thing in enumerate(things) for word in related.get(thing, ())] + [
-            (thing, k) for k, thing in enumerate(things)
+        return [(word, k) for k, obj in enumerate(objects) for word in related.get(obj, ())] + [
+            (obj, k) for k, obj in enumerate(objects)
         ]
 
     def first(fits: Callable[[str], bool], candidates: list[tuple[str, int]]) -> set[int]:

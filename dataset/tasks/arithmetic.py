@@ -10,11 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dataset import drawings, problems, world
 from dataset.chat import Conversation, Given, Message
 from dataset.images import Picture
-from dataset.tasks import Example, Generated, dialogue, exact, means
+from dataset.tasks import Example, Generated, dialogue, exact, means, reasoning
 from dataset.tasks.world import THINK
+from dataset.world import drawings
+from dataset.world.openmoji import LANGUAGES
 from model.registry import TASKS
 
 ASK = {"en": ("What is the sum of the digits?", "What is the sum of the dice?"), "zh": ("数字的和是多少？", "骰子的和是多少？")}
@@ -22,7 +23,7 @@ ASK = {"en": ("What is the sum of the digits?", "What is the sum of the dice?"),
 
 def split_of(values: Sequence[int]) -> str:
     """train, val or test, by the multiset of the numbers."""
-    return problems.split_of("arithmetic", *sorted(values))
+    return reasoning.split_of("arithmetic", *sorted(values))
 
 
 def numbers(split: str, rng: random.Random, dice: bool, fewest: int = 2, most: int = 4) -> list[int]:
@@ -57,12 +58,12 @@ def misread(values: Sequence[int], rng: random.Random, dice: bool) -> list[int]:
 def drawn(dice: bool, values: list[int], seed: float) -> Picture:
     """The numbers in a picture that is drawn when it is needed."""
     draw = drawings.dice if dice else drawings.digits
-    return problems.drawn(f"arithmetic:{draw.__name__}:{values}", lambda rng: draw(values, rng), seed)
+    return reasoning.drawn(f"arithmetic:{draw.__name__}:{values}", lambda rng: draw(values, rng), seed)
 
 
 def at_once(i: int, brief: float, dice: bool) -> bool:
     """Whether row i says its sum at once: a share `brief` of all rows about pictures, those about dice first."""
-    return problems.told_at_once(i, min(1.0, 2 * brief) if dice else max(0.0, 2 * brief - 1))
+    return reasoning.told_at_once(i, min(1.0, 2 * brief) if dice else max(0.0, 2 * brief - 1))
 
 
 READ = {"en": ("Which digits are there?", "What do the dice show?"), "zh": ("有哪些数字？", "骰子各是几点？")}
@@ -92,15 +93,15 @@ class Arithmetic:
     def __init__(self, rows: int = 2_600, text: bool | None = None, recheck: float = 0.0, read: int = 0, brief: float = 0.0,
                  lists: int = 0, first: int = 0):
         self.rows, self.text, self.recheck, self.read, self.brief, self.lists = rows, text, recheck, read, brief, lists
-        self.first = problems.checked("arithmetic", first)
+        self.first = reasoning.checked("arithmetic", first)
 
     def problem(self, split: str, i: int) -> tuple[list[Picture], str, list[int], str]:
         """(pictures, question, numbers, language) number i of a split, in a picture or in words."""
         rng = random.Random(f"arithmetic/{split}/{i}")
         dice = rng.random() < 0.5
         values = numbers(split, rng, dice)
-        language = rng.choice(world.LANGUAGES)
-        if problems.in_words(self.text, i):
+        language = rng.choice(LANGUAGES)
+        if reasoning.in_words(self.text, i):
             return [], "+".join(map(str, values)) + ("=?" if language == "en" else "等于多少？"), values, language
         return [drawn(dice, values, rng.random())], ASK[language][dice], values, language
 
@@ -110,7 +111,7 @@ class Arithmetic:
     def reading(self, i: int) -> Conversation:
         """Four to nine digits or dice that are only read: twice as many as a sum has, for fewer words."""
         rng = random.Random(f"arithmetic/reading/{i}")
-        dice, language = rng.random() < 0.5, rng.choice(world.LANGUAGES)
+        dice, language = rng.random() < 0.5, rng.choice(LANGUAGES)
         values = numbers("train", rng, dice, 4, 9)
         return dialogue(f"arithmetic/reading/{i}", [drawn(dice, values, rng.random())], [(READ[language][dice], seen(values))])
 
@@ -126,7 +127,7 @@ class Arithmetic:
                 end = "." if place == len(values) else ","
                 parts += [Given(f" {total}+"), str(value), Given("="), f"{total + value}{end}"]
                 total += value
-        question = ADD[rng.choice(world.LANGUAGES)]
+        question = ADD[rng.choice(LANGUAGES)]
         return Conversation(f"arithmetic/adding/{i}", (Message("user", (question,)), Message("assistant", tuple(parts))))
 
     def row(self, i: int) -> Conversation:
@@ -135,7 +136,7 @@ class Arithmetic:
             return self.adding(i - self.rows - self.read)
         if i >= self.rows:
             return self.reading(i - self.rows)
-        i = problems.number("train", i, self.first)
+        i = reasoning.number("train", i, self.first)
         pictures, question, values, language = self.problem("train", i)
         asked = dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], "")])
         rest = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
@@ -152,7 +153,7 @@ class Arithmetic:
 
     def examples(self, split: str, n: int) -> list[Example]:
         found = []
-        for i in (problems.number(split, k, self.first) for k in range(n)):
+        for i in (reasoning.number(split, k, self.first) for k in range(n)):
             pictures, question, values, language = self.problem(split, i)
             prompt = dialogue(f"arithmetic/{split}/{i}", pictures, [(question + THINK[language], "")])
             found.append(Example(prompt, str(sum(values)), "image" if pictures else "text", (language,)))

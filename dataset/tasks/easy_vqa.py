@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset import inventories
 from dataset.chat import Conversation
-from dataset.drawings import COLOURS, SHAPES, Drawing, Region
 from dataset.images import Picture, open_rgb, upright_size
-from dataset.questions import ASK_CAPTION
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
-from dataset.world import LANGUAGES, with_article
+from dataset.world import inventories
+from dataset.world.drawings import COLOURS, SHAPES, Drawing, Region
+from dataset.world.openmoji import LANGUAGES, with_article
+from dataset.world.questions import ASK_CAPTION
 from model.registry import TASKS
 
 

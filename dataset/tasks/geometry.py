@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from dataset import figures, world
-from dataset.problems import Problem, Problems, drawn, split_of
+from dataset.tasks.reasoning import Problem, Problems, drawn, split_of
+from dataset.world import figures
+from dataset.world.openmoji import LANGUAGES
 from model.registry import TASKS
 
 TRIPLES = ((3, 4, 5), (5, 12, 13), (8, 15, 17), (7, 24, 25), (20, 21, 29))  # legs and hypotenuse, times any factor
@@ -134,7 +135,7 @@ class Geometry(Problems):
 
     def problem(self, split: str, i: int) -> Problem:
         rng = random.Random(f"geometry/{split}/{i}")
-        kind, language = self.kind(split, rng), rng.choice(world.LANGUAGES)
+        kind, language = self.kind(split, rng), rng.choice(LANGUAGES)
         numbers, steps, asked, words = KINDS[kind]
         values = numbers(rng)
         while split_of(*(state := state_of(words, values))) != split:

@@ -12,31 +12,33 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from dataset import world
-from dataset.chair import agreement, binary, chair, yes_or_no
-from dataset.questions import ASK_DESCRIPTION, WORDS
 from dataset.tasks import Cut, Example, dialogue
+from dataset.tasks.chair import agreement, binary, chair, yes_or_no
 from dataset.tasks.world import picture
+from dataset.world.openmoji import LANGUAGES, Category, categories, with_article
+from dataset.world.questions import ASK_DESCRIPTION, WORDS
+from dataset.world.scenes import Object, Scene, is_new, sample_scene
+from dataset.world.words import description, mentions
 from model.registry import TASKS
 
 
 def language_of(i: int) -> str:
     """Languages alternate every second scene: every other scene is a new combination, and both come in both languages."""
-    return world.LANGUAGES[i // 2 % 2]
+    return LANGUAGES[i // 2 % 2]
 
 
-def tags(scene: world.Scene, language: str) -> tuple[str, str]:
-    return language, "new" if world.is_new(scene) else "trained"
+def tags(scene: Scene, language: str) -> tuple[str, str]:
+    return language, "new" if is_new(scene) else "trained"
 
 
 # ---------------------------------------------------------------- descriptions
 
 
 @functools.cache
-def sentences(which: str, language: str) -> dict[str, world.Concept]:
-    """Every sentence that a description can have, each concept at each place, and what it names."""
-    things = [world.Thing(concept, cell, 0, 0, 0) for concept in world.concepts(which) for cell in range(9)]
-    return {world.description(world.Scene("", (thing,), (0, 0, 0)), language): thing.concept for thing in things}
+def sentences(which: str, language: str) -> dict[str, Category]:
+    """Every sentence that a description can have, each category at each place, and what it names."""
+    objects = [Object(category, cell, 0, 0, 0) for category in categories(which) for cell in range(9)]
+    return {description(Scene("", (obj,), (0, 0, 0)), language): obj.category for obj in objects}
 
 
 def pieces(text: str, language: str) -> list[str]:
@@ -44,14 +46,14 @@ def pieces(text: str, language: str) -> list[str]:
     return re.split(r"(?<=\.) (?=At the )" if language == "en" else r"(?<=。)(?=.)", text.strip())
 
 
-def named(text: str, language: str, which: str = "nano") -> list[world.Concept]:
+def named(text: str, language: str, which: str = "nano") -> list[Category]:
     """What a text names, in order: sentence by sentence, and by the names themselves where it is no sentence.
 
-    Among all 1,900 concepts one is called 有, which stands in every Chinese sentence.
+    Among all 1,900 categories one is called 有, which stands in every Chinese sentence.
     """
     known = sentences(which, language)
-    return [concept for piece in pieces(text, language)
-            for concept in ([known[piece]] if piece in known else world.mentions(piece, language, which))]  # fmt: skip
+    return [category for piece in pieces(text, language)
+            for category in ([known[piece]] if piece in known else mentions(piece, language, which))]  # fmt: skip
 
 
 def malformed(answer: str, language: str, which: str = "nano") -> bool:
@@ -75,8 +77,8 @@ class Hallucination:
 
     size = 1000  # scenes of the test set: a share of one half is known to +-3 points (95 %)
 
-    def __init__(self, concepts: str = "nano", most: int = 4):
-        self.concepts, self.most = concepts, most
+    def __init__(self, categories: str = "nano", most: int = 4):
+        self.categories, self.most = categories, most
 
     def train(self, stage: str) -> None:
         """Nothing: the task `world` teaches to describe."""
@@ -84,23 +86,23 @@ class Hallucination:
     def examples(self, split: str, n: int) -> list[Example]:
         found = []
         for i in range(n):
-            scene, language = world.scene(split, i, self.concepts, self.most), language_of(i)
+            scene, language = sample_scene(split, i, self.categories, self.most), language_of(i)
             question = ASK_DESCRIPTION[language][0]
             prompt = dialogue(f"hallucination/{split}/{i}", [picture(scene)], [(question, "")])
-            found.append(Example(prompt, world.description(scene, language), "description", tags(scene, language)))
+            found.append(Example(prompt, description(scene, language), "description", tags(scene, language)))
         return found
 
-    def named(self, answer: str, example: Example) -> list[world.Concept]:
-        return named(answer, example.tags[0], self.concepts)
+    def named(self, answer: str, example: Example) -> list[Category]:
+        return named(answer, example.tags[0], self.categories)
 
     def score(self, example: Example, answer: str) -> float:
         """F1 of the things that are named: 1 where it names all that is there and nothing else."""
         return agreement(self.named(answer, example), self.named(example.answer, example))
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float], dict[str, float]]:
-        """chair_s, chair_i, cover (dataset/chair.py), malformed; length: words in English and characters in Chinese.
+        """chair_s, chair_i, cover (dataset/tasks/chair.py), malformed; length: words in English and characters in Chinese.
 
-        A thing is a concept: the second of two buses that are there may be named or not.
+        A thing is a category: the second of two buses that are there may be named or not.
         """
         said = [self.named(answer, example) for example, answer in zip(examples, answers, strict=True)]
         present = [set(self.named(example.answer, example)) for example in examples]
@@ -113,35 +115,35 @@ class Hallucination:
             **chair(said, present),
             "length": mean([count for counts in lengths.values() for count in counts]),
             **{f"length_{units[language]}": mean(counts) for language, counts in lengths.items()},
-            "malformed": mean([malformed(a, e.tags[0], self.concepts) for e, a in zip(examples, answers)]),
+            "malformed": mean([malformed(a, e.tags[0], self.categories) for e, a in zip(examples, answers)]),
         }
 
 
 # ---------------------------------------------------------------- is there a ...?
 
-POPULAR = 10  # a popular negative is one of this many most frequent concepts that are not in the scene
+POPULAR = 10  # a popular negative is one of this many most frequent categories that are not in the scene
 
 
 @functools.cache
-def seen_in_training(which: str, most: int, scenes: int) -> tuple[Counter, dict[world.Concept, Counter]]:
-    """In how many training scenes each concept is, and beside each concept each other one."""
+def seen_in_training(which: str, most: int, scenes: int) -> tuple[Counter, dict[Category, Counter]]:
+    """In how many training scenes each category is, and beside each category each other one."""
     alone, beside = Counter(), defaultdict(Counter)
     for i in range(scenes):
-        there = set(world.scene("train", i, which, most).counts)
+        there = set(sample_scene("train", i, which, most).counts)
         alone.update(there)
-        for concept in there:
-            beside[concept].update(there - {concept})
+        for category in there:
+            beside[category].update(there - {category})
     return alone, dict(beside)
 
 
-def by_count(counts: Counter, concepts: Sequence[world.Concept]) -> list[world.Concept]:
-    """The concepts with the highest counts first; the alphabet decides between equals."""
-    return sorted(concepts, key=lambda concept: (-counts[concept], concept.en))
+def by_count(counts: Counter, categories: Sequence[Category]) -> list[Category]:
+    """The categories with the highest counts first; the alphabet decides between equals."""
+    return sorted(categories, key=lambda category: (-counts[category], category.en))
 
 
-def exists(concept: world.Concept, language: str) -> str:
+def exists(category: Category, language: str) -> str:
     """The question as the task `world` asks it."""
-    return f"Is there {world.with_article(concept.en)}?" if language == "en" else f"有{concept.zh}吗？"
+    return f"Is there {with_article(category.en)}?" if language == "en" else f"有{category.zh}吗？"
 
 
 @TASKS.register("world_pope")
@@ -154,35 +156,35 @@ class WorldPOPE:
     size = 500  # scenes of the test set, 6 questions each
     kinds = ("random", "popular", "adversarial")
 
-    def __init__(self, concepts: str = "nano", most: int = 4, scenes: int = 5_000):
-        self.concepts, self.most, self.scenes = concepts, most, scenes
+    def __init__(self, categories: str = "nano", most: int = 4, scenes: int = 5_000):
+        self.categories, self.most, self.scenes = categories, most, scenes
 
     def train(self, stage: str) -> None:
         """Nothing: the task `world` teaches to say what exists."""
 
-    def absent(self, kind: str, there: set[world.Concept], rng: random.Random) -> world.Concept:
+    def absent(self, kind: str, there: set[Category], rng: random.Random) -> Category:
         """A thing that is not in the scene, and that a model which does not look closely would expect there."""
-        missing = [concept for concept in world.concepts(self.concepts) if concept not in there]
-        alone, beside = seen_in_training(self.concepts, self.most, self.scenes)
+        missing = [category for category in categories(self.categories) if category not in there]
+        alone, beside = seen_in_training(self.categories, self.most, self.scenes)
         if kind == "random":
             return rng.choice(missing)
         if kind == "popular":
             return rng.choice(by_count(alone, missing)[:POPULAR])
-        return by_count(sum((beside.get(concept, Counter()) for concept in there), Counter()), missing)[0]
+        return by_count(sum((beside.get(category, Counter()) for category in there), Counter()), missing)[0]
 
     def examples(self, split: str, n: int) -> list[Example]:
         """For every kind one thing that is there and one that is not, about each of n scenes."""
         found = []
         for i in range(n):
             rng = random.Random(f"world_pope/{split}/{i}")
-            scene, language = world.scene(split, i, self.concepts, self.most), language_of(i)
+            scene, language = sample_scene(split, i, self.categories, self.most), language_of(i)
             there, asked = list(scene.counts), []
             present = [there[k % len(there)] for k in range(len(self.kinds))]
-            for kind, concept in zip(self.kinds, present):
-                asked += [(kind, "yes", concept), (kind, "no", self.absent(kind, set(there), rng))]
+            for kind, category in zip(self.kinds, present):
+                asked += [(kind, "yes", category), (kind, "no", self.absent(kind, set(there), rng))]
             rng.shuffle(asked)  # every eighth is asked again as a control, and those should not all be yes
-            for kind, truth, concept in asked:
-                prompt = dialogue(f"world_pope/{split}/{i}/{kind}/{truth}", [picture(scene)], [(exists(concept, language), "")])
+            for kind, truth, category in asked:
+                prompt = dialogue(f"world_pope/{split}/{i}/{kind}/{truth}", [picture(scene)], [(exists(category, language), "")])
                 found.append(Example(prompt, WORDS[language][truth], kind, tags(scene, language)))
         return found
 

@@ -21,11 +21,11 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from dataset.chair import share
+from dataset.formats.official import existing, picture, rows
 from dataset.judge import JudgeFailure, failures, judge_or_none, message
-from dataset.official import existing, picture, rows
 from dataset.tasks import Example, dialogue
-from dataset.world import plural
+from dataset.tasks.chair import share
+from dataset.world.openmoji import plural
 from model.registry import TASKS
 
 SOURCE = "the question file of Object HalBench, obj_halbench_300_with_image.jsonl of github.com/RLHF-V/RLAIF-V (eval/data)"

@@ -10,9 +10,12 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from dataset import drawings, figures, world
-from dataset.problems import Problem, Problems, drawn, split_of
-from dataset.questions import WORDS
+from dataset.tasks.reasoning import Problem, Problems, drawn, split_of
+from dataset.world import drawings, figures
+from dataset.world.openmoji import LANGUAGES, Category, categories, plural
+from dataset.world.questions import WORDS
+from dataset.world.scenes import chance, held_out_pair
+from dataset.world.words import PLACES
 from model.registry import TASKS
 
 Shape = tuple[str, str]  # colour and shape, in English
@@ -23,54 +26,54 @@ COMMA, STOP = {"en": ", ", "zh": "，"}, {"en": ".", "zh": "。"}
 class Content:
     """What lies in the cells of one picture: names, and the words for them.
 
-    things   shapes or concepts, in reading order
+    things   shapes or categories, in reading order
     cells    where each lies
     largest  the number of the thing that is large where the others are small, or None
     """
 
-    def __init__(self, things: Sequence, cells: Sequence[int], largest: int | None = None):
-        self.things, self.cells, self.largest = list(things), list(cells), largest
+    def __init__(self, objects: Sequence, cells: Sequence[int], largest: int | None = None):
+        self.objects, self.cells, self.largest = list(objects), list(cells), largest
 
     @property
     def state(self) -> tuple:
         """What is there, wherever it lies; and which of it is large."""
-        names = [name(thing, "en") for thing in self.things]
+        names = [name(obj, "en") for obj in self.objects]
         return (*sorted(names), "" if self.largest is None else names[self.largest])
 
     def draw(self, rng: random.Random) -> drawings.Drawing:
-        draw = figures.shapes if isinstance(self.things[0], tuple) else figures.things
-        return draw(self.things, self.cells, self.largest, rng)
+        draw = figures.shapes if isinstance(self.objects[0], tuple) else figures.objects
+        return draw(self.objects, self.cells, self.largest, rng)
 
     def told(self, language: str) -> str:
         """The picture in words: 'Top left: red circle. Right: blue triangle.'"""
         parts = []
-        for k, (thing, cell) in enumerate(zip(self.things, self.cells)):
+        for k, (obj, cell) in enumerate(zip(self.objects, self.cells)):
             size = "" if self.largest is None else figures.SIZES[k == self.largest][language == "zh"]
-            place = world.PLACES[language][cell]
-            parts.append(f"{place.capitalize()}: {size} {name(thing, 'en')}.".replace(":  ", ": ") if language == "en"
-                         else f"{place}：{size}{name(thing, 'zh')}。")
+            place = PLACES[language][cell]
+            parts.append(f"{place.capitalize()}: {size} {name(obj, 'en')}.".replace(":  ", ": ") if language == "en"
+                         else f"{place}：{size}{name(obj, 'zh')}。")
         return " ".join(parts) if language == "en" else "".join(parts)
 
 
-def name(thing: Shape | world.Concept, language: str) -> str:
+def name(obj: Shape | Category, language: str) -> str:
     """'red circle', 'bus', '红色圆形'."""
-    if isinstance(thing, world.Concept):
-        return thing.name(language)
-    return " ".join(thing) if language == "en" else drawings.COLOURS[thing[0]][0] + drawings.SHAPES[thing[1]]
+    if isinstance(obj, Category):
+        return obj.name(language)
+    return " ".join(obj) if language == "en" else drawings.COLOURS[obj[0]][0] + drawings.SHAPES[obj[1]]
 
 
-def many(what: str | world.Concept, language: str) -> str:
+def many(what: str | Category, language: str) -> str:
     """What is counted, in the plural: 'circles', 'red shapes', 'buses', '圆形'."""
-    if isinstance(what, world.Concept):
-        return world.plural(what.en) if language == "en" else what.zh
+    if isinstance(what, Category):
+        return plural(what.en) if language == "en" else what.zh
     if what in drawings.SHAPES:
         return what + "s" if language == "en" else drawings.SHAPES[what]
     return f"{what} shapes" if language == "en" else drawings.COLOURS[what][0] + "图形"
 
 
 KINDS: dict[str, tuple[tuple[str, str], Callable]] = {  # how it is said, and of a thing its kind
-    "colour": (("Colours: ", "颜色："), lambda thing: thing[0]), "shape": (("Shapes: ", "形状："), lambda thing: thing[1]),
-    "thing": (("Things: ", "东西："), lambda thing: thing)}  # fmt: skip
+    "colour": (("Colours: ", "颜色："), lambda obj: obj[0]), "shape": (("Shapes: ", "形状："), lambda obj: obj[1]),
+    "thing": (("Things: ", "东西："), lambda obj: obj)}  # fmt: skip
 
 
 def tally(content: Content, by: str, language: str) -> tuple[Counter, str]:
@@ -79,22 +82,22 @@ def tally(content: Content, by: str, language: str) -> tuple[Counter, str]:
     said, kind = KINDS[by]
     numbers: Counter = Counter()
     steps = []
-    for thing in content.things:
-        numbers[kind(thing)] += 1
-        steps.append(name(thing, language) + " " * (language == "en") + str(numbers[kind(thing)]))
+    for obj in content.objects:
+        numbers[kind(obj)] += 1
+        steps.append(name(obj, language) + " " * (language == "en") + str(numbers[kind(obj)]))
     return numbers, said[language == "zh"] + COMMA[language].join(steps) + STOP[language]
 
 
-def found(numbers: Counter, kinds: Sequence[str | world.Concept], language: str) -> str:
+def found(numbers: Counter, kinds: Sequence[str | Category], language: str) -> str:
     """'circles 2, triangles 1.': of the kinds that are asked for, what the counting came to."""
     return COMMA[language].join(many(kind, language) + " " * (language == "en") + str(numbers[kind])
                                 for kind in kinds) + STOP[language]
 
 
-def in_order(things: list, rng: random.Random) -> Content:
+def in_order(objects: list, rng: random.Random) -> Content:
     """Things in cells of their own, shuffled."""
-    rng.shuffle(things)
-    return Content(things, sorted(rng.sample(range(9), len(things))))
+    rng.shuffle(objects)
+    return Content(objects, sorted(rng.sample(range(9), len(objects))))
 
 
 def some_shapes(rng: random.Random, n: int, shapes: Sequence[str] = SHAPES, colours: Sequence[str] = COLOURS) -> list[Shape]:
@@ -111,13 +114,13 @@ def count(rng: random.Random, language: str) -> Made:
     number, rest, by = rng.randint(0, 6), rng.randint(1, 3), rng.choice(tuple(KINDS))
     if by == "thing":
         what, *others = trained_things(rng, 4)
-        things = [what] * number + rng.choices(others, k=rest)
+        objects = [what] * number + rng.choices(others, k=rest)
     else:
         words, within = (SHAPES, "shapes") if by == "shape" else (COLOURS, "colours")
         what = rng.choice(words)
         others = [word for word in words if word != what]
-        things = some_shapes(rng, number, **{within: [what]}) + some_shapes(rng, rest, **{within: others})
-    content = in_order(things, rng)
+        objects = some_shapes(rng, number, **{within: [what]}) + some_shapes(rng, rest, **{within: others})
+    content = in_order(objects, rng)
     numbers, thoughts = tally(content, by, language)
     thoughts = join(language, thoughts, found(numbers, [what], language))
     question = f"How many {many(what, 'en')} are there?" if language == "en" else f"有几个{many(what, 'zh')}？"
@@ -132,8 +135,8 @@ def compare(rng: random.Random, language: str) -> Made:
     low = rng.randint(1, 4)
     high = low if more == "equal" else rng.randint(low + 1, 5)
     one, two = (low, high) if more == "second" else (high, low)
-    things = some_shapes(rng, one, [first]) + some_shapes(rng, two, [second]) if shapes else [first] * one + [second] * two
-    content = in_order(things, rng)
+    objects = some_shapes(rng, one, [first]) + some_shapes(rng, two, [second]) if shapes else [first] * one + [second] * two
+    content = in_order(objects, rng)
     numbers, thoughts = tally(content, "shape" if shapes else "thing", language)
     sign = "=" if one == two else ">" if one > two else "<"
     answer = WORDS[language]["equal"] if one == two else many(first if one > two else second, language)
@@ -147,14 +150,14 @@ def largest(rng: random.Random, language: str) -> Made:
     """The colour of the largest shape, or the name of the largest thing."""
     n = rng.randint(3, 7)
     shapes = rng.random() < 0.5
-    things = some_shapes(rng, n) if shapes else trained_things(rng, n)
-    content = in_order(things, rng)
+    objects = some_shapes(rng, n) if shapes else trained_things(rng, n)
+    content = in_order(objects, rng)
     content.largest = rng.randrange(n)
     sizes = [figures.SIZES[k == content.largest][language == "zh"] for k in range(n)]
-    seen = [f"{size} {name(thing, 'en')}" if language == "en" else size + name(thing, "zh")
-            for size, thing in zip(sizes, content.things)]
+    seen = [f"{size} {name(obj, 'en')}" if language == "en" else size + name(obj, "zh")
+            for size, obj in zip(sizes, content.objects)]
     thoughts = COMMA[language].join(seen) + STOP[language]
-    chosen = content.things[content.largest]
+    chosen = content.objects[content.largest]
     if shapes:
         answer = chosen[0] if language == "en" else drawings.COLOURS[chosen[0]][0]
         question = "What colour is the largest shape?" if language == "en" else "最大的图形是什么颜色？"
@@ -165,22 +168,22 @@ def largest(rng: random.Random, language: str) -> Made:
 
 
 def together(rng: random.Random, language: str) -> Made:
-    """How many of two concepts there are together, among others."""
+    """How many of two categories there are together, among others."""
     first, second, *others = trained_things(rng, 4)
-    things = [first] * rng.randint(1, 4) + [second] * rng.randint(1, 4)
-    things += others[:rng.randint(0, min(2, 9 - len(things)))]
-    return sum_of(in_order(things, rng), first, second, "thing", language)
+    objects = [first] * rng.randint(1, 4) + [second] * rng.randint(1, 4)
+    objects += others[:rng.randint(0, min(2, 9 - len(objects)))]
+    return sum_of(in_order(objects, rng), first, second, "thing", language)
 
 
 def shapes_together(rng: random.Random, language: str) -> Made:
     """The same with circles, rectangles and triangles."""
     first, second, other = rng.sample(SHAPES, 3)
-    things = some_shapes(rng, rng.randint(1, 4), [first]) + some_shapes(rng, rng.randint(1, 4), [second])
-    things += some_shapes(rng, rng.randint(0, min(2, 9 - len(things))), [other])
-    return sum_of(in_order(things, rng), first, second, "shape", language)
+    objects = some_shapes(rng, rng.randint(1, 4), [first]) + some_shapes(rng, rng.randint(1, 4), [second])
+    objects += some_shapes(rng, rng.randint(0, min(2, 9 - len(objects))), [other])
+    return sum_of(in_order(objects, rng), first, second, "shape", language)
 
 
-def sum_of(content: Content, first: str | world.Concept, second: str | world.Concept, by: str, language: str) -> Made:
+def sum_of(content: Content, first: str | Category, second: str | Category, by: str, language: str) -> Made:
     """How many there are of two kinds; `by` as in `tally`."""
     numbers, thoughts = tally(content, by, language)
     one, two = numbers[first], numbers[second]
@@ -190,11 +193,11 @@ def sum_of(content: Content, first: str | world.Concept, second: str | world.Con
     return content, question, glance(language, many(first, language), many(second, language)), thoughts, str(one + two)
 
 
-def trained_things(rng: random.Random, n: int) -> list[world.Concept]:
-    """Different concepts, no two of which are a pair that the world holds out."""
+def trained_things(rng: random.Random, n: int) -> list[Category]:
+    """Different categories, no two of which are a pair that the world holds out."""
     while True:
-        chosen = rng.sample(world.concepts(), n)
-        if not any(world.held_out_pair(a, b) for a in chosen for b in chosen if a is not b):
+        chosen = rng.sample(categories(), n)
+        if not any(held_out_pair(a, b) for a in chosen for b in chosen if a is not b):
             return chosen
 
 
@@ -229,7 +232,7 @@ class Perception(Problems):
 
     def problem(self, split: str, i: int) -> Problem:
         rng = random.Random(f"perception/{split}/{i}")
-        kind, language = self.kind(split, rng), rng.choice(world.LANGUAGES)
+        kind, language = self.kind(split, rng), rng.choice(LANGUAGES)
         if kind == "highest":
             return self.highest(split, i, language, rng)
         make = SCENES[kind]
@@ -240,7 +243,7 @@ class Perception(Problems):
         if self.words_only(i):
             question = join(language, content.told(language), question)
         else:
-            shown = [(name(thing, "en"), cell) for thing, cell in zip(content.things, content.cells)]
+            shown = [(name(obj, "en"), cell) for obj, cell in zip(content.objects, content.cells)]
             pictures = (drawn(f"perception:{shown}:{content.largest}", content.draw, seed),)
         state = ("perception", *content.state)
         return Problem(kind, language, pictures, question, thoughts, answer, state, looked_for)
@@ -265,6 +268,6 @@ class Perception(Problems):
 
 
 def holds_out(content: Content) -> bool:
-    """Whether the picture has so many of a concept as the world never trains."""
-    counts = Counter(thing for thing in content.things if isinstance(thing, world.Concept))
-    return any(world.chance("count", concept.en, n) < 0.1 for concept, n in counts.items() if n > 1)
+    """Whether the picture has so many of a category as the world never trains."""
+    counts = Counter(obj for obj in content.objects if isinstance(obj, Category))
+    return any(chance("count", category.en, n) < 0.1 for category, n in counts.items() if n > 1)

@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from dataset.formats.official import existing, picture, rows
 from dataset.judge import JudgeFailure, failures, judge_or_none, message
-from dataset.official import existing, picture, rows
 from dataset.tasks import Example, dialogue, means
 from model.registry import TASKS
 

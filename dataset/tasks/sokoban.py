@@ -23,10 +23,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from dataset import drawings, world
 from dataset.chat import Conversation, Given, Message
-from dataset.problems import Problem, Problems, body, drawn, split_of
 from dataset.tasks import Example, Generated
+from dataset.tasks.reasoning import Problem, Problems, body, drawn, split_of
+from dataset.world import drawings
+from dataset.world.openmoji import LANGUAGES
 from model.registry import TASKS
 
 SIDE = 6
@@ -274,7 +275,7 @@ class Sokoban(Problems):
 
     def playing(self, i: int) -> Conversation:
         """Four levels in words, with numbers of their own: the squares and what is wanted are read, the moves are learned."""
-        language = random.Random(f"sokoban/playing/{i}").choice(world.LANGUAGES)
+        language = random.Random(f"sokoban/playing/{i}").choice(LANGUAGES)
         space, parts = " " if language == "en" else "", []
         for k in range(PLAYED * i, PLAYED * i + PLAYED):
             made, plan = level("train", ONLY_PLAYED + k, self.boxes, self.walls, self.most)
@@ -285,7 +286,7 @@ class Sokoban(Problems):
     def problem(self, split: str, i: int) -> Problem:
         rng = random.Random(f"sokoban/drawing/{split}/{i}")
         made, plan = level(split, i, self.boxes, self.walls, self.most)
-        language, seed = rng.choice(world.LANGUAGES), rng.random()
+        language, seed = rng.choice(LANGUAGES), rng.random()
         question, pictures = ASK[language], ()
         if self.words_only(i):
             question = listed(made, language) + (" " if language == "en" else "") + question

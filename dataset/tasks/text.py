@@ -1,4 +1,4 @@
-"""Text without pictures: the names of the world's concepts in the other language, and who the model is.
+"""Text without pictures: the names of the world's categories in the other language, and who the model is.
 
 A model that is tuned on pictures alone forgets that a conversation may have none; these rows keep the habit.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dataset import world
 from dataset.chat import Conversation
 from dataset.tasks import Example, Generated, dialogue, exact, means
+from dataset.world.openmoji import LANGUAGES, Category, categories
 from model.registry import TASKS
 
 SMALL_TALK = {
@@ -20,38 +20,38 @@ SMALL_TALK = {
 }
 
 
-def translation(concept: world.Concept, language: str) -> tuple[str, str]:
+def translation(category: Category, language: str) -> tuple[str, str]:
     """A question and its answer: the name in the other language."""
     if language == "en":
-        return f"What is {concept.zh} in English?", concept.en
-    return f"{concept.en}用中文怎么说？", concept.zh
+        return f"What is {category.zh} in English?", category.en
+    return f"{category.en}用中文怎么说？", category.zh
 
 
 @TASKS.register("text")
 class Text:
-    """Translations of the concepts' names and a little small talk: conversations without any picture."""
+    """Translations of the categories' names and a little small talk: conversations without any picture."""
 
     size = 100  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 600):
-        self.concepts, self.rows = concepts, rows
+    def __init__(self, categories: str = "nano", rows: int = 600):
+        self.categories, self.rows = categories, rows
 
     def train(self, stage: str) -> Generated | None:
         return Generated(self.rows, self.row) if stage == "sft" else None
 
     def row(self, i: int) -> Conversation:
         rng = random.Random(f"text/{i}")
-        language = rng.choice(world.LANGUAGES)
-        turns = [translation(concept, language) for concept in rng.sample(world.concepts(self.concepts), 4)]
+        language = rng.choice(LANGUAGES)
+        turns = [translation(category, language) for category in rng.sample(categories(self.categories), 4)]
         turns.append(rng.choice(SMALL_TALK[language]))
         rng.shuffle(turns)
         return dialogue(f"text/train/{i}", [], turns)
 
     def examples(self, split: str, n: int) -> list[Example]:
         """The first n names, asked as they are trained: this is vocabulary, so there is no unseen half of it."""
-        return [Example(dialogue(f"text/{language}/{concept.en}", [], [(question, "")]), answer, "translation", (language,))
-                for concept in world.concepts(self.concepts)[:n] for language in world.LANGUAGES
-                for question, answer in [translation(concept, language)]]
+        return [Example(dialogue(f"text/{language}/{category.en}", [], [(question, "")]), answer, "translation", (language,))
+                for category in categories(self.categories)[:n] for language in LANGUAGES
+                for question, answer in [translation(category, language)]]
 
     def score(self, example: Example, answer: str) -> float:
         return exact(example, answer)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dataset import inventories, questions, world
 from dataset.chat import Conversation
 from dataset.images import Picture
-from dataset.questions import ASK_CAPTION, ASK_DESCRIPTION, KINDS, PAIR_KINDS, Question
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
+from dataset.world import inventories, questions
+from dataset.world.openmoji import LANGUAGES
+from dataset.world.questions import ASK_CAPTION, ASK_DESCRIPTION, KINDS, PAIR_KINDS, Question
+from dataset.world.scenes import CANVAS, Object, Scene, changed_scene, companions, draw_scene, is_new, sample_scene, varied_scene
+from dataset.world.words import caption, description, mentions
 from model.registry import TASKS
 
 # Kinds of inventories: two at first, because five kinds at once are not learned in the same steps; then the rest.
@@ -22,10 +25,10 @@ ASKED = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # asks for <think>...</think><answer>...</answer>
 
 
-def picture(scene: world.Scene) -> Picture:
+def picture(scene: Scene) -> Picture:
     """The scene's picture, drawn when it is needed; the key is what is drawn."""
-    drawn = [(thing.concept.code, thing.x, thing.y, thing.size) for thing in scene.things]
-    return Picture(f"world:{scene.background}:{drawn}", lambda: world.draw(scene), lambda: (world.CANVAS, world.CANVAS))
+    drawn = [(obj.category.code, obj.x, obj.y, obj.size) for obj in scene.objects]
+    return Picture(f"world:{scene.background}:{drawn}", lambda: draw_scene(scene), lambda: (CANVAS, CANVAS))
 
 
 def reasoned(question: Question) -> str:
@@ -46,16 +49,16 @@ class World:
 
     size = 300  # pictures' worth of questions that make the test set
 
-    def __init__(self, concepts: str = "nano", rows: int = 26_500, scenes: int = 3_000, most: int = 4,
+    def __init__(self, categories: str = "nano", rows: int = 26_500, scenes: int = 3_000, most: int = 4,
                  description_noise: float = 0.95):
-        self.concepts, self.rows, self.scenes, self.most, self.noise = concepts, rows, scenes, most, description_noise
+        self.categories, self.rows, self.scenes, self.most, self.noise = categories, rows, scenes, most, description_noise
 
-    def scene(self, split: str, i: int) -> world.Scene:
-        return world.scene(split, i % self.scenes if split == "train" else i, self.concepts, self.most)
+    def scene(self, split: str, i: int) -> Scene:
+        return sample_scene(split, i % self.scenes if split == "train" else i, self.categories, self.most)
 
-    def crowded(self, i: int) -> world.Scene:
+    def crowded(self, i: int) -> Scene:
         """A training scene of four to nine things."""
-        return world.scene("train", i % self.scenes, self.concepts, most=9, least=4)
+        return sample_scene("train", i % self.scenes, self.categories, most=9, least=4)
 
     # ------------------------------------------------------------ to learn from
 
@@ -66,7 +69,7 @@ class World:
     def captions(self, i: int) -> Conversation:
         """Scene i in one turn of one language: its caption, its description, or an inventory."""
         rng = random.Random(f"captions/{i}")
-        scene, language = self.scene("train", i), rng.choice(world.LANGUAGES)
+        scene, language = self.scene("train", i), rng.choice(LANGUAGES)
         form = rng.choices((self.caption, self.description, None), (15, 5, 80))[0]
         if form is None:
             return self.inventory(f"world/pretrain/{i}", FIRST, i, language, rng)
@@ -79,7 +82,7 @@ class World:
         """
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
-        language = rng.choice(world.LANGUAGES)
+        language = rng.choice(LANGUAGES)
         form = rng.choices(("told", "asked", "pair", "inventory"), (27, 21, 21, 31))[0]
         if form == "inventory":
             return self.inventory(f"world/sft/{i}", LATER, i, language, rng)
@@ -99,24 +102,24 @@ class World:
             rng.shuffle(turns)
         return dialogue(f"world/sft/{i}", [picture(scene)], turns)
 
-    def caption(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        return rng.choice(ASK_CAPTION[language]), world.caption(scene, language)
+    def caption(self, scene: Scene, language: str, rng: random.Random) -> tuple[str, str]:
+        return rng.choice(ASK_CAPTION[language]), caption(scene, language)
 
-    def description(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        return rng.choice(ASK_DESCRIPTION[language]), world.description(scene, language)
+    def description(self, scene: Scene, language: str, rng: random.Random) -> tuple[str, str]:
+        return rng.choice(ASK_DESCRIPTION[language]), description(scene, language)
 
-    def noisy_description(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
+    def noisy_description(self, scene: Scene, language: str, rng: random.Random) -> tuple[str, str]:
         """A description that may go on from the last thing to its absent partner, at the place after it, if there is one.
 
         Descriptions from the web do so: they say what is usual. A model learns from them to say what is likely beside what is
         there: it hallucinates, and preference learning can mend it.
         """
-        last = scene.things[-1]
-        partner = world.partners(self.concepts).get(last.concept)
+        last = scene.objects[-1]
+        partner = companions(self.categories).get(last.category)
         if last.cell < 8 and partner and partner not in scene.counts and rng.random() < self.noise:
-            imagined = world.Thing(partner, last.cell + 1, 0, 0, 0)
-            wider = world.Scene(scene.key, (*scene.things, imagined), scene.background)
-            scene = scene if world.is_new(wider) else wider  # what is held out is not even imagined
+            imagined = Object(partner, last.cell + 1, 0, 0, 0)
+            wider = Scene(scene.key, (*scene.objects, imagined), scene.background)
+            scene = scene if is_new(wider) else wider  # what is held out is not even imagined
         return self.description(scene, language, rng)
 
     def inventory(self, id: str, kinds: Sequence[str], i: int, language: str, rng: random.Random) -> Conversation:
@@ -124,18 +127,18 @@ class World:
         kind = rng.choice(kinds)
         shown = [self.crowded(i)]  # many things, many lookups
         if kind in inventories.TWO:  # a scene's second one is the same in every row
-            shown.append(world.varied(shown[0], random.Random(f"varied/{i % self.scenes}"), self.concepts))
-        lines = inventories.lines(kind, shown, language, rng, self.concepts)
+            shown.append(varied_scene(shown[0], random.Random(f"varied/{i % self.scenes}"), self.categories))
+        lines = inventories.lines(kind, shown, language, rng, self.categories)
         if not lines:  # no clear pair to compare
             kind = "exists"
-            lines = inventories.lines(kind, shown, language, rng, self.concepts)
+            lines = inventories.lines(kind, shown, language, rng, self.categories)
         return inventories.conversation(id, [picture(one) for one in shown], inventories.ASK[language][kind], lines)
 
-    def listing(self, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str]:
+    def listing(self, scene: Scene, language: str, rng: random.Random) -> tuple[str, str]:
         return self.turn("list", scene, language, rng)
 
-    def turn(self, kind: str, scene: world.Scene, language: str, rng: random.Random) -> tuple[str, str] | None:
-        question = questions.ask(kind, scene, language, rng, self.concepts)
+    def turn(self, kind: str, scene: Scene, language: str, rng: random.Random) -> tuple[str, str] | None:
+        question = questions.ask(kind, scene, language, rng, self.categories)
         if question is None:
             return None
         if question.thoughts and rng.random() < 0.25:
@@ -146,17 +149,17 @@ class World:
         """Two pictures and a few questions about both."""
         first = self.scene("train", i)
         second, change = self.partner(first, "train", i, random.Random(f"changed/{i % self.scenes}"))
-        asked = [ask(first, second, language, rng, self.concepts)
+        asked = [ask(first, second, language, rng, self.categories)
                  for ask in (questions.which_picture, questions.together) for _ in range(2)]
         asked += [questions.difference(*change, language)] if change else []
         turns = list(dict.fromkeys((question.text, question.answer) for question in asked))  # nothing is asked twice
         rng.shuffle(turns)
         return dialogue(f"world/sft/{i}", [picture(first), picture(second)], turns)
 
-    def partner(self, first: world.Scene, split: str, i: int, rng: random.Random):
+    def partner(self, first: Scene, split: str, i: int, rng: random.Random):
         """A second scene for a pair, and what changed: in most pairs the first scene with a change, else another scene."""
         if rng.random() < 0.6:
-            second, *change = world.changed(first, rng, self.concepts)
+            second, *change = changed_scene(first, rng, self.categories)
             return second, change
         return self.scene(split, rng.randrange(self.scenes) if split == "train" else i + 1_000_000), None
 
@@ -168,14 +171,14 @@ class World:
         for i in range(n):
             rng = random.Random(f"{split}/questions/{i}")
             scene = self.scene(split, i)
-            freshness = "new" if world.is_new(scene) else "trained"
+            freshness = "new" if is_new(scene) else "trained"
             for k, kind in enumerate((*KINDS, "caption", *PAIR_KINDS)):
-                language = world.LANGUAGES[(i // 2 + k) % 2]
+                language = LANGUAGES[(i // 2 + k) % 2]
                 if kind in KINDS:
-                    pictures, question = [scene], questions.ask(kind, scene, language, rng, self.concepts)
+                    pictures, question = [scene], questions.ask(kind, scene, language, rng, self.categories)
                 elif kind == "caption":
                     pictures = [scene]
-                    question = Question(kind, ASK_CAPTION[language][0], world.caption(scene, language))
+                    question = Question(kind, ASK_CAPTION[language][0], caption(scene, language))
                 else:
                     pictures, question = self.pair_question(kind, scene, split, i, language, rng)
                 if question:
@@ -184,21 +187,21 @@ class World:
                     found.append(Example(prompt, question.answer, kind, (language, freshness)))
         return found
 
-    def pair_question(self, kind: str, first: world.Scene, split: str, i: int, language: str, rng: random.Random):
+    def pair_question(self, kind: str, first: Scene, split: str, i: int, language: str, rng: random.Random):
         if kind == "difference":
-            second, *change = world.changed(first, rng, self.concepts)
+            second, *change = changed_scene(first, rng, self.categories)
             return [first, second], questions.difference(*change, language)
         second, _ = self.partner(first, split, i, rng)
         ask = {"which_picture": questions.which_picture, "together": questions.together}[kind]
-        return [first, second], ask(first, second, language, rng, self.concepts)
+        return [first, second], ask(first, second, language, rng, self.categories)
 
     def score(self, example: Example, answer: str) -> float:
         """Questions: the exact answer. Captions: exactly the things that are there are named (numbers are scored apart)."""
         if example.kind != "caption":
             return exact(example, answer)
         language = example.tags[0]
-        return float(set(world.mentions(answer, language, self.concepts))
-                     == set(world.mentions(example.answer, language, self.concepts)))
+        return float(set(mentions(answer, language, self.categories))
+                     == set(mentions(example.answer, language, self.categories)))
 
     def summary(self, examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
         def mean(wanted: Sequence[str]) -> float | None:

@@ -25,7 +25,7 @@ class PixelShuffle(nn.Module):
     """A projection of every square of side x side patches, and the three things above; pictures past the last number share its
     vector.
 
-    A picture in tiles (dataset/tiles.py) counts as many as it has views: by their numbers its tiles are told apart, and "the
+    A picture in tiles (tiles.py) counts as many as it has views: by their numbers its tiles are told apart, and "the
     picture before" is then the view before, of the same picture or the last tile of another.
     """
 

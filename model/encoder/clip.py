@@ -126,7 +126,7 @@ def load(weights: Path) -> ViT:
     facts = weights.with_suffix(".json")
     for file in (weights, facts):
         if not file.exists():
-            raise FileNotFoundError(f"{file} is missing. Train the encoder with: python -m dataset.train_clip")
+            raise FileNotFoundError(f"{file} is missing. Train the encoder with: python -m dataset.studies.train_clip")
     encoder = ViT(**json.loads(facts.read_text()))
     encoder.load_state_dict({name: weight.float() for name, weight in load_file(weights).items()})
     return encoder

@@ -4,7 +4,7 @@ In:  what to draw and a random generator for the jitter.  Out: a `Drawing`: the 
 Chinese, and the truth of each region (box in pixels and name), from which the tiny CLIP learns to see and the reasoning tasks
 get their problems. Nothing here knows a question: the tasks ask, this file only draws.
 
-    python -m dataset.drawings sheet.png     draws a sheet of examples
+    python -m dataset.world.drawings sheet.png     draws a sheet of examples
 """
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.world import CANVAS, CELL, drawing, light
+from dataset.world.openmoji import drawing
+from dataset.world.scenes import CANVAS, CELL, light
 
 COLOURS = {  # name in English: (name in Chinese, RGB)
     "red": ("红色", (220, 30, 30)), "blue": ("蓝色", (30, 60, 230)), "green": ("绿色", (30, 150, 50)),

@@ -10,7 +10,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from dataset.world import PLACES, Concept, Scene, Thing, concepts, phrase, plural, with_article
+from dataset.world.openmoji import Category, categories, plural, with_article
+from dataset.world.scenes import Object, Scene
+from dataset.world.words import PLACES, phrase
 
 
 @dataclass(frozen=True)
@@ -35,52 +37,52 @@ ASK_DESCRIPTION = {"en": ("Describe the picture in detail.", "Where is everythin
                    "zh": ("详细描述这张图。", "图中的东西都在哪里？")}
 
 
-def named(concept: Concept, language: str) -> str:
+def named(category: Category, language: str) -> str:
     """'a bus', '公交车'. English names always follow another word: after a space they are the same tokens everywhere."""
-    return with_article(concept.en) if language == "en" else concept.zh
+    return with_article(category.en) if language == "en" else category.zh
 
 
-def absent(scene: Scene, rng: random.Random, which: str) -> Concept:
-    """A concept that is not in the scene."""
-    return rng.choice([concept for concept in rng.sample(concepts(which), 12) if concept not in scene.counts])
+def absent(scene: Scene, rng: random.Random, which: str) -> Category:
+    """A category that is not in the scene."""
+    return rng.choice([category for category in rng.sample(categories(which), 12) if category not in scene.counts])
 
 
-def single_things(scene: Scene) -> list[Thing]:
-    """The things whose concept appears once, so that 'where is the ...' has one answer."""
-    return [thing for thing in scene.things if scene.counts[thing.concept] == 1]
+def single_objects(scene: Scene) -> list[Object]:
+    """The things whose category appears once, so that 'where is the ...' has one answer."""
+    return [obj for obj in scene.objects if scene.counts[obj.category] == 1]
 
 
 def what(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
-    if rng.random() < 0.1 and len(scene.things) < 9:
-        cell = rng.choice(sorted(set(range(9)) - {thing.cell for thing in scene.things}))
+    if rng.random() < 0.1 and len(scene.objects) < 9:
+        cell = rng.choice(sorted(set(range(9)) - {obj.cell for obj in scene.objects}))
         answer = WORDS[language]["nothing"]
     else:
-        thing = rng.choice(scene.things)
-        cell, answer = thing.cell, named(thing.concept, language)
+        obj = rng.choice(scene.objects)
+        cell, answer = obj.cell, named(obj.category, language)
     place = PLACES[language][cell]
     return Question("what", f"What is at the {place}?" if language == "en" else f"{place}是什么？", answer)
 
 
 def where(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
-    if not (candidates := single_things(scene)):
+    if not (candidates := single_objects(scene)):
         return None
-    thing = rng.choice(candidates)
-    name = thing.concept.name(language)
-    place = PLACES[language][thing.cell]
+    obj = rng.choice(candidates)
+    name = obj.category.name(language)
+    place = PLACES[language][obj.cell]
     return Question("where", *((f"Where is the {name}?", f"at the {place}") if language == "en" else (f"{name}在哪里？", place)))
 
 
 def count(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
     counts = scene.counts
     number = rng.choices((0, max(counts.values()), rng.choice(list(counts.values()))), (2, 5, 3))[0]  # balances 0 to 4
-    concept = rng.choice([c for c, n in counts.items() if n == number]) if number else absent(scene, rng, which)
-    text = f"How many {plural(concept.en)} are there?" if language == "en" else f"有几个{concept.zh}？"
-    return Question("count", text, str(number), count_thoughts(scene, concept, language))
+    category = rng.choice([c for c, n in counts.items() if n == number]) if number else absent(scene, rng, which)
+    text = f"How many {plural(category.en)} are there?" if language == "en" else f"有几个{category.zh}？"
+    return Question("count", text, str(number), count_thoughts(scene, category, language))
 
 
-def count_thoughts(scene: Scene, concept: Concept, language: str) -> str:
-    """Name each place where the concept stands, with a running number: 'top 1, left 2'."""
-    places = [PLACES[language][thing.cell] for thing in scene.things if thing.concept == concept]
+def count_thoughts(scene: Scene, category: Category, language: str) -> str:
+    """Name each place where the category stands, with a running number: 'top 1, left 2'."""
+    places = [PLACES[language][obj.cell] for obj in scene.objects if obj.category == category]
     if not places:
         return "I see none." if language == "en" else "一个也没有。"
     comma, stop = (", ", ".") if language == "en" else ("，", "。")
@@ -89,18 +91,18 @@ def count_thoughts(scene: Scene, concept: Concept, language: str) -> str:
 
 def total(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
     text = "How many things are there in total?" if language == "en" else "一共有几个东西？"
-    return Question("total", text, str(len(scene.things)))
+    return Question("total", text, str(len(scene.objects)))
 
 
 def exists(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
     yes = rng.random() < 0.5
-    concept = rng.choice(sorted(scene.counts, key=lambda c: c.en)) if yes else absent(scene, rng, which)
-    text = f"Is there {with_article(concept.en)}?" if language == "en" else f"有{concept.zh}吗？"
+    category = rng.choice(sorted(scene.counts, key=lambda c: c.en)) if yes else absent(scene, rng, which)
+    text = f"Is there {with_article(category.en)}?" if language == "en" else f"有{category.zh}吗？"
     return Question("exists", text, WORDS[language]["yes" if yes else "no"])
 
 
 def compare(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
-    """Which of two concepts there are more of; the more common one stands first or second at random."""
+    """Which of two categories there are more of; the more common one stands first or second at random."""
     counts = scene.counts
     if len(counts) < 2:
         return None
@@ -127,9 +129,9 @@ SIDES = {"en": {"left": "left of", "right": "right of", "above": "above", "below
          "zh": {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}}
 
 
-def related(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, str, bool] | None:
+def related(scene: Scene, rng: random.Random) -> tuple[Object, Object, str, bool] | None:
     """Two things, a side of SIDES, and whether the first is on that side of the second; only pairs that differ clearly."""
-    pairs = [(a, b) for a in single_things(scene) for b in single_things(scene)
+    pairs = [(a, b) for a in single_objects(scene) for b in single_objects(scene)
              if a is not b and (a.cell % 3 != b.cell % 3 or a.cell // 3 != b.cell // 3)]
     if not pairs:
         return None
@@ -148,25 +150,25 @@ def relation(scene: Scene, language: str, rng: random.Random, which: str) -> Que
     a, b, side, yes = found
     words = SIDES[language][side]
     if language == "en":
-        text = f"Is the {a.concept.en} {'to the ' * (side in ('left', 'right'))}{words} the {b.concept.en}?"
+        text = f"Is the {a.category.en} {'to the ' * (side in ('left', 'right'))}{words} the {b.category.en}?"
     else:
-        text = f"{a.concept.zh}在{b.concept.zh}的{words}吗？"
+        text = f"{a.category.zh}在{b.category.zh}的{words}吗？"
     return Question("relation", text, WORDS[language]["yes" if yes else "no"])
 
 
 def listing(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
     text = "List everything in reading order." if language == "en" else "按顺序列出所有东西。"
     comma = ", " if language == "en" else "、"
-    return Question("list", text, comma.join(named(thing.concept, language) for thing in scene.things))
+    return Question("list", text, comma.join(named(obj.category, language) for obj in scene.objects))
 
 
-def difference(change: str, old: Thing | None, new: Thing | None, language: str) -> Question:
+def difference(change: str, old: Object | None, new: Object | None, language: str) -> Question:
     """Spot the difference between two pictures; `change`, `old` and `new` come from `world.changed`."""
     text = "What changed from the first picture to the second?" if language == "en" else "第二张图和第一张图相比有什么变化？"
-    return Question("difference", text, changed(change, old and old.concept, new and new.concept, language))
+    return Question("difference", text, changed(change, old and old.category, new and new.category, language))
 
 
-def changed(change: str, old: Concept | None, new: Concept | None, language: str) -> str:
+def changed(change: str, old: Category | None, new: Category | None, language: str) -> str:
     """'an ant became a bus', 'a bus was added', 'nothing changed'."""
     gone, came = old and named(old, language), new and named(new, language)
     if language == "en":
@@ -177,25 +179,25 @@ def changed(change: str, old: Concept | None, new: Concept | None, language: str
 
 
 def which_picture(first: Scene, second: Scene, language: str, rng: random.Random, which: str) -> Question:
-    """In which of two pictures a concept appears."""
+    """In which of two pictures a category appears."""
     one, two = set(first.counts), set(second.counts)
     groups = {"first": one - two, "second": two - one, "both": one & two}
     answer = rng.choice([name for name, group in groups.items() if group] + ["neither"])
     if answer == "neither":
-        concept = rng.choice([c for c in rng.sample(concepts(which), 16) if c not in one | two])
+        category = rng.choice([c for c in rng.sample(categories(which), 16) if c not in one | two])
     else:
-        concept = rng.choice(sorted(groups[answer], key=lambda c: c.en))
-    text = (f"Which picture has {with_article(concept.en)}?" if language == "en" else f"哪张图有{concept.zh}？")
+        category = rng.choice(sorted(groups[answer], key=lambda c: c.en))
+    text = (f"Which picture has {with_article(category.en)}?" if language == "en" else f"哪张图有{category.zh}？")
     return Question("which_picture", text, WORDS[language][answer])
 
 
 def together(first: Scene, second: Scene, language: str, rng: random.Random, which: str) -> Question:
-    """How many of a concept there are in two pictures together."""
+    """How many of a category there are in two pictures together."""
     counts = first.counts + second.counts
-    concept = rng.choice(sorted(counts, key=lambda c: (-counts[c], c.en))[:2])
-    text = (f"How many {plural(concept.en)} are there in both pictures together?" if language == "en"
-            else f"两张图一共有几个{concept.zh}？")
-    return Question("together", text, str(counts[concept]))
+    category = rng.choice(sorted(counts, key=lambda c: (-counts[c], c.en))[:2])
+    text = (f"How many {plural(category.en)} are there in both pictures together?" if language == "en"
+            else f"两张图一共有几个{category.zh}？")
+    return Question("together", text, str(counts[category]))
 
 
 KINDS = {"what": what, "where": where, "count": count, "total": total, "exists": exists, "compare": compare,

@@ -1,7 +1,7 @@
 """The numbered scripts as processes of their own, and a Markdown table of what came of them.
 
 In:  a script and its arguments.  Out: what it printed; `Failed` with its last line where it ended with an error.
-Made for what compares runs: dataset/recipes.py and dataset/studies.py.
+Made for what compares runs: dataset/studies/recipes.py and dataset/studies/arms.py.
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Failed(Exception):

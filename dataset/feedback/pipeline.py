@@ -28,18 +28,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dataset import world
-from dataset.claims import Claim, Divider, Failed, Item, by_rule, claims_by_rule, whole
-from dataset.conversations import BadRows
-from dataset.features import replacing
+from dataset.feedback.claims import Claim, Divider, Failed, Item, by_rule, claims_by_rule, whole
+from dataset.feedback.labels import TRUTH, Asked, Labeler, by_judge, untrue
+from dataset.feedback.pairs import Margins, balanced, pair_rows, picture_and_question, score, words, write_parquet, write_pictures
+from dataset.formats.conversations import BadRows
 from dataset.images import BadRow, Picture
 from dataset.judge import judge_from
-from dataset.labels import TRUTH, Asked, Labeler, by_judge, untrue
-from dataset.pairs import Margins, balanced, pair_rows, picture_and_question, score, words, write_parquet, write_pictures
 from dataset.preferences import Preference
-from dataset.questions import ASK_DESCRIPTION
 from dataset.tasks import Cut, dialogue
 from dataset.tasks.world import picture
+from dataset.vision.feature_cache import replacing
+from dataset.world.openmoji import LANGUAGES
+from dataset.world.questions import ASK_DESCRIPTION
+from dataset.world.scenes import sample_scene
 
 Ask = Callable[..., list[list[str]]]  # ask(prompts, answers=N, temperature=T): N texts for each prompt
 
@@ -156,7 +157,7 @@ def as_json(claims: list[Claim] | Failed) -> list[dict] | dict:
 def from_json(row: list[dict] | dict) -> list[Claim] | Failed:
     if isinstance(row, dict):
         return Failed(row["reason"])
-    return [Claim(claim["text"], claim["question"], tuple(map(tuple, claim["things"])), claim["malformed"]) for claim in row]
+    return [Claim(claim["text"], claim["question"], tuple(map(tuple, claim["objects"])), claim["malformed"]) for claim in row]
 
 
 def label(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Failed]], labeler: Labeler, file: Path, made_from: dict,
@@ -241,7 +242,7 @@ def summary(items: Sequence[Item], texts: Sequence[Sequence[str]], claims: Seque
     undivided = sum(isinstance(one, Failed) for one in found)
     named = {(item.prompt.pictures, claim.question): untrue(claim, item.scene) == 0
              for item, answers in zip(items, claims) if item.scene for one in answers if not isinstance(one, Failed)
-             for claim in one if claim.things}
+             for claim in one if claim.objects}
     known = [(margins[key] > 0) == true for key, true in named.items() if margins[key] is not None]
     by_id = {item.prompt.id: (item, answers) for item, answers in zip(items, texts)}
     right = []
@@ -313,8 +314,8 @@ def world_items(scenes: int, seed: int, which: str = "nano", most: int = 4) -> l
     """Requests for detailed descriptions of scenes of the train split, in alternating languages; other seeds, other scenes."""
     items = []
     for k in range(scenes):
-        number, language = seed * scenes + k, world.LANGUAGES[k % 2]
-        scene = world.scene("train", number, which, most)
+        number, language = seed * scenes + k, LANGUAGES[k % 2]
+        scene = sample_scene("train", number, which, most)
         request = random.Random(f"feedback/{number}").choice(ASK_DESCRIPTION[language])
         items.append(Item(dialogue(f"world/feedback/{number}", [picture(scene)], [(request, "")]), language, scene))
     return items

@@ -12,8 +12,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dataset import world
 from dataset.chat import Conversation
+from dataset.world.openmoji import Category, plural, with_article
+from dataset.world.scenes import Scene
+from dataset.world.words import NUMBERS, PLACES, mention_pattern, mentions
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,20 @@ class Item:
 
     prompt: Conversation
     language: str
-    scene: world.Scene | None = None
+    scene: Scene | None = None
 
 
 @dataclass(frozen=True)
 class Claim:
     """Something that an answer says, and the question whose answer is yes where it is true.
 
-    things      (a concept's English name, its cell or None): what must be in the scene; () where only a model can tell
+    things      (a category's English name, its cell or None): what must be in the scene; () where only a model can tell
     malformed   it is no sentence of its language: rejected whoever labels, and nobody is asked
     """
 
     text: str
     question: str
-    things: tuple[tuple[str, int | None], ...] = ()
+    objects: tuple[tuple[str, int | None], ...] = ()
     malformed: bool = False
 
 
@@ -58,42 +60,42 @@ class Divider:
 
 STOPS = {"en": r"[.!?]+(?=\s|$)|\n+", "zh": r"[。！？!?]+|\n+"}
 FILLERS = {  # what may stand around names: with another word ("no", "behind", "blue") a sentence says more than the rule sees
-    "en": {"there", "is", "are", "a", "an", "the", "at", "and", "in", "picture", "one", *world.NUMBERS["en"][1:],
-           *" ".join(world.PLACES["en"]).split()},
-    "zh": set("图里中有和一个" + "".join(world.NUMBERS["zh"][1:]) + "".join(world.PLACES["zh"])),
+    "en": {"there", "is", "are", "a", "an", "the", "at", "and", "in", "picture", "one", *NUMBERS["en"][1:],
+           *" ".join(PLACES["en"]).split()},
+    "zh": set("图里中有和一个" + "".join(NUMBERS["zh"][1:]) + "".join(PLACES["zh"])),
 }
 WHOLE = {"en": "Is this description of the picture entirely right? {}", "zh": "下面对图片的描述完全正确吗？{}"}
 
 
 def sentences(text: str, language: str, which: str) -> list[str]:
     """The sentences of a text; the stop inside a name ("St. Lucia") ends none."""
-    names = [name.span() for name in re.finditer(world.mention_pattern(which, language)[0].pattern, text, re.IGNORECASE)]
+    names = [name.span() for name in re.finditer(mention_pattern(which, language)[0].pattern, text, re.IGNORECASE)]
     stops = [stop.end() for stop in re.finditer(STOPS[language], text)
              if not any(start <= stop.start() < end for start, end in names)]
     parts = [text[start:end].strip() for start, end in zip([0, *stops], [*stops, len(text)])]
     return [part for part in parts if part]
 
 
-def exists_question(concept: world.Concept, language: str, cell: int | None = None) -> str:
+def exists_question(category: Category, language: str, cell: int | None = None) -> str:
     """"Is there a bus?" as the instructions ask it, or "Is there a bus at the top left?"."""
     if language == "zh":
-        return f"{'' if cell is None else world.PLACES['zh'][cell]}有{concept.zh}吗？"
-    return f"Is there {world.with_article(concept.en)}{'' if cell is None else ' at the ' + world.PLACES['en'][cell]}?"
+        return f"{'' if cell is None else PLACES['zh'][cell]}有{category.zh}吗？"
+    return f"Is there {with_article(category.en)}{'' if cell is None else ' at the ' + PLACES['en'][cell]}?"
 
 
 def misspoken(sentence: str, language: str, which: str) -> bool:
     """Whether a sentence goes on in the other language, or in English names a thing without its article: "a蚂蚁", "a ant"."""
     if language == "zh":
-        return bool(world.mentions(sentence, "en", which))
+        return bool(mentions(sentence, "en", which))
     if re.search(r"[A-Za-z]", sentence) and re.search(r"[\u4e00-\u9fff]", sentence):
         return True
     text = sentence.lower()
-    pattern, forms = world.mention_pattern(which, "en")
+    pattern, forms = mention_pattern(which, "en")
     for found in pattern.finditer(text):
         name = forms[found[0]].en
-        singular = found[0] == name.lower() != world.plural(name).lower()
+        singular = found[0] == name.lower() != plural(name).lower()
         before = re.search(r"([a-z]+) $", text[:found.start()])
-        fitting = {"the", "one", world.with_article(name).split()[0]}
+        fitting = {"the", "one", with_article(name).split()[0]}
         wrong = FILLERS["en"] - fitting  # another word may say more than the rule sees
         if singular and before and before[1] in wrong:
             return True
@@ -107,19 +109,19 @@ def claims_of_sentence(sentence: str, language: str, which: str, places: bool) -
     """
     if misspoken(sentence, language, which):
         return [Claim(sentence, "", malformed=True)]
-    named = [concept for concept in dict.fromkeys(world.mentions(sentence, language, which))
-             if concept.name(language) not in FILLERS[language]]  # "有" (there is) is the name of a button too
+    named = [category for category in dict.fromkeys(mentions(sentence, language, which))
+             if category.name(language) not in FILLERS[language]]  # "有" (there is) is the name of a button too
     if not named:
         return Failed(f"the rule knows nothing that is named in {sentence!r}")
-    rest = world.mention_pattern(which, language)[0].sub(" ", sentence.lower())
+    rest = mention_pattern(which, language)[0].sub(" ", sentence.lower())
     words = re.findall(r"[^\W_]+", rest) if language == "en" else re.findall(r"[^\W_]", rest)
     if unknown := [word for word in words if word not in FILLERS[language]]:
         return Failed(f"the rule does not know {unknown[0]!r} in {sentence!r}")
-    claims = [Claim(sentence, exists_question(concept, language), ((concept.en, None),)) for concept in named]
-    longest_first = sorted(world.PLACES[language], key=len, reverse=True)
+    claims = [Claim(sentence, exists_question(category, language), ((category.en, None),)) for category in named]
+    longest_first = sorted(PLACES[language], key=len, reverse=True)
     found = re.findall("|".join(longest_first), rest)
     if places and len(named) == len(found) == 1:
-        cell = world.PLACES[language].index(found[0])
+        cell = PLACES[language].index(found[0])
         claims.append(Claim(sentence, exists_question(named[0], language, cell), ((named[0].en, cell),)))
     return claims
 
@@ -157,8 +159,8 @@ def whole(which: str) -> Divider:
         found = []
         for item, answer in answered:
             parts = claims_by_rule(answer, item.language, which)
-            things = () if isinstance(parts, Failed) else tuple(thing for part in parts for thing in part.things)
-            claim = Claim(answer, WHOLE[item.language].format(answer.strip()), things)
+            objects = () if isinstance(parts, Failed) else tuple(obj for part in parts for obj in part.objects)
+            claim = Claim(answer, WHOLE[item.language].format(answer.strip()), objects)
             found.append([claim] if answer.strip() else Failed("the answer says nothing"))
         return found
 

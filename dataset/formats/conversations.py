@@ -2,8 +2,8 @@
 
 In:  json, jsonl or parquet of LLaVA, TinyLLaVA, MiniMind-V, OpenAI-style messages, MM-EUREKA, LMM-R1, or {"text"}.
 Out: a source: `len(source)` and `source[i]`, a `Conversation`; `Mixture` of several; `BadRows`, what was skipped and why.
-Run: python -m dataset.conversations FILE                 says what a file holds, and its first row
-     python -m dataset.conversations IN.parquet OUT.parquet   the same rows in small row groups
+Run: python -m dataset.formats.conversations FILE                 says what a file holds, and its first row
+     python -m dataset.formats.conversations IN.parquet OUT.parquet   the same rows in small row groups
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ParquetRows:
         if largest > KEPT_BYTES:
             raise ValueError(
                 f"{path} has a row group of {largest:,} bytes (at most {KEPT_BYTES:,} are read at once); "
-                f"rewrite it once: python -m dataset.conversations {path} small.parquet"
+                f"rewrite it once: python -m dataset.formats.conversations {path} small.parquet"
             )
         self.ends = list(accumulate(group.num_rows for group in groups))
         self.kept: OrderedDict[int, object] = OrderedDict()  # row group -> its table, least recently used first

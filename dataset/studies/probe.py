@@ -5,8 +5,8 @@ of one language-model token reads right. That token is a cell of 32 x 32 pixels,
 language model has nothing but a linear projection of it (model/connector/pixel_shuffle.py). A problem whose labels the probe
 cannot read asks for what nobody can see: perception comes before reasoning.
 
-    python -m dataset.probe                          a table of every kind of drawing, a minute on one core
-    python -m dataset.probe --only digits dice --drawings 4000 --encoder tiny_clip
+    python -m dataset.studies.probe                          a table of every kind of drawing, a minute on one core
+    python -m dataset.studies.probe --only digits dice --drawings 4000 --encoder tiny_clip
 """
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ import numpy as np
 import torch
 import tyro
 
-from dataset import drawings, figures, world
-from dataset.drawings import Drawing
 from dataset.images import from_image, pixels
+from dataset.world import drawings, figures
+from dataset.world.drawings import Drawing
+from dataset.world.scenes import CELL
 from model.registry import ENCODERS
 
 Label = tuple[int, str]  # a cell (0 to 8, in reading order), and what is to be read there
@@ -34,7 +35,7 @@ def by_cell(picture: Drawing) -> list[Label]:
     found = []
     for region in picture.regions:
         left, top, right, bottom = region.box
-        found.append((int((top + bottom) / 2) // world.CELL * 3 + int((left + right) / 2) // world.CELL, region.en))
+        found.append((int((top + bottom) / 2) // CELL * 3 + int((left + right) / 2) // CELL, region.en))
     return found
 
 

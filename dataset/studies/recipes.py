@@ -3,8 +3,8 @@
 In:  names of connectors, and recipes ENCODER/CONNECTOR/LLM of modes for stage 2 (model/recipe.py).
 Out: out/recipes/NAME/pretrain and sft, as the scripts write them; out/recipes/table.md, which is also printed.
 
-    python -m dataset.recipes                                       all connectors, and five recipes
-    python -m dataset.recipes --connectors linear --recipes freeze/full/lora:8 --steps 20 --examples 5
+    python -m dataset.studies.recipes                                       all connectors, and five recipes
+    python -m dataset.studies.recipes --connectors linear --recipes freeze/full/lora:8 --steps 20 --examples 5
 
 The numbered scripts run as processes of their own. A row that is there, made with the same settings, is not made again.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tyro
 
-from dataset.scripts import Failed, markdown, start
+from dataset.studies.scripts import Failed, markdown, start
 from model.registry import CONNECTORS, ENCODERS
 
 

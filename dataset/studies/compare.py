@@ -4,7 +4,8 @@ In:  folders with a scores.json; those named NAME-SEED (out/dpo-0, out/dpo-1) ar
      not asked a model, these are what its own checks found on the validation split: compare like with like.
 Out: a Markdown table; with --picture a PNG with a point for every folder.
 
-    python -m dataset.compare out/sft out/dpo-* out/lora-* --metrics hallucination/chair_s hallucination/cover --picture runs.png
+    python -m dataset.studies.compare out/sft out/dpo-* out/lora-* --metrics hallucination/chair_s hallucination/cover \\
+        --picture runs.png
 """
 from __future__ import annotations
 

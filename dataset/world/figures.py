@@ -4,9 +4,9 @@ In:  what to draw and a random generator for the jitter.  Out: a `Drawing` with 
 
 Every label has a cell of the 3 x 3 grid for itself, because a token of the language model is a cell, and its digits are as large
 and as far apart as those that the encoder learned to read one by one. The figure stands in the middle, not to scale.
-`python -m dataset.probe` says what can be read of each.
+`python -m dataset.studies.probe` says what can be read of each.
 
-    python -m dataset.figures sheet.png     draws a sheet of examples
+    python -m dataset.world.figures sheet.png     draws a sheet of examples
 """
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from dataset import world
-from dataset.drawings import CANVAS, CELL, COLOURS, SHAPES, Drawing, Region, blank, dark, light, write
+from dataset.world.drawings import CANVAS, CELL, COLOURS, SHAPES, Drawing, Region, blank, dark, light, write
+from dataset.world.openmoji import Category, categories
+from dataset.world.scenes import SIZES as PIXELS
+from dataset.world.scenes import Object, Scene, draw_scene
+from dataset.world.words import caption
 
 SPACING = 14  # pixels from digit to digit
 Point = tuple[float, float]
@@ -118,20 +121,20 @@ def shapes(members: Sequence[tuple[str, str]], cells: Sequence[int], largest: in
     return Drawing(image, f"Shapes: {english}.", f"图形：{chinese}。", tuple(regions))
 
 
-def things(members: Sequence[world.Concept], cells: Sequence[int], largest: int | None, rng: random.Random) -> Drawing:
+def objects(members: Sequence[Category], cells: Sequence[int], largest: int | None, rng: random.Random) -> Drawing:
     """Emoji drawings in given cells, of sizes as in `shapes`."""
     placed = []
-    for k, (concept, cell) in enumerate(zip(members, cells, strict=True)):
-        size = rng.choice(world.SIZES) if largest is None else 32 if k == largest else rng.choice((22, 24))
+    for k, (category, cell) in enumerate(zip(members, cells, strict=True)):
+        size = rng.choice(PIXELS) if largest is None else 32 if k == largest else rng.choice((22, 24))
         row, column = divmod(cell, 3)
-        placed.append(world.Thing(concept, cell, column * CELL + rng.randint(0, CELL - size),
+        placed.append(Object(category, cell, column * CELL + rng.randint(0, CELL - size),
                                   row * CELL + rng.randint(0, CELL - size), size))
-    shown = world.Scene("", tuple(placed), light(rng))
-    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.concept.en, t.concept.zh) for t in placed)
+    shown = Scene("", tuple(placed), light(rng))
+    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.category.en, t.category.zh) for t in placed)
     if largest is not None:
         regions = tuple(Region(r.box, f"{SIZES[k == largest][0]} {r.en}", SIZES[k == largest][1] + r.zh)
                         for k, r in enumerate(regions))
-    return Drawing(world.draw(shown), world.caption(shown, "en"), world.caption(shown, "zh"), regions)
+    return Drawing(draw_scene(shown), caption(shown, "en"), caption(shown, "zh"), regions)
 
 
 # ---------------------------------------------------------------- random examples, to probe and to look at
@@ -148,7 +151,7 @@ def random_shapes(rng: random.Random, sized: bool) -> Drawing:
 
 def random_things(rng: random.Random) -> Drawing:
     cells = random_cells(rng)
-    return things(rng.sample(world.concepts(), len(cells)), cells, rng.randrange(len(cells)), rng)
+    return objects(rng.sample(categories(), len(cells)), cells, rng.randrange(len(cells)), rng)
 
 
 RANDOM = {

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 
 from dataset.chat import Conversation, Given, Message
 from dataset.images import Picture
-from dataset.questions import SIDES, WORDS, changed, named, related, single_things
-from dataset.world import PLACES, Concept, Scene, concepts, plural, with_article
+from dataset.world.openmoji import Category, categories, plural, with_article
+from dataset.world.questions import SIDES, WORDS, changed, named, related, single_objects
+from dataset.world.scenes import Scene
+from dataset.world.words import PLACES
 
 ONE = ("place", "exists", "count", "what", "relation")  # kinds about one scene; "what" asks of places, "relation" of pairs
 TWO = ("which_picture", "together", "change")  # kinds about two; "change" asks of places, the others of things
@@ -51,7 +53,7 @@ def lines(kind: str, scenes: Sequence[Scene], language: str, rng: random.Random,
     else:
         asked = names(kind, scenes, rng, which)
         rng.shuffle(asked)
-        found = [(name(kind, concept, language), answer(kind, scenes, concept, language)) for concept in asked]
+        found = [(name(kind, category, language), answer(kind, scenes, category, language)) for category in asked]
     return [(comma * (i > 0) + given, space + learned) for i, (given, learned) in enumerate(found)]
 
 
@@ -61,8 +63,8 @@ def relation(scene: Scene, language: str, rng: random.Random) -> tuple[str, str]
         return None
     a, b, side, yes = found
     words = SIDES[language][side]
-    given = (f"the {a.concept.en} {words} the {b.concept.en}" if language == "en"
-             else f"{a.concept.zh}在{b.concept.zh}{words}")
+    given = (f"the {a.category.en} {words} the {b.category.en}" if language == "en"
+             else f"{a.category.zh}在{b.category.zh}{words}")
     return given, WORDS[language]["yes" if yes else "no"]
 
 
@@ -71,15 +73,15 @@ def place(cell: int, language: str) -> str:
     return f"the {PLACES['en'][cell]}" if language == "en" else PLACES["zh"][cell]
 
 
-def at(scene: Scene, cell: int) -> Concept | None:
+def at(scene: Scene, cell: int) -> Category | None:
     """What lies in a cell."""
-    return next((thing.concept for thing in scene.things if thing.cell == cell), None)
+    return next((obj.category for obj in scene.objects if obj.cell == cell), None)
 
 
 def what(scenes: Sequence[Scene], cell: int, language: str) -> str:
     """What is at a place of the one scene: 'an ant', 'nothing'."""
-    concept = at(scenes[0], cell)
-    return named(concept, language) if concept else WORDS[language]["nothing"]
+    category = at(scenes[0], cell)
+    return named(category, language) if category else WORDS[language]["nothing"]
 
 
 def change(scenes: Sequence[Scene], cell: int, language: str) -> str:
@@ -91,30 +93,30 @@ def change(scenes: Sequence[Scene], cell: int, language: str) -> str:
     return changed(kind, before, after, language)
 
 
-def names(kind: str, scenes: Sequence[Scene], rng: random.Random, which: str) -> list[Concept]:
-    """The concepts of the scenes and others that are not there, so that no answer is much commoner; for places, those that
+def names(kind: str, scenes: Sequence[Scene], rng: random.Random, which: str) -> list[Category]:
+    """The categories of the scenes and others that are not there, so that no answer is much commoner; for places, those that
     appear once."""
-    present = list(dict.fromkeys(concept for scene in scenes for concept in scene.counts))
+    present = list(dict.fromkeys(category for scene in scenes for category in scene.counts))
     if kind == "place":
-        return [thing.concept for thing in single_things(scenes[0])] or present[:1]
-    absent = [concept for concept in rng.sample(concepts(which), 30) if concept not in present]
+        return [obj.category for obj in single_objects(scenes[0])] or present[:1]
+    absent = [category for category in rng.sample(categories(which), 30) if category not in present]
     return present + absent[:len(present) if kind == "exists" else len(present) // 3 + 1]
 
 
-def name(kind: str, concept: Concept, language: str) -> str:
+def name(kind: str, category: Category, language: str) -> str:
     if language == "zh":
-        return concept.zh
+        return category.zh
     if kind in ("exists", "which_picture"):
-        return with_article(concept.en)
-    return f"the {concept.en if kind == 'place' else plural(concept.en)}"
+        return with_article(category.en)
+    return f"the {category.en if kind == 'place' else plural(category.en)}"
 
 
-def answer(kind: str, scenes: Sequence[Scene], concept: Concept, language: str) -> str:
-    """The truth about a concept in a scene or two."""
+def answer(kind: str, scenes: Sequence[Scene], category: Category, language: str) -> str:
+    """The truth about a category in a scene or two."""
     if kind == "place":
-        cell = PLACES[language][next(thing.cell for thing in scenes[0].things if thing.concept == concept)]
+        cell = PLACES[language][next(obj.cell for obj in scenes[0].objects if obj.category == category)]
         return f"at the {cell}" if language == "en" else cell
-    numbers = [scene.counts[concept] for scene in scenes]
+    numbers = [scene.counts[category] for scene in scenes]
     if kind == "exists":
         return WORDS[language]["yes" if numbers[0] else "no"]
     if kind == "which_picture":

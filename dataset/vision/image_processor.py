@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from dataset.features import FeatureCache
 from dataset.images import BadRow, Picture, pixels
-from dataset.tiles import Tiles
+from dataset.vision.feature_cache import FeatureCache
+from dataset.vision.tiles import Tiles
 
 MOST_HELD = 1_000_000_000  # bytes of pictures
 
@@ -22,7 +22,7 @@ class Eyes:
 
     encoder   states `size, mean, std, tokens, dim`, and maps pixels (N, 3, S, S) to features (N, P, D)
     fit       how a picture is fitted into the square: square, pad or naive
-    tiles     the most tiles of a large picture; what it becomes is `views(picture)` (dataset/tiles.py), for those who render
+    tiles     the most tiles of a large picture; what it becomes is `views(picture)` (dataset/vision/tiles.py)
     cache     where features are kept, or None for pixels (the encoder is trained, or there is no room)
     wait      called once every process has written its share of the features
     """

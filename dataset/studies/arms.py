@@ -4,10 +4,10 @@ In:  the name of a study (STUDIES, below), and the checkpoints that its arms beg
 Out: out/studies/NAME/table.md, which is also printed, figure.png, and ARM-SEED/ with what the scripts wrote in each run. Table,
      picture and verdict stand in out/report.md, too.
 
-    python -m dataset.studies stages                        LMM-R1: reasoning in words first, then on pictures
-    python -m dataset.studies preferences                   RLAIF-V: who labels, what is labelled, what is trained
-    python -m dataset.studies efficiency --jobs 2           two runs at a time, a thread each
-    python -m dataset.studies arithmetic --seeds 1 --steps 10 --examples 50
+    python -m dataset.studies.arms stages                        LMM-R1: reasoning in words first, then on pictures
+    python -m dataset.studies.arms preferences                   RLAIF-V: who labels, what is labelled, what is trained
+    python -m dataset.studies.arms efficiency --jobs 2           two runs at a time, a thread each
+    python -m dataset.studies.arms arithmetic --seeds 1 --steps 10 --examples 50
 
 The numbered scripts run as processes of their own, and each result is judged on the test split. A run that is there, made with
 the same settings from the same weights, is not made again; with other --examples it is only asked again. What flags do not say,
@@ -30,9 +30,9 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from dataset import compare
 from dataset.report import section
-from dataset.scripts import Failed, markdown, start
+from dataset.studies import compare
+from dataset.studies.scripts import Failed, markdown, start
 
 # ---------------------------------------------------------------- the studies
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dataset.chat import Conversation
-from dataset.drawings import Drawing
 from dataset.images import Picture
 from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
 from dataset.tasks.world import THINK
+from dataset.world.drawings import Drawing
 
 STATES = {"test": 0.15, "val": 0.3, "train": 1.0}  # a state's hash below the first of these is in that split
 

@@ -11,9 +11,9 @@ Three losses are added up:
   directions, one for each place. A language model behind a frozen encoder and one linear layer has nothing else to tell two
   equal things apart by, and RoPE tells it distances only.
 
-    python -m dataset.train_clip                     an hour on two CPU cores
-    python -m dataset.train_clip --minutes 600 --init out/clip/clip.safetensors        go on for longer
-    python -m dataset.train_clip --minutes 25 --init model/encoder/tiny_clip.safetensors      from the shipped image tower
+    python -m dataset.studies.train_clip                     an hour on two CPU cores
+    python -m dataset.studies.train_clip --minutes 600 --init out/clip/clip.safetensors        go on for longer
+    python -m dataset.studies.train_clip --minutes 25 --init model/encoder/tiny_clip.safetensors      from the shipped image tower
 
 A command: nothing imports it. The model is open_clip's own, so the weights are what any CLIP's would be.
 """
@@ -33,12 +33,15 @@ import tyro
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from dataset import drawings, world
-from dataset.drawings import Drawing, Region
 from dataset.tasks.easy_vqa import known_shapes, shape_drawing
 from dataset.tokenizer import Tokenizer
+from dataset.world import drawings
+from dataset.world.drawings import Drawing, Region
+from dataset.world.openmoji import LANGUAGES, Category, categories
+from dataset.world.scenes import CANVAS, Object, Scene, draw_scene, is_new, light, sample_scene
+from dataset.world.words import caption
 
-SHIPPED = Path(__file__).parents[1] / "model" / "encoder" / "tiny_clip.safetensors"
+SHIPPED = Path(__file__).parents[2] / "model" / "encoder" / "tiny_clip.safetensors"
 MEAN, STD = (0.85, 0.84, 0.83), (0.25, 0.26, 0.27)  # of the pictures themselves, roughly
 CONTEXT = 40  # tokens of a caption at the most
 
@@ -63,31 +66,31 @@ class Config:
 
 # ---------------------------------------------------------------- pictures with their truth
 
-def emoji_drawing(rng: random.Random, pool: list[world.Concept]) -> Drawing:
+def emoji_drawing(rng: random.Random, pool: list[Category]) -> Drawing:
     """A scene that holds no held-out combination, in cells of 32, 48 or 96 pixels, nearly full: a picture costs the same
     however many things it shows, and every thing is a lesson."""
     across = rng.choices((3, 2, 1), (16, 3, 1))[0]
-    cell = world.CANVAS // across
+    cell = CANVAS // across
     wanted = rng.randint(max(1, across * across - 3), across * across)
-    members: list[world.Concept] = []
+    members: list[Category] = []
     for _ in range(4 * wanted):
         if len(members) < wanted:
-            concept = rng.choice(members) if members and rng.random() < 0.1 else rng.choice(pool)
-            trial = world.Scene("", tuple(world.Thing(c, 0, 0, 0, 0) for c in [*members, concept]), (0, 0, 0))
-            if not world.is_new(trial):
-                members.append(concept)
-    things = []
-    for place, concept in zip(sorted(rng.sample(range(across * across), len(members))), members):
+            category = rng.choice(members) if members and rng.random() < 0.1 else rng.choice(pool)
+            trial = Scene("", tuple(Object(c, 0, 0, 0, 0) for c in [*members, category]), (0, 0, 0))
+            if not is_new(trial):
+                members.append(category)
+    objects = []
+    for place, category in zip(sorted(rng.sample(range(across * across), len(members))), members):
         size = rng.randrange(cell * 2 // 3, cell + 1, 2)
         row, column = divmod(place, across)
-        things.append(world.Thing(concept, place, column * cell + rng.randint(0, cell - size),
+        objects.append(Object(category, place, column * cell + rng.randint(0, cell - size),
                                   row * cell + rng.randint(0, cell - size), size))
-    scene = world.Scene("", tuple(things), world.light(rng))
-    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.concept.en, t.concept.zh) for t in things)
-    return Drawing(world.draw(scene), world.caption(scene, "en"), world.caption(scene, "zh"), regions)
+    scene = Scene("", tuple(objects), light(rng))
+    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.category.en, t.category.zh) for t in objects)
+    return Drawing(draw_scene(scene), caption(scene, "en"), caption(scene, "zh"), regions)
 
 
-def any_drawing(rng: random.Random, pool: list[world.Concept], shapes: list) -> Drawing:
+def any_drawing(rng: random.Random, pool: list[Category], shapes: list) -> Drawing:
     source = rng.random()
     if source < 0.72:
         return emoji_drawing(rng, pool)
@@ -106,7 +109,7 @@ def region_targets(batch: list[Drawing], language: str, patch: int, rng: random.
     Empty patches are named too ('nothing'), but only one in eight, or they would be most of the batch.
     """
     names: dict[str, int] = {}
-    targets = np.full((len(batch), (world.CANVAS // patch) ** 2), -1)
+    targets = np.full((len(batch), (CANVAS // patch) ** 2), -1)
     for row, picture in zip(targets, batch):
         for place, owner in enumerate(drawings.region_of_patches(picture.regions, patch)):
             if owner >= 0:
@@ -121,7 +124,7 @@ def region_targets(batch: list[Drawing], language: str, patch: int, rng: random.
 
 def place_targets(batch: list[Drawing], patch: int) -> torch.Tensor:
     """For every patch the place (0 to 8, in reading order) of the middle of its thing, or its own if it lies on none: (N, 36)."""
-    across = world.CANVAS // patch
+    across = CANVAS // patch
     own = [(row * 3 // across) * 3 + column * 3 // across for row in range(across) for column in range(across)]
     targets = np.tile(own, (len(batch), 1))
     for row, picture in zip(targets, batch):
@@ -129,14 +132,14 @@ def place_targets(batch: list[Drawing], patch: int) -> torch.Tensor:
         for place, owner in enumerate(drawings.region_of_patches(picture.regions, patch)):
             if owner >= 0:
                 x, y = middles[owner]
-                row[place] = min(int(y) * 3 // world.CANVAS, 2) * 3 + min(int(x) * 3 // world.CANVAS, 2)
+                row[place] = min(int(y) * 3 // CANVAS, 2) * 3 + min(int(x) * 3 // CANVAS, 2)
     return torch.from_numpy(targets)
 
 
 # ---------------------------------------------------------------- the model: open_clip's, small
 
 def build(config: Config, tokenizer: Tokenizer) -> open_clip.CLIP:
-    vision = dict(image_size=world.CANVAS, patch_size=drawings.TILE, width=config.width, layers=config.layers, head_width=32)
+    vision = dict(image_size=CANVAS, patch_size=drawings.TILE, width=config.width, layers=config.layers, head_width=32)
     text = dict(context_length=CONTEXT, vocab_size=tokenizer.vocab_size, width=128, heads=4, layers=2,
                 pool_type="eos", eos_id=tokenizer.end, pad_id=tokenizer.pad)
     return open_clip.CLIP(embed_dim=config.width, vision_cfg=vision, text_cfg=text)
@@ -178,10 +181,10 @@ def losses(clip, tokenizer, contrastive, batch: list[Drawing], rng: random.Rando
     """The image-text, the region-text and the place loss of a batch of drawings."""
     pixels = to_pixels([picture.image for picture in batch]).to(device)
     image, patches, tokens = encode_images(clip, pixels)
-    captions = [getattr(picture, rng.choice(world.LANGUAGES)) for picture in batch]
+    captions = [getattr(picture, rng.choice(LANGUAGES)) for picture in batch]
     scale = clip.logit_scale.exp()
     image_text = contrastive(image, encode_texts(clip, tokenizer, captions, device), scale)
-    targets, names = region_targets(batch, rng.choice(world.LANGUAGES), drawings.TILE, rng)
+    targets, names = region_targets(batch, rng.choice(LANGUAGES), drawings.TILE, rng)
     asked = (targets >= 0).to(device)
     logits = scale * patches[asked] @ encode_texts(clip, tokenizer, names, device).T  # (asked patches, names)
     region_text = F.cross_entropy(logits, targets.to(device)[asked])
@@ -207,18 +210,18 @@ def patch_accuracy(clip, tokenizer, pictures: list[Drawing], language: str, name
     return right / asked
 
 
-def scene_drawing(scene: world.Scene) -> Drawing:
-    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.concept.en, t.concept.zh) for t in scene.things)
-    return Drawing(world.draw(scene), "", "", regions)
+def scene_drawing(scene: Scene) -> Drawing:
+    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.category.en, t.category.zh) for t in scene.objects)
+    return Drawing(draw_scene(scene), "", "", regions)
 
 
 def scores(clip, tokenizer, device: str) -> dict[str, float]:
     """Held-out patch accuracies: the nano names and all names on `val` scenes, and each kind of drawing among its own names."""
     result = {}
     for which, n in (("nano", 300), ("all", 800)):
-        pictures = [scene_drawing(world.scene("val", i, which)) for i in range(n)]
-        for language in world.LANGUAGES:
-            names = sorted({concept.name(language) for concept in world.concepts(which)})
+        pictures = [scene_drawing(sample_scene("val", i, which)) for i in range(n)]
+        for language in LANGUAGES:
+            names = sorted({category.name(language) for category in categories(which)})
             result[f"{which}/{language}"] = patch_accuracy(clip, tokenizer, pictures, language, names, device)
     rng = random.Random("held-out drawings")
     groups: dict[str, list[Drawing]] = {}
@@ -237,7 +240,7 @@ def save(clip, config: Config, measured: dict[str, float]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, config.out / "clip.safetensors")
     tower = {name: tensor.half().contiguous() for name, tensor in clip.visual.state_dict().items()}
     save_file(tower, config.ship)
-    facts = dict(size=world.CANVAS, patch=drawings.TILE, width=config.width, layers=config.layers, heads=config.width // 32,
+    facts = dict(size=CANVAS, patch=drawings.TILE, width=config.width, layers=config.layers, heads=config.width // 32,
                  mlp=4 * config.width, output=config.width, activation="gelu", mean=MEAN, std=STD)
     config.ship.with_suffix(".json").write_text(json.dumps(facts) + "\n")
     (config.out / "scores.json").write_text(json.dumps(measured, indent=1) + "\n")
@@ -256,7 +259,7 @@ def main(config: Config) -> None:
     others = [p for p in clip.parameters() if all(p is not matrix for matrix in hidden)]
     optimizers = [torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW(others, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
-    pool = [*world.concepts("all"), *world.concepts("nano") * 8]
+    pool = [*categories("all"), *categories("nano") * 8]
     shapes = list(known_shapes().items())
     contrastive = open_clip.ClipLoss()
     print(f"image tower {sum(p.numel() for p in clip.visual.parameters()):,} parameters, {len(shapes)} easy-VQA pictures")

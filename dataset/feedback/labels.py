@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from dataset import world
 from dataset.chat import Conversation, Message, Template, render_prompt
-from dataset.claims import Claim, Failed, Item, as_replies
 from dataset.collate import pad
-from dataset.eyes import Eyes
+from dataset.feedback.claims import Claim, Failed, Item, as_replies
 from dataset.judge import data_url
+from dataset.vision.image_processor import Eyes
+from dataset.world.scenes import Scene
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ PLEASE = {"en": " Please answer yes or no.", "zh": "请回答是或否。"}
 YES, NO = ("yes", "Yes", "是"), ("no", "No", "否")
 
 
-def untrue(claim: Claim, scene: world.Scene) -> int:
+def untrue(claim: Claim, scene: Scene) -> int:
     """How many of the things that a claim needs are not in the scene, or not in their cell; of a malformed one 1."""
     if claim.malformed:
         return 1
-    present = {(thing.concept.en, cell) for thing in scene.things for cell in (thing.cell, None)}
-    return sum(thing not in present for thing in claim.things)
+    present = {(obj.category.en, cell) for obj in scene.objects for cell in (obj.cell, None)}
+    return sum(obj not in present for obj in claim.objects)
 
 
 def true_margin(asked: Asked) -> float | Failed:
-    if asked.item.scene is None or not asked.claim.things:
+    if asked.item.scene is None or not asked.claim.objects:
         return Failed("the truth is known of scenes of the world and what the rule divides: this needs a model as labeler")
     return -1.0 if untrue(asked.claim, asked.item.scene) else 1.0
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from dataset.chat import Conversation, Document, Template
 from dataset.collate import pad
 from dataset.evaluation import Ask, several
-from dataset.eyes import Eyes
 from dataset.preferences import answered
+from dataset.vision.image_processor import Eyes
 
 Logps = Callable[[list[tuple[Conversation, str]]], list[list[float]]]  # (prompt, answer) -> nats of each token, its end included
 

