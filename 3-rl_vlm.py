@@ -1,16 +1,16 @@
-"""Stage 3, reinforcement learning: from answers that sound right to answers that are.
+"""Stage 3, reinforcement learning: from answers that sound right to answers that are. Two loops, chosen by --algo.
 
-Rules (--algo grpo, the default): the model answers a problem eight times with its reasoning, a rule checks each answer, and what
-made the right ones differ from the wrong ones becomes likelier (MM-EUREKA, arXiv 2503.07365; LMM-R1, arXiv 2503.07536).
-Preferences (--algo dpo): it describes pictures, each claim is checked, and one loss raises a better answer over a worse one,
-measured against what the model said before (arXiv 2305.18290). Beside it an anchor keeps the better answer likely in itself:
-without it the surest way never to be wrong is to say nothing.
-One loop serves both: where a batch comes from, and what is minimised, is all that differs.
+`grpo`, by rules: the model answers a problem eight times with its reasoning, a rule rewards each answer, and what made the right
+ones differ from the wrong ones becomes likelier (MM-EUREKA, arXiv 2503.07365; LMM-R1, arXiv 2503.07536).
+`dpo`, by preferences: it describes pictures, each claim is checked, and one loss raises a better answer over a worse one, measured
+against what the model said before (arXiv 2305.18290). Beside it the SFT term keeps the better answer likely in itself: without it
+the surest way never to be wrong is to say nothing.
 
 In:  out/sft, and problems (default: arithmetic), or preferences (default: the model's own answers about the embedded world).
 Out: out/grpo or out/dpo, as in stage 1.
 
     python 3-rl_vlm.py                                              rules: sums of drawn digits and dice
+    python 3-rl_vlm.py --algo gspo:clip_high=4e-4                   another algorithm, or other options of one
     python 3-rl_vlm.py --data my_rows.jsonl --reward my_file.py:my_function
     python 3-rl_vlm.py --data arithmetic:text=true --out out/fre    LMM-R1: first reasoning, in words alone,
     python 3-rl_vlm.py --init out/fre                               and from there on pictures
@@ -19,477 +19,311 @@ Out: out/grpo or out/dpo, as in stage 1.
     python 3-rl_vlm.py --algo dpo --iterations 3                    generate, learn, choose, and again from there
     python 3-rl_vlm.py --algo dpo --pairs_only --labeler judge --judge http://localhost:8000/v1,model=NAME
     python 3-rl_vlm.py --algo dpo --data RLAIF-V-Dataset rlhf-v.parquet:2 --train.llm lora:64 --lr 1e-5
-    python 3-rl_vlm.py --algo dpo --pairs policy                    preferences by rules: the best and the worst of each group
+    python 3-rl_vlm.py --algo dpo --pairs policy --data arithmetic  preferences by rules: the best and the worst of each group
 """
 
-import dataclasses
-import json
-import shutil
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from dataset import preferences, rollouts
-from dataset.collate import Batches
-from dataset.evaluation import Ask, add_scores, evaluate, several
+from dataset.evaluation import Answerer, make_tasks, validate
 from dataset.feedback.labels import Labeler, YesNo, by_model
-from dataset.feedback.pipeline import divider_and_labeler, items_digest, own_items, world_items
-from dataset.feedback.pipeline import preferences as preferences_of
-from dataset.formats.conversations import BadRows, load
-from dataset.mixture import look, pictures
-from dataset.report import before_and_after, marked, section, sheet, table, with_before
-from dataset.rewards import judge_from
-from dataset.tokenizer import load_tokenizer
-from dataset.vision.image_processor import Eyes
-from model import checkpoint, cli, recipe, reference
-from model.best import Chosen, best_of, copy_checkpoint
-from model.by_preferences import ByPreferences, preference_options
-from model.by_rules import ByRules, policy_options
-from model.generate import generate, prefill, prompt_room
-from model.losses import PREFERENCE_LOSSES, PreferenceOptions
-from model.optimizer import make_optimizer
-from model.registry import TASKS, TEMPLATES, specs
-from model.rl import critic
-from model.rl.policy import ALGORITHMS, NEEDS_NO_GROUPS, PolicyOptions
-from model.runtime import Run, draw_curves, learning_rate
-from model.vlm import VLM, count_parameters
+from dataset.feedback.own_pairs import OwnModel, own_pairs
+from dataset.feedback.pair_streams import SampledPairs, StoredPairs
+from dataset.mixture import training_batches
+from dataset.preferences import preference_mixture
+from dataset.processor import Processor
+from dataset.report import HeldOutAnswers, add_scores
+from dataset.rollouts import add_to_tokens, early_stop_reason, make_sampler
+from dataset.tokenizer import Tokenizer, load_tokenizer
+from model import checkpoint, cli
+from model.best import BestCheckpoint
+from model.dpo import iterations, reference
+from model.dpo.losses import Pairs
+from model.generate import generate, max_prompt_tokens, next_logits
+from model.losses import score, sum_by_document, token_entropy
+from model.optimizer import clip_gradients, lr_multiplier
+from model.recipe import Train
+from model.reference import policy_fingerprint, reference_model
+from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
+from model.rl import critic, kl
+from model.rl.clipping import DynamicClipping
+from model.runtime import Run, StepMetrics, draw_curves, prepare
+from model.vlm import VLM
 
 
 @dataclass
-class Train:
-    connector: str = "freeze"  # freeze | full | partial:K (the last K linear maps) | lora:R
-    llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters; their absence is the reference)
-    encoder: str = "freeze"  # freeze | full | partial:K | lora:R; trained, it sees pixels at every step
+class RolloutFlags:
+    problems: int = cli.data_flag(4096)  # of each task or file; when all have been asked, they are asked again
+    pass_rates: tuple[float, float] = cli.data_flag((0.0, 1.0))  # files: leave out rows whose own pass_rate lies outside
+    prompts: int = cli.data_flag(32)  # prompts whose groups of answers an update learns from
+    group_size: int = cli.data_flag(8)  # answers to each prompt, sampled alike
+    resample_rounds: int = cli.data_flag(3)  # times to resample prompts whose group has no reward variance
+    reward: str = cli.data_flag("rule")  # rule: a right answer in the right form, + 0.1 for the form | my_file.py:function
+    max_new_tokens: int = cli.data_flag(128)  # of an answer
+    temperature: float = cli.data_flag(1.0)  # of sampling
 
 
 @dataclass
-class Config:
-    # Rules: grpo rloo reinforce++ reinforce++_baseline ppo cispo gspo cpgd
-    # Preferences: dpo ipo hinge robust simpo apo_zero bco mpo sft_chosen (the control)
-    algo: str = "grpo"  # by rules: grpo, rloo, ppo, ...; by preferences: dpo, ipo, mpo, ...; an unknown one lists all
-    data: tuple[str, ...] | None = None  # rules: tasks, files with answers; preferences: files, none: the model's own; by weight
-
-    # Rules, and --pairs policy
-    problems: int = 4096  # of each task or file; when all have been asked, they are asked again
-    pass_rates: tuple[float, float] = (0.0, 1.0)  # files: leave out rows whose own pass_rate lies outside, as 0.1 0.9 (MM-EUREKA)
-    prompts: int = 32  # groups that an update learns from, each of so many --answers
-    rounds: int = 3  # how often others are asked in the place of problems whose answers are all alike
-    reward: str = "rule"  # rule: a right answer in the right form, + 0.1 for the form | my_file.py:function
-    chunk: int = 32  # problems that are answered together
-    # Rules alone
-    keep_all: bool = False  # learn from groups whose answers are all alike, too, and ask no others
-    passes: int = 1  # steps on the answers of an update; from the second on they are those of an older policy
-    advantage: str = ""  # dr_grpo | grpo | rloo | reinforce++ | reinforce++_baseline; default: the algorithm's own
-    clip_low: float | None = None  # how far the probability of a token may fall: 0.2, to 0.8 of what it was; gspo 3e-4
-    clip_high: float | None = None  # and how far it may rise: 0.28; gspo 4e-4
-    per_sequence: bool = False  # mean over the tokens of an answer, then over answers, as GRPO was published: lengths collapse
-    drift: float = 0.0  # cpgd: pull back to the policy that sampled
-    lam: float = 0.95  # ppo: how far an advantage looks ahead; 1: to the end of the answer
-    kl: str = "k3"  # the estimate of the KL to the start that --beta weighs: k1 (in the reward) | k2 | k3
+class GRPO(RolloutFlags):
+    algo: str = "grpo"  # grpo | rloo | reinforce++ | reinforce++_baseline | ppo | cispo | gspo | cpgd, options behind a colon
+    data: tuple[str, ...] = cli.data_flag(("arithmetic",))  # tasks, or files with answers, by weight
+    keep_zero_variance: bool = cli.data_flag(False)  # learn from groups without reward variance, too, and resample none
+    num_iterations: int = cli.data_flag(1)  # steps on the answers of an update; from the second on they are those of an older policy
     entropy_floor: float = 0.005  # nats a token; where it stays below, nothing new is tried, and the run ends
+    batch_size: int = 64  # answers a rank and micro-step
+    init: Path = Path("out/sft")  # the checkpoint to start from
+    template: str = ""  # how conversations are written; default: as the checkpoint does
+    train: Train = field(default_factory=lambda: Train(connector="freeze"))
+    optim: cli.SharedOptimizerFlags = cli.optim("muon", lr=1e-3, warmup=5, weight_decay=0.0, max_steps=20)
+    run: cli.SharedFlags = cli.shared("out/grpo", "arithmetic", eval_every=10, eval_examples=300, save_every=20, log_every=1)
 
-    # Preferences
-    pairs: str = ""  # policy: the best and the worst of --answers to each problem, judged by the rule, sampled in every step
-    scenes: int = 400  # without --data: scenes that the model describes in each iteration, or rows of --questions
-    questions: Path | None = None  # without --data: rows of one's own, a picture and a question each, in place of scenes
-    labeler: str = "truth"  # without --data: who labels; truth: the scene | self: the model | judge: --judge | a checkpoint
-    judge: str = ""  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can
-    divider: str = "claims"  # without --data: what is labelled; claims: each thing that an answer says | whole: all at once
-    balance: bool = False  # without --data: drop pairs by length, until chosen and rejected answers are about equally long
+
+@dataclass
+class DPO:
+    algo: str = "dpo"  # dpo | ipo | hinge | robust | simpo | apo_zero | bco | mpo | sft_chosen (the control), options behind a colon
+    data: tuple[str, ...] = cli.data_flag(())  # files of preferences, by weight; none: pairs of the model's own answers
+    pairs: str = cli.data_flag("stored")  # policy: the best and worst of each group, sampled in every step (--pairs policy --help)
+    scenes: int = cli.data_flag(400)  # without --data: scenes that the model describes in each iteration, or rows of --questions
+    questions: Path | None = cli.data_flag(None)  # without --data: rows of one's own, a picture and a question each
+    group_size: int = cli.data_flag(8)  # without --data: answers to each question, sampled alike
+    max_new_tokens: int = cli.data_flag(128)  # without --data: of an answer
+    temperature: float = cli.data_flag(0.7)  # without --data: of sampling
+    divider: str = cli.data_flag("claims")  # without --data: claims: each object that an answer names | claims:places=true | whole
+    labeler: str = cli.data_flag("truth")  # without --data: truth: the scene | self: the model | judge: --judge | a checkpoint
+    judge: str = cli.data_flag("")  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can
     pairs_only: bool = False  # make the pairs, say where they are, and stop
     iterations: int = 1  # rounds of generate, learn, choose; each starts from, and compares with, the one chosen before
-    nll_weight: float = 1.0  # of the anchor, the chosen answer's negative log-likelihood; 0 invites silence
-    smoothing: float = 0.0  # dpo, robust: the share of pairs that are taken to be swapped
-    gamma: float = 1.0  # simpo: the margin to reach
-    reference: Path | None = None  # the reference's log-probabilities, computed where they are missing; default: in --out
+    sft_weight: float = 1.0  # of the SFT term, the chosen answer's negative log-likelihood; 0 invites silence
+    reference: Path | None = None  # file of the reference's log-probabilities, computed where it is missing; default: in --out
     epochs: float = 2.0  # passes over the pairs
-    accumulate: int = 1  # micro-steps a step
-
-    # Both; of two defaults the first is that of rules, the second that of preferences (DEFAULTS)
-    answers: int = 8  # answers to each problem or question, sampled alike
-    max_new_tokens: int = 128  # of an answer
-    temperature: float | None = None  # of this sampling: 1; 0.7
-    beta: float | None = None  # rules: weight of the KL to the start, 0; preferences: worth of a nat of log-ratio, 0.1 (simpo 2)
-    image_folder: Path | None = None  # where the pictures of files are; default: beside the file
-    allow_urls: bool = False  # let rows fetch pictures from the network
+    batch_size: int = cli.data_flag(8)  # pairs a rank and micro-step
+    accumulate: int = cli.data_flag(1)  # micro-steps a step
+    max_length: int = cli.data_flag(1024)  # tokens of prompt and answer; longer answers lose their end, both at the same token
     init: Path = Path("out/sft")  # the checkpoint to start from
-    out: Path | None = None  # where the checkpoint goes: out/grpo; out/dpo
     template: str = ""  # how conversations are written; default: as the checkpoint does
-    train: Train = field(default_factory=Train)
-    max_steps: int | None = None  # stop after so many steps: 20; 0, after the epochs
-    batch_size: int | None = None  # of a process and micro-step: 64 answers; 8 pairs
-    max_length: int = 1024  # preferences: tokens of prompt and answer; longer answers lose their end, both at the same token
-    optimizer: str | None = None  # muon | adamw: muon; adamw
-    lr: float | None = None  # peak learning rate: 1e-3; 2e-5; give ten times that to LoRA, a hundredth to a pretrained model
-    lr_encoder: float = 0.0  # peak learning rate of the encoder alone; 0: --lr
-    lr_connector: float = 0.0  # of the connector alone
-    lr_llm: float = 0.0  # of the language model alone
-    warmup: int | None = None  # steps of rising learning rate: 5; 10
-    weight_decay: float = 0.0
-    clip: float = 1.0  # largest norm of the gradient; rules: nor twice what is usual, and no step at ten times that
-    seed: int = 0
-    bench: str | None = None  # tasks to check on their validation split, which choose the checkpoint: arithmetic; hallucination
-    eval_every: int | None = None  # steps between checks, from step 0 on: 10; 100; 0: at the end alone
-    eval_examples: int | None = None  # pictures' worth of questions that a check asks of each task: 300; 1000
-    save_every: int | None = None  # steps between saves for --resume: 20; 200; the end is always saved
-    log_every: int | None = None  # steps between lines of log.jsonl: 1; 5
-    max_bad: float = 0.01  # share of bad rows that stops the run
-    feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
-    feature_cache_gb: float = 8.0  # above this the encoder runs at every step instead
-    resume: bool = False  # go on exactly where the run in --out stopped
-    checkpointing: bool = False  # less memory for one more forward pass: activations are computed again, not kept
-    compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
-    dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
-    device: str = "auto"  # auto | cpu | cuda | mps
-    wandb: bool = False  # log to Weights & Biases as well
-    dry_run: bool = False  # print parameters, rows and steps, and stop
-    check_data: bool = False  # print some rows of each --data as the model reads them, what is learned in 【brackets】, and stop
+    train: Train = field(default_factory=lambda: Train(connector="freeze"))
+    optim: cli.SharedOptimizerFlags = cli.optim("adamw", lr=2e-5, warmup=10, weight_decay=0.0)
+    run: cli.SharedFlags = cli.shared("out/dpo", "hallucination", eval_every=100, eval_examples=1000, save_every=200, log_every=5)
 
 
-DEFAULTS = {  # of flags that are not given: rules, preferences, preferences by rules
-    "data": (("arithmetic",), (), ("arithmetic",)), "temperature": (1.0, 0.7, 1.0), "beta": (0.0, 0.1, 0.1),
-    "out": (Path("out/grpo"), Path("out/dpo"), Path("out/dpo")), "max_steps": (20, 0, 40), "batch_size": (64, 8, 8),
-    "lr": (1e-3, 2e-5, 2e-5), "optimizer": ("muon", "adamw", "adamw"), "warmup": (5, 10, 5),
-    "bench": ("arithmetic", "hallucination", "arithmetic"),
-    "eval_every": (10, 100, 10), "eval_examples": (300, 1000, 300), "save_every": (20, 200, 20), "log_every": (1, 5, 1),
-}  # fmt: skip
-SIMPO_BETA = 2.0  # of means over tokens, which are smaller than sums
-ROLLOUT_FLAGS = ("problems", "pass_rates", "prompts", "rounds", "reward", "chunk")
-RULE_FLAGS = ("keep_all", "passes", "advantage", "clip_low", "clip_high", "per_sequence", "drift", "lam", "kl", "entropy_floor")
-STORED_FLAGS = ("scenes", "questions", "labeler", "judge", "divider", "balance", "pairs_only", "iterations", "reference",
-                "epochs", "accumulate", "max_length")
-PREFERENCE_FLAGS = ("pairs", *STORED_FLAGS, "nll_weight", "smoothing", "gamma")
+@dataclass
+class OnlineDPO(RolloutFlags):
+    algo: str = "dpo"  # as without --pairs policy
+    data: tuple[str, ...] = cli.data_flag(("arithmetic",))  # tasks, or files with answers, by weight
+    pairs: str = cli.data_flag("policy")  # the best and the worst of each group, judged by the rule, sampled in every step
+    sft_weight: float = 1.0  # of the SFT term, the chosen answer's negative log-likelihood; 0 invites silence
+    batch_size: int = cli.data_flag(8)  # pairs a rank and micro-step
+    init: Path = Path("out/sft")  # the checkpoint to start from
+    template: str = ""  # how conversations are written; default: as the checkpoint does
+    train: Train = field(default_factory=lambda: Train(connector="freeze"))
+    optim: cli.SharedOptimizerFlags = cli.optim("adamw", lr=2e-5, warmup=5, weight_decay=0.0, max_steps=40)
+    run: cli.SharedFlags = cli.shared("out/dpo", "arithmetic", eval_every=10, eval_examples=300, save_every=20, log_every=1)
 
 
-def filled(config: Config) -> Config:
-    """The config with the defaults of its algorithm; ValueError where that is unknown, or has no use for a flag that is set."""
-    if config.algo not in (*ALGORITHMS, *PREFERENCE_LOSSES):
-        raise ValueError(f"--algo is one of {', '.join((*ALGORITHMS, *PREFERENCE_LOSSES))}, not {config.algo!r}")
-    if config.pairs not in ("", "policy"):
-        raise ValueError(f"--pairs is policy, or left out, not {config.pairs!r}")
-    family = 0 if config.algo in ALGORITHMS else 2 if config.pairs else 1
-    idle = (PREFERENCE_FLAGS, ROLLOUT_FLAGS + RULE_FLAGS, STORED_FLAGS + RULE_FLAGS)[family]
-    if given := [name for name in idle if getattr(config, name) != getattr(Config(), name)]:
-        raise ValueError(f"--algo {config.algo}{' --pairs policy' if config.pairs else ''} has no use for --{', --'.join(given)}")
-    missing = {name: values[family] for name, values in DEFAULTS.items() if getattr(config, name) is None}
-    if config.algo == "simpo" and "beta" in missing:
-        missing["beta"] = SIMPO_BETA
-    return dataclasses.replace(config, **missing)
+def starting_policy(config: GRPO | DPO | OnlineDPO, run: Run) -> tuple[VLM, Tokenizer, str]:
+    """The model of --init, its tokenizer, and what tells this model from any other."""
+    model = checkpoint.load(config.init, run.device, template=config.template).train()
+    tokenizer = load_tokenizer(checkpoint.tokenizer_file(config.init))
+    return model, tokenizer, policy_fingerprint(model, tokenizer.file.read_bytes(), str(run.dtype))
 
 
-def options_of(config: Config) -> PolicyOptions | PreferenceOptions:
-    """The numbers of what is minimised; ValueError for what does not go together, before anything is loaded."""
-    by_rules = config.algo in ALGORITHMS
-    for name in ("prompts", "passes", "chunk", "answers", "batch_size", *(["max_steps"] if by_rules or config.pairs else [])):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} is at least 1, not {getattr(config, name)}")
-    if by_rules:
-        options = policy_options(
-            config.algo, config.advantage, config.clip_low, config.clip_high, config.per_sequence, drift=config.drift,
-            temperature=config.temperature, beta=config.beta, kl=config.kl, lam=config.lam)
-        if config.rounds != Config().rounds and (config.keep_all or options.advantage in NEEDS_NO_GROUPS):
-            raise ValueError("--rounds asks other problems in the place of some; none is replaced here: leave it out")
-        if config.save_every % config.passes:
-            raise ValueError(f"a run is saved between updates: --save_every is a multiple of --passes, {config.passes}")
-        return options
-    options = preference_options(config.algo, config.beta, config.smoothing, config.gamma, config.nll_weight)
-    if config.pairs_only and (config.data or config.iterations > 1):
-        raise ValueError("--pairs_only makes the pairs of one iteration: leave out --data and --iterations")
-    if config.data and (config.questions, config.labeler, config.judge, config.divider, config.balance) != (
-            None, "truth", "", "claims", False):
-        raise ValueError("--data has its labels: leave out --questions, --labeler, --judge, --divider and --balance")
-    if config.questions and config.labeler == "truth":
-        raise ValueError("--labeler truth knows the embedded world alone: with --questions, take self, judge or a checkpoint")
-    divider_and_labeler(config.divider, config.labeler, config.judge)  # what does not go together fails here, too
-    return options
+def grpo(config: GRPO) -> None:
+    """Sample answers, reward them, compare each with its group, and make what was better likelier: GRPO and its family."""
+    algo, tasks = ALGORITHMS.make(config.algo), make_tasks(config.run.bench)
+    run = Run(config.run, "grpo", config)
+    if config.run.save_every % config.num_iterations:
+        raise UserError(f"a run is saved between updates: --save_every is a multiple of --num_iterations, {config.num_iterations}")
+    model, tokenizer, fingerprint = starting_policy(config, run)
+    actor_critic = critic.apply(model) if algo.has_critic else None
+    policy, optimizer = prepare(model, run, config.train, config.optim, module=actor_critic)
+    processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
+    sample = run.generator(generate, model, max_new_tokens=config.max_new_tokens, **processor.sampling)
+    resample = None if config.keep_zero_variance or not algo.needs_groups else config.resample_rounds
+    updates = -(-config.optim.max_steps // config.num_iterations)
+    sampler = make_sampler(config, run, processor, sample, resample, updates, max_prompt_tokens(model, config.max_new_tokens))
+    if run.only_looks:
+        return
+    run.print0("a loss of about 0 is normal: on policy it is minus the mean advantage; only its gradient means something")
+    score_sampled = partial(score, temperature=config.temperature, banned=processor.banned)  # of the distribution sampled from
+    penalty = kl.KLPenalty(algo.kl, algo.kl_estimate, reference_model(model), score_sampled, run) if algo.kl else None
 
-
-def main(config: Config) -> None:
-    """Iterations of one thing: `learn`. With several, each has its own folder in --out, which gets the best of them."""
-    config = filled(config)
-    options = options_of(config)
-    tasks = {name: TASKS.make(name) for name in specs(config.bench)}  # a wrong name fails here, not after training
-    run = Run(config, config.algo)
-    folders = [config.out] if config.iterations == 1 else [config.out / f"iteration-{n + 1}" for n in range(config.iterations)]
-    old = [] if config.resume else sorted(config.out.glob("iteration-*"))
-    require_kept(config, old)
-
-    def begin() -> None:
-        """An earlier run's iterations are not this one's. Not before everything is there to begin with."""
-        for folder in old:
-            if folder != folders[0]:
-                shutil.rmtree(folder)
-        (folders[0] / "chosen.json").unlink(missing_ok=True)  # of an iteration that has ended
-        (config.out / "scores.json").unlink(missing_ok=True)
-
-    start, stored = config.init, config.reference
-    for number, folder in enumerate(folders):
-        run.out, run.history, run.state = folder, [], {}
-        finished = config.resume and config.iterations > 1 and (folder / "chosen.json").is_file()
-        if not finished:
-            resume = config.resume and (number == 0 or (folder / "resume").is_dir())
-            run.config = dataclasses.replace(config, init=start, reference=stored, out=folder, resume=resume,
-                                             seed=config.seed + number)
-            if not learn(run.config, run, tasks, options, begin if number == 0 and not config.resume else None):
-                return
-        start, stored = folder, None  # the next one begins with, and is compared with, what this one chose
-    if run.first and len(folders) > 1:
-        best = best_of(folders)
-        run.say(f"{best.name} of {len(folders)} is kept")
-        copy_checkpoint(best, config.out)
-        add_scores(config.out, json.loads((best / "scores.json").read_text()))
-    bench = "arithmetic,world" if config.algo in ALGORITHMS else "hallucination,world"
-    run.finish(f"wrote {config.out}", f"python 4-eval_chat.py --model {config.out} --bench {bench}, or "
-                                      f"python web_demo.py --model {config.out}")
-
-
-def require_kept(config: Config, folders: list[Path]) -> None:
-    """ValueError where a run would remove what it begins from."""
-    for given in map(Path, filter(None, (config.init, config.reference, config.labeler))):
-        if any(folder.resolve() in (given.resolve(), *given.resolve().parents) for folder in folders):
-            raise ValueError(f"{given} is of an earlier run into {config.out}, which this one would replace: name another --out")
-
-
-def learn(config: Config, run: Run, tasks: dict, options: PolicyOptions | PreferenceOptions,
-          begin: Callable[[], None] | None) -> bool:
-    """One run, from config.init to config.out; False where it was only looked at. `begin` is called before anything is replaced.
-
-    Two things make an algorithm, and the loop does not ask which it is:
-    stream      where a batch comes from. Its next: (position to go on from, this rank's micro-batches of a step, what their sums
-                are divided by, facts for the log)
-    objective   what is minimised. minimised(batch) -> (loss, sums for the log, largest values for the log), the loss summed as
-                well; clip(model): its gradients; after(metrics) of a step; state: what it remembers, saved for --resume
-    """
-    torch.manual_seed(config.seed)  # each iteration is the same whether it is the first of its process or not
-    model = checkpoint.load(config.init).train().to(run.device)
-    if config.template:
-        model.config = dataclasses.replace(model.config, template=config.template)
-    tokenizer, template = load_tokenizer(checkpoint.tokenizer_file(config.init)), TEMPLATES.make(model.config.template)
-    made_by = reference.made_by(model, tokenizer, run)
-    moving = recipe.apply(model, {name: getattr(config.train, name) for name in model.parts}, config.checkpointing)
-    trained = critic.apply(model) if config.algo == "ppo" else model
-    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay,
-                               own_lr={"encoder": config.lr_encoder, "connector": config.lr_connector, "llm": config.lr_llm})
-    run.say(", ".join(f"{name} {count_parameters(part):,} ({moving[name]:,} trained)" for name, part in model.parts.items()))
-
-    see = partial(Eyes, model.encoder, model.config.fit, model.config.tiles, run.device,
-                  None if moving["encoder"] else config.feature_cache)
-    eyes = see(rank=run.rank, world=run.world, wait=run.wait)
-    banned = (tokenizer.image, tokenizer.pad, tokenizer.bos)
-    sample = run.generator(generate, model, max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.id(template.stop)},
-                           banned=banned)
-    ask = Ask(template, tokenizer, model.image_tokens, see(), partial(sample, temperature=0.0))
-
-    by_rules = config.algo in ALGORITHMS
-    sampled = by_rules or config.pairs == "policy"  # answers in every step; else pairs that are there beforehand
-    if sampled:
-        keep_all = config.keep_all or by_rules and options.advantage in NEEDS_NO_GROUPS
-        source, steps = problems_to_ask(config, run, ask, eyes, sample, keep_all, prompt_room(model, config.max_new_tokens))
-    else:
-        source, steps = pairs_to_learn(config, run, model, made_by, ask, eyes, sample)
-    if not steps:
-        return False
-    start = reference.at_start(model) if sampled and config.beta else None
-
-    trained = run.wrap(trained, config.compile)
-    if run.first and begin:
-        begin()
-    first_step, position = run.resume(model, optimizer)
-    reference.require_same_start(run, made_by)
-    if by_rules:
-        objective = ByRules(run, trained, start, options, banned, config.clip)
-        stream = source.batches(position, config.batch_size, config.passes, objective.weighed)
-    elif sampled:
-        objective = ByPreferences(run, trained, reference.live(start, run), config.algo, options, config.nll_weight, config.clip)
-        stream = source.pairs(position, config.batch_size, objective.compared)
-    else:
-        known = reference.of_pairs(source, steps * config.accumulate * run.world, config.algo, run, model, made_by,
-                                   config.reference, config.resume)
-        objective = ByPreferences(run, trained, known, config.algo, options, config.nll_weight, config.clip)
-        stream = preferences.stream(source, position, config.accumulate, objective.compared)
-
-    chosen = Chosen(run, "accuracy" if sampled else "(1 - CHAIR_s) x Cover")
-    shown = [(task, example) for task in tasks.values() for example in task.examples("val", 8)[:14]]
-    before, after = run.out / "before.json", run.out / "after.json"  # what is said to these: at first, and by the best so far
-    if run.first and first_step == 0:
-        before.write_text(json.dumps(ask([example.prompt for _, example in shown])))
-        after.unlink(missing_ok=True)
-    run.progress(first_step, steps)
-    for step in range(first_step, steps + 1):
-        advice = rollouts.advice(run.history, config.entropy_floor)
-        last = step == steps or bool(advice)
-
-        if last or (step > first_step and step % config.save_every == 0):
-            run.save(model, optimizer, tokenizer.file, step, position, made_by=made_by, **objective.state)
-        if last or (tasks and config.eval_every and step % config.eval_every == 0):  # step 0 too: what there was before
-            scores = {}
-            if run.first:
-                for name, task in tasks.items():
-                    scores.update(evaluate(name, task, "val", ask, config.eval_examples)[0])
-                if chosen.offer(model, tokenizer, step, scores):
-                    after.write_text(json.dumps(ask([example.prompt for _, example in shown])))
-            run.log(step, **scores)
-            run.wait()
+    steps = config.optim.max_steps
+    first_step, sampler.position = run.resume(model, optimizer)
+    run.require_same_start(fingerprint)
+    clipping = DynamicClipping(config.optim.clip, run.state.get("average", 0.0), run.state.get("skipped", 0))
+    answer = Answerer(processor.on_one_rank(), partial(sample, temperature=0.0))
+    best, held_out = BestCheckpoint(run, "accuracy"), HeldOutAnswers(run, tasks, answer, first_step)
+    for step in run.steps(first_step, steps):
+        stop = early_stop_reason(run.history, config.entropy_floor)
+        last = step == steps or stop is not None
+        if last or (step > first_step and step % config.run.save_every == 0):
+            run.save(model, optimizer, tokenizer.file, step, sampler.position, fingerprint=fingerprint, **clipping.state)
+        if last or (tasks and config.run.eval_every and step % config.run.eval_every == 0):  # step 0 too: what there was before
+            validation = validate(tasks, answer, config.run.eval_examples, run, step)
+            if run.is_main and best.offer(model, tokenizer.file, step, validation):
+                held_out.save("after")
         if last:
             break
 
-        position, micro_batches, weight, facts = next(stream)
-        weight = run.sum(weight)  # learned tokens, or pairs
+        if step % config.num_iterations == 0:
+            # The policy answers Q prompts G times each, and a rule rewards every answer.
+            rollout = sampler.next()
+            rewards = rollout.rewards.to(run.device)  # (Q, G)
+            batches = [run.to_device(batch) for batch in rollout.micro_batches(config.batch_size, processor, run)]
+            if penalty:
+                rewards = penalty.off_rewards(rewards, batches)
+            # The advantage: was an answer better than its group? The group's mean says what was to be expected of the prompt.
+            if actor_critic:
+                critic.add_advantages(batches, rewards, policy, algo.lam, run)
+            else:
+                add_to_tokens(batches, advantages=algo.advantages(rewards))  # (Q, G)
+            add_to_tokens(batches, weights=algo.token_weights(rollout.lengths).to(run.device))
 
-        sums, peaks = Counter(), {}
-        for batch in micro_batches:
-            loss, measured, largest = objective.minimised(batch)
-            (loss * run.world / weight).backward()  # DDP takes the mean over ranks: undo it
-            sums.update(measured)
-            peaks = {name: max(value, peaks.get(name, value)) for name, value in largest.items()}
+        sampled_tokens = run.sum(sum(len(batch["answer_ids"]) for batch in batches))
+        metrics = StepMetrics(run)
+        for batch in batches:
+            with run.autocast():
+                scores = score_sampled(policy, batch)  # of the L sampled tokens
+            log_ratio = scores.logps - batch["rollout_logps"]
+            ratio = algo.ratio(log_ratio, scores.owner)  # (L,) 1 at the first step after sampling
+            losses = algo.loss(ratio, batch["advantages"], scores.logps)  # (L,)
+            if penalty:
+                losses = losses + penalty.of_tokens(scores.logps, batch, metrics)
+            if actor_critic:
+                losses = losses + critic.weighted_value_loss(scores.values, batch, metrics)
+            loss = (batch["weights"] * losses).sum()
+            (loss * run.world_size / sampled_tokens).backward()  # DDP takes the mean over ranks: undo it
+            clipped_low, clipped_high = algo.clipped(ratio, batch["advantages"])
+            metrics.add(loss=loss, ratio=ratio, entropy=token_entropy(scores.logits), clipped_low=clipped_low, clipped_high=clipped_high)
+            metrics.peak(ratio_max=ratio, logp_gap=log_ratio.abs())
 
-        rates = optimizer.set_lr(partial(learning_rate, step, warmup=config.warmup, total=steps))
-        clipped = objective.clip(model)
-        if not clipped.skip:
+        rates = optimizer.scale_lr(lr_multiplier(step, warmup=config.optim.warmup, total=steps))
+        clipped = clipping(model)
+        if not clipped.skip:  # no group differed, or the gradient is absurd
             optimizer.step()
         optimizer.zero_grad()
+        run.log_step(step, batches, **rollout.stats, **metrics.reduce(sampled_tokens), **rates, **clipped.facts())
 
-        metrics = {name: run.sum(value) / weight for name, value in sums.items()}
-        objective.after(metrics)
-        run.bar.update()
-        run.count(sum(batch["input_ids"].numel() for batch in micro_batches))
-        if step % config.log_every == 0:
-            run.log(step, **facts, **metrics, **{name: run.max(value) for name, value in peaks.items()}, **rates,
-                    **clipped.facts(), tokens_per_second=run.tokens_per_second())
+    finish(run, best, held_out, "Reinforcement learning", validation, f"stopped at step {step} of {steps}: {stop}" if stop else "")
+    run.finish(f"wrote {run.out}", f"python 4-eval_chat.py --model {run.out} --bench arithmetic,world, or "
+                                   f"python web_demo.py --model {run.out}")
 
-    if advice and step < steps:
-        run.say(f"stopped at step {step} of {steps}: {advice}")
-    if run.first:
-        draw_curves(run.history, run.out / "curves.png")
-        scores = chosen.keep() or scores
-        add_scores(run.out, scores)
-        said = json.loads(after.read_text()) if after.is_file() else ask([example.prompt for _, example in shown])
-        report(config, run, shown, said, scores)
-    run.bar.close()
-    run.wait()
+
+def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
+    """Raise each chosen answer over the rejected one, measured against the reference: DPO and its family. False: only looked."""
+    algo, tasks = PREFERENCE_LOSSES.make(config.algo), make_tasks(config.run.bench)
+    model, tokenizer, fingerprint = starting_policy(config, run)
+    policy, optimizer = prepare(model, run, config.train, config.optim)
+    processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
+    sample = run.generator(generate, model, max_new_tokens=config.max_new_tokens, **processor.sampling)
+    answer = Answerer(processor.on_one_rank(), partial(sample, temperature=0.0))
+
+    # Where pairs come from: files, the model's own answers, or answers sampled in every step.
+    if isinstance(config, OnlineDPO):
+        room, steps = max_prompt_tokens(model, config.max_new_tokens), config.optim.max_steps
+        sampler = make_sampler(config, run, processor, sample, config.resample_rounds, steps, room)
+        pairs: StoredPairs | SampledPairs = SampledPairs(sampler, config.batch_size, processor)
+    elif config.data or not run.only_looks:
+        own = OwnModel(fingerprint, Answerer(processor, partial(sample, temperature=config.temperature)).sampled,
+                       partial(model_labeler, model, processor, run))
+        source = preference_mixture(config.data, config.run) if config.data else own_pairs(config, run, own)
+        if config.pairs_only:
+            run.print0(f"{len(source):,} pairs in {source.path}. Next: the same command without --pairs_only, to learn from them")
+            return False
+        batches, steps = training_batches(source, processor, config, run, pairs=True)
+        pairs = StoredPairs(batches, config.accumulate, run)
+    else:
+        run.print0(f"the pairs will come from {config.scenes} {config.questions or 'scenes'} x {config.group_size} answers")
+    if run.only_looks:
+        return False
+
+    if not algo.uses_reference:
+        reference_logps = reference.none
+    elif isinstance(config, OnlineDPO):
+        reference_logps = reference.live(reference_model(model), run)
+    else:
+        wanted = steps * config.accumulate * run.world_size
+        reference_logps = reference.precomputed(batches, wanted, run, model, fingerprint, config.reference)
+    first_step, pairs.position = run.resume(model, optimizer)
+    run.require_same_start(fingerprint)
+    algo.shift = run.state.get("shift", 0.0)
+    best, held_out = BestCheckpoint(run, "accuracy" if isinstance(config, OnlineDPO) else "(1 - CHAIR_s) x Cover"), HeldOutAnswers(run, tasks, answer, first_step)
+    for step in run.steps(first_step, steps):
+        last = step == steps
+        if last or (step > first_step and step % config.run.save_every == 0):
+            run.save(model, optimizer, tokenizer.file, step, pairs.position, fingerprint=fingerprint, shift=algo.shift)
+        if last or (tasks and config.run.eval_every and step % config.run.eval_every == 0):  # step 0 too: what there was before
+            validation = validate(tasks, answer, config.run.eval_examples, run, step)
+            if run.is_main and best.offer(model, tokenizer.file, step, validation):
+                held_out.save("after")
+        if last:
+            break
+
+        micro_batches = [run.to_device(batch) for batch in pairs.next()]
+        number_of_pairs = run.sum(sum(len(batch["keys"]) for batch in micro_batches))
+        metrics = StepMetrics(run)
+        for batch in micro_batches:
+            with run.autocast():
+                scores = score(policy, batch)  # of the learned tokens of both answers
+            logps, lengths = sum_by_document(scores.logps, scores.owner, len(batch["ids"]))  # (2N,) chosen, rejected, chosen, ...
+            chosen, rejected = logps[0::2], logps[1::2]  # (N,) log pi(answer | prompt)
+            reference_chosen, reference_rejected = reference_logps(batch).unflatten(0, (-1, 2)).T  # (N,) the same before training
+            both = Pairs(chosen, rejected, reference_chosen, reference_rejected, lengths[0::2], lengths[1::2])
+            preference_loss = algo(both)  # (N,) dpo: -log sigmoid(beta ((chosen - reference) - (rejected - reference)))
+            sft_loss = -chosen / lengths[0::2]  # (N,) the chosen answer, likely in itself (arXiv 2404.19733; L_g in 2411.10442)
+            loss = preference_loss + config.sft_weight * sft_loss
+            (loss.sum() * run.world_size / number_of_pairs).backward()
+            metrics.add(loss=loss, preference_loss=preference_loss, sft_loss=sft_loss, **algo.log(both))
+
+        rates = optimizer.scale_lr(lr_multiplier(step, warmup=config.optim.warmup, total=steps))
+        norm = clip_gradients(model, config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        measured = metrics.reduce(number_of_pairs)
+        algo.after_step((measured["reward_chosen"] + measured["reward_rejected"]) / 2)
+        run.log_step(step, micro_batches, **pairs.stats, **measured, **rates, gradient_norm=norm)
+
+    finish(run, best, held_out, "Preference learning", validation)
     return True
 
 
-def report(config: Config, run: Run, shown: list[tuple], said: list[str], scores: dict[str, float]) -> None:
-    """The run's section of report.md: scores, curves, and what is said to held-out questions (task, example) before and after."""
-    page = config.out.parent / "report.md"
-    if config.algo in ALGORITHMS:
-        title, scores = "Reinforcement learning", with_before(scores, run.history)
-        answers = before_and_after(run.out, page, shown, json.loads((run.out / "before.json").read_text()), said)
-    else:
-        title, answers = "Preference learning", sheet(run.out, page, [example for _, example in shown], said)
-    section(page, f"{title}: {run.out.name}", f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
-            f"![]({run.out.name}/curves.png)\n\n{answers}")
+def model_labeler(model: VLM, processor: Processor, run: Run, name: str) -> Labeler:
+    """Labels by yes or no of the model itself ("self"), or of another checkpoint with its own tokenizer and template."""
+    tokenizer = processor.tokenizer
+    if name != "self":
+        model, tokenizer = checkpoint.load(Path(name), run.device), load_tokenizer(checkpoint.tokenizer_file(Path(name)))
+        processor = Processor.of(model, tokenizer, run, run.config.feature_cache)
+    yes_no = YesNo(processor.on_one_rank(), run.generator(next_logits, model))
+    return by_model(policy_fingerprint(model, tokenizer.file.read_bytes(), str(run.dtype)), yes_no)
 
 
-# ---------------------------------------------------------------- where a batch comes from: problems, or pairs
+def finish(run: Run, best: BestCheckpoint, held_out: HeldOutAnswers, title: str, validation: dict[str, float],
+           stopped: str = "") -> None:
+    """Keep the best checkpoint, and write scores and report."""
+    if stopped:
+        run.print0(stopped)
+    if run.is_main:
+        draw_curves(run.history, run.out / "curves.png")
+        validation = best.keep() or validation
+        add_scores(run.out, validation)
+        held_out.write_section(title, validation, compare=title == "Reinforcement learning")
+    run.barrier()
 
 
-def problems_to_ask(config: Config, run: Run, ask: Ask, eyes: Eyes, sample: Callable, keep_all: bool,
-                    room: int) -> tuple[rollouts.Rollouts | None, int]:
-    """The stream of problems that the policy answers, and the steps to learn from them; 0 where they were only looked at.
-
-    room   tokens that a problem may have; a row of a file that has more is a bad row
-    """
-    looking, bad_rows = config.dry_run or config.check_data, run.out / "bad_problems.jsonl"
-    if run.first and not looking:
-        bad_rows.unlink(missing_ok=True)  # they are all found now, also by a run that goes on
-    asked = rollouts.problems(
-        config.data, config.problems, judge_from(config.reward), image_folder=config.image_folder, allow_urls=config.allow_urls,
-        bad_rows=None if looking else bad_rows, max_bad=config.max_bad, pass_rates=config.pass_rates, report=run.first,
-        check=lambda prompt: ask.require_room(prompt, room))
-    run.say(f"{len(asked):,} problems, {config.max_steps} steps of {config.prompts} x {config.answers} answers "
-            f"on {run.world} x {run.device}")
-    if config.check_data:
-        for problem in asked[:: -(-len(asked) // 6)]:  # from all parts of --data
-            prompt = rollouts.render_prompt(problem.prompt, ask.template, ask.tokenizer, ask.image_tokens, views=eyes.views)
-            run.say(f"{prompt.id}\n{marked(prompt, ask.tokenizer)}\nright: {problem.example.answer}\n")
-    source = rollouts.Rollouts(
-        asked, partial(sample, temperature=config.temperature, answers=config.answers), ask.template, ask.tokenizer,
-        ask.image_tokens, eyes, run.device, prompts=config.prompts, answers=config.answers, chunk=config.chunk, seed=config.seed,
-        rounds=config.rounds, keep_all=keep_all, rank=run.rank, world=run.world, union=run.union)
-    if looking:
-        return None, 0
-    eyes.prepare(source.pictures(-(-config.max_steps // config.passes)), config.feature_cache_gb, run.say)
-    if config.algo in ALGORITHMS:
-        run.say("a loss of about 0 is normal: on policy it is minus the mean advantage; only its gradient means something")
-    return source, config.max_steps
-
-
-def pairs_to_learn(config: Config, run: Run, model: VLM, made_by: str, ask: Ask, eyes: Eyes,
-                   sample: Callable) -> tuple[Batches | None, int]:
-    """Micro-batches of pairs, from files or the model's own answers, and the steps; 0 where they were only looked at, or made."""
-    if not config.data and (config.dry_run or config.check_data):
-        asked = f"rows of {config.questions}" if config.questions else "scenes"
-        run.say(f"the pairs will come from {config.scenes} {asked} x {config.answers} answers of {config.init}")
-        return None, 0
-    source = (preferences.mixture(config.data, config.image_folder, config.allow_urls) if config.data else
-              own_pairs(config, run, model, made_by, ask, sample))
-    if config.pairs_only:
-        run.say(f"{len(source):,} pairs in {source.path}. Next: the same command without --pairs_only, to learn from them")
-        return None, 0
-    render = partial(preferences.render, template=ask.template, tokenizer=ask.tokenizer, image_tokens=ask.image_tokens,
-                     max_length=min(config.max_length, model.config.llm.max_position_embeddings), views=eyes.views)
-    batches = Batches(
-        source, render, eyes, batch_size=config.batch_size, window=1, seed=config.seed,
-        bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), config.max_bad), rank=run.rank, world=run.world,
-        join=preferences.join)
-    per_step = config.accumulate * run.world  # micro-batches a step
-    steps = config.max_steps or max(1, round(config.epochs * len(batches) / per_step))
-    run.say(f"{len(source):,} pairs, {steps} steps of {config.batch_size * per_step} on {run.world} x {run.device}")
-    if config.check_data:
-        def both(row) -> str:
-            pair = render(row)
-            return (f"{pair.id}\nchosen: {marked(pair.chosen, ask.tokenizer)}\n"
-                    f"rejected: {marked(pair.rejected, ask.tokenizer)}")
-
-        look(source, both, run.say)
-    if config.dry_run or config.check_data:
-        return None, 0
-    eyes.prepare(partial(pictures, batches, steps * per_step), config.feature_cache_gb, run.say)
-    return batches, steps
-
-
-def own_pairs(config: Config, run: Run, model: VLM, made_by: str, ask: Ask, sample: Callable) -> preferences.PreferenceFile:
-    """Pairs of the model's own answers, made by dataset/feedback/pipeline.py; what was made is not made again."""
-
-    def answers_to(prompts, answers: int, temperature: float) -> list[list[str]]:
-        return several(dataclasses.replace(ask, generate=partial(sample, temperature=temperature)), prompts, answers)
-
-    divider, labeler = divider_and_labeler(config.divider, config.labeler, config.judge)
-    labeler = labeler or model_labeler(config, run, model, ask)
-    options = dict(answers=config.answers, temperature=config.temperature, seed=config.seed, balance=config.balance)
-    if config.questions:
-        rows = load(config.questions, config.image_folder, config.allow_urls, need_answer=False)
-        listed = run.out / "bad_questions.jsonl"
-        if run.first:
-            listed.unlink(missing_ok=True)  # they are all found now, also by a run that goes on
-        items = own_items(rows, config.scenes, config.seed, BadRows(listed, len(rows), config.max_bad), run.first)
-    else:
-        items = world_items(config.scenes, config.seed)
-    known = reference.fingerprint(made_by, labeler.name, divider.name, items_digest(items), repr(options))
-    folder = run.out / "feedback" / known[:12]
-    if run.first:
-        preferences_of(items, answers_to, folder, divider, labeler, model=made_by, say=run.say, **options)
-    run.wait()
-    return preferences.load(folder / "pairs.jsonl")
-
-
-def model_labeler(config: Config, run: Run, model: VLM, ask: Ask) -> Labeler:
-    """Labels by yes or no of the model itself, or of another checkpoint with its own tokenizer, template and eyes."""
-    if config.labeler != "self":
-        folder = Path(config.labeler)
-        model = checkpoint.load(folder, run.device)
-        ask = Ask(TEMPLATES.make(model.config.template), load_tokenizer(checkpoint.tokenizer_file(folder)), model.image_tokens,
-                  Eyes(model.encoder, model.config.fit, model.config.tiles, run.device, config.feature_cache), ask.generate)
-    first_logits = run.generator(lambda model, batch: prefill(model, batch, room=0)[0], model)
-    yes_no = YesNo(ask.template, ask.tokenizer, ask.image_tokens, ask.eyes, first_logits)
-    return by_model(reference.made_by(model, ask.tokenizer, run), yes_no)
+def dpo_iterations(config: DPO | OnlineDPO) -> None:
+    """One run of DPO, or several (model/dpo/iterations.py)."""
+    run = Run(config.run, "dpo", config)
+    if iterations.iterate(dpo, config, run):
+        run.finish(f"wrote {config.run.out}", f"python 4-eval_chat.py --model {config.run.out} --bench hallucination,world, or "
+                                              f"python web_demo.py --model {config.run.out}")
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    name = cli.given_value("algo", "grpo").partition(":")[0]
+    if name in ALGORITHMS.names():
+        cli.run(grpo, GRPO)
+    elif name in PREFERENCE_LOSSES.names():
+        cli.run(dpo_iterations, OnlineDPO if cli.given_value("pairs", "stored") == "policy" else DPO)
+    else:
+        raise SystemExit(cli.unknown_algorithm(name))

@@ -22,17 +22,19 @@ from pathlib import Path
 
 import torch
 
+from dataset.bad_rows import BadRow
 from dataset.chat import Message
 from dataset.dialogue import Dialogue
-from dataset.images import BadRow, Picture, from_file
+from dataset.images import Picture, from_file
+from dataset.processor import Processor
 from dataset.tokenizer import Tokenizer, load_tokenizer
-from dataset.vision.image_processor import Eyes
+from dataset.vision.image_processor import OneRank
 from dataset.world import questions
 from dataset.world.scenes import Scene, changed_scene, draw_scene, sample_scene
 from model import checkpoint
 from model.cli import parse
-from model.generate import prompt_room, stream
-from model.registry import TEMPLATES
+from model.generate import max_prompt_tokens, stream
+from model.registry import TEMPLATES, UserError
 from model.vlm import VLM, count_parameters
 
 
@@ -191,23 +193,17 @@ def world_examples(folder: Path) -> list[dict]:
 # ---------------------------------------------------------------- the model behind it
 
 
-def dialogues(model: VLM, tokenizer: Tokenizer, device: torch.device, config: Config) -> Callable[..., Dialogue]:
+def dialogues(model: VLM, tokenizer: Tokenizer, device: torch.device, config: Config) -> Callable[[list[Message]], Dialogue]:
     """What makes a Dialogue with the model that goes on from these messages."""
-    template = TEMPLATES.make(model.config.template)
-    room = prompt_room(model, config.max_new_tokens)
+    processor = Processor.of(model, tokenizer, OneRank(device))
+    room = max_prompt_tokens(model, config.max_new_tokens)
 
     def answer(batch: dict) -> Iterator[int]:
         batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        return stream(
-            model, batch, max_new_tokens=config.max_new_tokens, stop_ids={tokenizer.id(template.stop)},
-            temperature=config.temperature, top_p=config.top_p, banned=[tokenizer.image, tokenizer.pad, tokenizer.bos],
-        )  # fmt: skip
+        return stream(model, batch, max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
+                      **processor.sampling)
 
-    eyes = Eyes(model.encoder, model.config.fit, model.config.tiles, device, cache=None)
-    return lambda messages: Dialogue(
-        answer, eyes, template=template, tokenizer=tokenizer, image_tokens=model.image_tokens,
-        max_length=room, views=eyes.views, messages=messages,
-    )  # fmt: skip
+    return lambda messages: Dialogue(answer, processor, room, messages)
 
 
 def main(config: Config) -> None:
@@ -216,7 +212,7 @@ def main(config: Config) -> None:
     try:
         folder = config.model or checkpoint.latest()
         model = checkpoint.load(folder, device)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, UserError) as error:
         raise SystemExit(str(error)) from error
     about = f"`{folder}`, {count_parameters(model) / 1e6:.1f} million parameters, on {device}"
     if TEMPLATES.make(model.config.template).drop_user_text:

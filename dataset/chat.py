@@ -1,34 +1,29 @@
-"""Conversations to tokens: which ids the model reads, and which of them it learns to write.
+"""Conversations, and the templates that say how one is written as tokens.
 
-In:  a `Conversation` (messages of text and pictures), a `Template`, a tokenizer.
-Out: a `Document`: ids, a learn flag for each, and the pictures whose tokens stand among them.
-
-A conversation is rendered piece by piece into (ids, learn?), so labels are known by construction and never searched
-for. What people wrote is encoded apart from the template's control tokens: a user who types "<|assistant|>" gets
-ordinary letters, not a turn.
+`Conversation`   messages of text and pictures: what people write; `Preference`: one with two answers
+`Document`       token ids, and for each whether it is learned: what the model reads (dataset/processor.py makes one of the other);
+                 `Pair`: two of them
+`Template`       the strings around each turn, as data. Other models' templates are in dataset/formats/templates.py
 """
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from dataset.images import BadRow, Picture
+from dataset.images import Picture
 from model.registry import TEMPLATES
 
 ROLES = ("system", "user", "assistant")
 
 
-class Given(str):
-    """A part of an assistant's turn that is put into its mouth: read, not learned."""
+class Prefill(str):
+    """A part of an assistant's turn that was given to it: the model reads it and does not learn to write it."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: a role (system, user or assistant) and its parts, texts (some `Given`) and pictures in reading order."""
+    """One turn: a role (system, user or assistant) and its parts, texts (some `Prefill`) and pictures in reading order."""
 
     role: str
     parts: tuple[str | Picture, ...]
@@ -53,7 +48,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Document:
-    """A rendered conversation: `learn[t]` says whether token t is learned; `pictures`: all views in the order of their tokens."""
+    """A rendered conversation: `learn[t]` says whether token t is learned; `pictures`: all tiles in the order of their tokens."""
 
     id: str
     input_ids: list[int]
@@ -64,16 +59,51 @@ class Document:
         return len(self.input_ids)
 
 
-# ---------------------------------------------------------------- templates: plain data
+@dataclass(frozen=True)
+class Preference:
+    """A prompt that ends with the user's turn, and two different answers to it."""
+
+    id: str
+    prompt: Conversation
+    chosen: str
+    rejected: str
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return self.prompt.pictures
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A rendered preference: two documents with the same prompt and the same pictures."""
+
+    chosen: Document
+    rejected: Document
+
+    @property
+    def id(self) -> str:
+        return self.chosen.id
+
+    @property
+    def key(self) -> str:
+        """What the model sees of the pair, as a hash: equal keys, equal log-probabilities."""
+        seen = (self.chosen.input_ids, self.rejected.input_ids, [picture.key for picture in self.chosen.pictures])
+        return hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
+
+    def __len__(self) -> int:
+        return len(self.chosen) + len(self.rejected)
 
 
 @dataclass(frozen=True)
 class Template:
     """What stands around each turn, as data.
 
-    `control` lists the pieces that are single control tokens wherever they occur in the other strings.
-    A turn is (before, after) around its content; the assistant's content is followed by `stop`, which is learned:
-    a model that never learns to stop never stops. A caption template drops the user's words and keeps the pictures.
+    control          the pieces that are single control tokens wherever they occur in the other strings
+    user, ...        (before, after): what stands around the content of a turn
+    stop             ends an assistant's turn, and is learned: a model that never learns to stop never stops
+    begin            begins a document
+    picture          stands before each picture; {n} is its number in the conversation
+    drop_user_text   a caption template: the user's words are dropped, the pictures stay
     """
 
     control: tuple[str, ...]
@@ -82,7 +112,7 @@ class Template:
     assistant: tuple[str, str]
     system: tuple[str, str]
     begin: str = ""
-    picture: str = ""  # before each picture; {n} is its number in the conversation
+    picture: str = ""
     drop_user_text: bool = False
 
 
@@ -112,185 +142,3 @@ def pretrain() -> Template:
         stop="<|end|>",
         drop_user_text=True,
     )
-
-
-@TEMPLATES.register("chatml")
-def chatml() -> Template:
-    """<|im_start|>ROLE ... <|im_end|>: Qwen, SmolLM2, MiniMind 2."""
-    return Template(
-        control=("<|im_start|>", "<|im_end|>"),
-        system=("<|im_start|>system\n", "<|im_end|>\n"),
-        user=("<|im_start|>user\n", "<|im_end|>\n"),
-        assistant=("<|im_start|>assistant\n", "\n"),
-        stop="<|im_end|>",
-    )
-
-
-@TEMPLATES.register("llama")
-def llama() -> Template:
-    """<|start_header_id|>ROLE<|end_header_id|> ... <|eot_id|>: Llama 3."""
-    return Template(
-        control=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-        begin="<|begin_of_text|>",
-        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
-        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
-        assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", ""),
-        stop="<|eot_id|>",
-    )
-
-
-@TEMPLATES.register("zephyr")
-def zephyr() -> Template:
-    """<|user|> ... </s>: TinyLlama. Only </s> is a control token: who types <|user|> writes what the model reads as a turn."""
-    return Template(
-        control=("</s>",),
-        system=("<|system|>\n", "</s>\n"),
-        user=("<|user|>\n", "</s>\n"),
-        assistant=("<|assistant|>\n", "\n"),
-        stop="</s>",
-    )
-
-
-@TEMPLATES.register("minimind")
-def minimind() -> Template:
-    """<s>ROLE ... </s>: MiniMind v1 and MiniMind-V v1."""
-    return Template(
-        control=("<s>", "</s>"),
-        system=("<s>system\n", "</s>\n"),
-        user=("<s>user\n", "</s>\n"),
-        assistant=("<s>assistant\n", "\n"),
-        stop="</s>",
-    )
-
-
-# ---------------------------------------------------------------- rendering
-
-
-Views = Callable[[Picture], tuple[Picture, ...]]  # what the model sees of a picture: itself, or its thumbnail and tiles
-
-
-def alone(picture: Picture) -> tuple[Picture, ...]:
-    """Every picture seen once, whatever its size."""
-    return (picture,)
-
-
-class Piece(NamedTuple):
-    """Ids that belong together; those of a picture, all its views, are never cut apart."""
-
-    ids: list[int]
-    learn: bool
-    views: tuple[Picture, ...] = ()
-
-
-@functools.lru_cache(maxsize=256)  # a template has a handful of strings, and a conversation asks for each at every turn
-def markup(text: str, template: Template, tokenizer) -> list[int]:
-    """A template's own string: its control tokens as single ids, the rest as text. The list is shared: not to be changed."""
-    pattern = "|".join(re.escape(token) for token in template.control) or "(?!)"  # (?!) never matches
-    ids = []
-    for piece in re.split(f"({pattern})", text):
-        if piece:
-            ids += [tokenizer.id(piece)] if piece in template.control else tokenizer.encode(piece)
-    return ids
-
-
-def turns(messages: tuple[Message, ...], template: Template, tokenizer, image_tokens: int,
-          views: Views = alone) -> Iterator[Piece]:
-    """The pieces of whole turns, after the one beginning of the document; BadRow where `views` cannot open a picture.
-
-    <s>   <|user|>  image image image  What is it?  <|assistant|>  A bus .  <|end|>
-     .       .        .     .     .     .   .  .         .         x  x  x     x       x learned, . only read
-    """
-    yield Piece(markup(template.begin, template, tokenizer), False)
-    pictures = 0
-    for message in messages:
-        before, after = getattr(template, message.role)
-        answers = message.role == "assistant"
-        yield Piece(markup(before, template, tokenizer), False)
-        for part in message.parts:
-            if isinstance(part, Picture):
-                pictures += 1
-                number = tokenizer.encode(template.picture.format(n=pictures))
-                seen = views(part)
-                yield Piece([*number, *[tokenizer.image] * image_tokens * len(seen)], False, seen)
-            elif answers or not template.drop_user_text:
-                yield Piece(tokenizer.encode(part), answers and not isinstance(part, Given))
-        if answers:
-            yield Piece(markup(template.stop, template, tokenizer), True)
-        yield Piece(markup(after, template, tokenizer), False)
-
-
-def rendered(name: str, messages: Sequence[Message], template: Template, tokenizer, image_tokens: int,
-             views: Views) -> list[Piece]:
-    """All of `turns`; a picture that does not open is a bad row of this name."""
-    try:
-        return list(turns(tuple(messages), template, tokenizer, image_tokens, views))
-    except BadRow as bad:
-        bad.where = bad.where or name
-        raise
-
-
-def as_document(name: str, pieces: list[Piece]) -> Document:
-    """Pieces joined into one document."""
-    return Document(
-        name,
-        [number for piece in pieces for number in piece.ids],
-        [piece.learn for piece in pieces for _ in piece.ids],
-        tuple(view for piece in pieces for view in piece.views),
-    )
-
-
-def truncated(pieces: list[Piece], max_length: int) -> list[Piece]:
-    """At most `max_length` ids, never half a picture, and nothing after the last learned one, which teaches nothing."""
-    kept, room = [], max_length
-    for piece in pieces:
-        if len(piece.ids) > room and piece.views:
-            break
-        kept.append(piece._replace(ids=piece.ids[:room]))
-        room -= len(kept[-1].ids)
-        if len(kept[-1].ids) < len(piece.ids):
-            break
-    while kept and not (kept[-1].learn and kept[-1].ids):
-        kept.pop()
-    return kept
-
-
-def render(conversation: Conversation, template: Template, tokenizer, image_tokens: int, max_length: int,
-           views: Views = alone) -> Document:
-    """A conversation as a training document; each view of a picture becomes `image_tokens` placeholder ids.
-
-    Only the assistant's words and its end of turn are learned. A conversation longer than `max_length` tokens loses
-    its end. Raises BadRow when nothing is left to learn.
-    """
-    pieces = rendered(conversation.id, conversation.messages, template, tokenizer, image_tokens, views)
-    document = as_document(conversation.id, truncated(pieces, max_length))
-    if not document.input_ids:
-        if not any(piece.learn for piece in pieces):
-            raise BadRow("nothing to learn: no answer", "give the row an assistant's turn", conversation.id)
-        length, seen = sum(len(piece.ids) for piece in pieces), sum(len(piece.views) for piece in pieces)
-        raise BadRow(
-            f"nothing left to learn: {length} tokens ({seen} images and tiles of {image_tokens}) cut to {max_length}",
-            "raise --max_length, or use fewer images, fewer --tiles or a connector with fewer tokens",
-            conversation.id,
-        )
-    return document
-
-
-def render_prompt(
-    conversation: Conversation, template: Template, tokenizer, image_tokens: int, answer: str = "", views: Views = alone
-) -> Document:
-    """The same ids up to where the assistant's next words begin; a last turn of the assistant's is left out.
-
-    The model goes on from here: prompt + answer + stop are exactly the ids of `render`, with one beginning.
-    `answer` is the start of an answer that is put into the model's mouth; so is a last turn of `Given` words alone.
-    """
-    messages = conversation.messages
-    if messages and messages[-1].role == "assistant":
-        if all(isinstance(part, Given) for part in messages[-1].parts):
-            answer = messages[-1].text + answer
-        messages = messages[:-1]
-    pieces = rendered(conversation.id, messages, template, tokenizer, image_tokens, views)
-    pieces.append(Piece(markup(template.assistant[0], template, tokenizer), False))
-    if answer:
-        pieces.append(Piece(tokenizer.encode(answer), False))
-    document = as_document(conversation.id, pieces)
-    return Document(document.id, document.input_ids, [False] * len(document), document.pictures)

@@ -2,7 +2,7 @@
 
 In:  a message, texts and pictures.  Out: the answer while it is written, as text that grows.
 
-    dialogue = Dialogue(stream, eyes, template=..., tokenizer=..., image_tokens=50, max_length=1920)
+    dialogue = Dialogue(stream, processor, max_prompt_tokens=1920)
     for text in dialogue.say([picture, "What is this?"]):
         print(text)
     for text in dialogue.say(["And where is it?"]):     # the model still sees the picture
@@ -13,27 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from dataset.chat import Conversation, Document, Message, Template, Views, alone, render_prompt
-from dataset.collate import Look, collate
-from dataset.images import BadRow, Picture
+from dataset.bad_rows import BadRow
+from dataset.chat import Conversation, Document, Message
+from dataset.images import Picture
+from dataset.processor import Processor
 
 
 class Dialogue:
     """A conversation as it goes on.
 
-    stream      batch -> the tokens of an answer, one by one: model.generate.stream with its options
-    look        views of pictures -> pixels or features
-    views       what is seen of a picture: itself, or its thumbnail and tiles
-    max_length  tokens that a prompt may have: the model's context less the longest answer
-    messages    everything that was said; a first message may be the system's
-    forgotten   how many of the oldest exchanges the last answer was given without, because they no longer fit
+    stream              batch -> the tokens of an answer, one by one: model.generate.stream with its options
+    max_prompt_tokens   the model's context less the longest answer
+    messages            everything that was said; a first message may be the system's
+    forgotten           how many of the oldest exchanges the last answer was given without, because they no longer fit
     """
 
-    def __init__(self, stream: Callable[[dict], Iterator[int]], look: Look, *, template: Template, tokenizer,
-                 image_tokens: int, max_length: int, views: Views = alone, messages: Sequence[Message] = ()):  # fmt: skip
-        self.stream, self.look, self.views = stream, look, views
-        self.template, self.tokenizer, self.image_tokens = template, tokenizer, image_tokens
-        self.max_length = max_length
+    def __init__(self, stream: Callable[[dict], Iterator[int]], processor: Processor, max_prompt_tokens: int,
+                 messages: Sequence[Message] = ()):
+        self.stream, self.processor, self.max_prompt_tokens = stream, processor, max_prompt_tokens
         self.messages, self.forgotten = list(messages), 0
 
     def reset(self) -> None:
@@ -48,12 +45,13 @@ class Dialogue:
         """
         question = Message("user", tuple(parts))
         document, self.forgotten = self.prompt([*self.messages, question])
-        batch = collate([document], self.look)
-        tokens, text = [], ""
+        batch = self.processor.batch([document])
+        tokens: list[int] = []
+        text = ""
         try:
             for token in self.stream(batch):
                 tokens.append(token)
-                longer = whole_characters(self.tokenizer.decode(tokens))
+                longer = whole_characters(self.processor.tokenizer.decode(tokens))
                 if longer != text:
                     text = longer
                     yield text
@@ -67,14 +65,12 @@ class Dialogue:
         system, exchanges = split(messages)
         for forgotten in range(len(exchanges)):
             kept = [*system, *(message for exchange in exchanges[forgotten:] for message in exchange)]
-            document = render_prompt(
-                Conversation("this message", tuple(kept)), self.template, self.tokenizer, self.image_tokens, views=self.views
-            )
-            if len(document) <= self.max_length:
+            document = self.processor.prompt(Conversation("this message", tuple(kept)))
+            if len(document) <= self.max_prompt_tokens:
                 return document, forgotten
         raise BadRow(
-            f"the message is {len(document)} tokens long ({len(document.pictures) * self.image_tokens} of them for "
-            f"images), and the model reads {self.max_length}",
+            f"the message is {len(document)} tokens long ({len(document.pictures) * self.processor.image_tokens} of them for "
+            f"images), and the model reads {self.max_prompt_tokens}",
             "shorten it, or send fewer images",
         )
 

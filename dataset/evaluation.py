@@ -1,6 +1,6 @@
-"""Asking a model and scoring what it says, with two controls that a model which does not look cannot pass.
+"""Asking a model and scoring its answers, with two controls that a model which does not look cannot pass.
 
-In:  a task, a split, and `ask`: conversations -> answers.  Out: scores (a flat dict) and one row per question.
+In:  a task, a split, and an `Answerer`: conversations -> answers.  Out: scores (a flat dict) and one row per question.
 
 `blank` shows an empty picture in place of the real one, `shuffled` that of another question: both should fall to the level
 of guessing. A benchmark that a model passes with either of them measures language, not sight.
@@ -15,75 +15,71 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from PIL import Image
-from tqdm import tqdm
 
-from dataset.chat import Conversation, Message, Template, render_prompt
-from dataset.collate import pad
-from dataset.images import BadRow, Picture
-from dataset.report import table
-from dataset.tasks import Cut, Example
-from dataset.vision.image_processor import Eyes
-from model.registry import TASKS
+from dataset.chat import Conversation, Message
+from dataset.images import Picture
+from dataset.processor import Processor
+from dataset.report import add_scores, table
+from dataset.tasks import Example, Task, Truncated
+from model.registry import TASKS, UserError, specs
 
 BLANK = Picture("blank", lambda: Image.new("RGB", (96, 96), (240, 240, 240)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Ask:
-    """Conversations -> what the model says to each, in their order; prompts of about equal length share a batch.
+class Run(Protocol):
+    """What `validate` needs of a run (model/runtime.py)."""
 
-    `generate` makes a list of objects with `.tokens` and `.stopped` of a padded batch of prompts (model.generate.generate
-    with its options). An answer that did not stop by itself is a `Cut`.
+    is_main: bool
+
+    def gather(self) -> None: ...
+
+    def log(self, step: int, **metrics: float) -> None: ...
+
+    def barrier(self) -> None: ...
+
+
+Answer = Callable[[Sequence[Conversation]], list[str]]  # conversations -> the model's answers, in their order
+
+
+@dataclasses.dataclass(frozen=True)
+class Answerer:
+    """Conversations -> the model's answer to each, in their order; prompts of about equal length share a batch.
+
+    generate   a padded batch of prompts -> objects with `.tokens` and `.stopped` (model.generate.generate with its options). An
+               answer that did not stop by itself is `Truncated`
     """
 
-    template: Template
-    tokenizer: object
-    image_tokens: int
-    eyes: Eyes
+    processor: Processor
     generate: Callable[[dict], list]
     batch_size: int = 128
     progress: bool = False
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
-        self.eyes.prepare(picture for conversation in conversations for picture in conversation.pictures)
-        prompts = [render_prompt(asked, self.template, self.tokenizer, self.image_tokens, views=self.eyes.views)
-                   for asked in conversations]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        said = [""] * len(prompts)
-        for start in tqdm(range(0, len(order), self.batch_size), unit="batch", disable=not self.progress, leave=False):
-            chosen = order[start:start + self.batch_size]
-            batch = pad([prompts[i] for i in chosen], self.eyes, self.tokenizer.pad)
-            for i, answer in zip(chosen, self.generate(batch), strict=True):
-                said[i] = (str if answer.stopped else Cut)(self.tokenizer.decode(answer.tokens))
-        return said
+        prompts = [self.processor.prompt(conversation) for conversation in conversations]
+        answers = self.processor.map(prompts, self.generate, self.batch_size, self.progress)
+        return [self.text(answer) for answer in answers]
 
-    def require_room(self, asked: Conversation, room: int) -> None:
-        """BadRow for a conversation of more than `room` tokens, or with a picture that does not open: it cannot be answered."""
-        try:
-            for picture in asked.pictures:
-                picture.load()
-            length = len(render_prompt(asked, self.template, self.tokenizer, self.image_tokens, views=self.eyes.views))
-            if length > room:
-                raise BadRow(f"{length} tokens, where the model reads {room} before an answer",
-                             "shorten it, or lower --max_new_tokens")
-        except BadRow as bad:
-            bad.where = bad.where or asked.id
-            raise
+    def text(self, answer: Any) -> str:
+        """The text of a generated answer."""
+        return (str if answer.stopped else Truncated)(self.processor.tokenizer.decode(answer.tokens))
+
+    def sampled(self, conversations: Sequence[Conversation], group_size: int) -> list[list[str]]:
+        """So many answers to each conversation, sampled alike."""
+        answers = self([conversation for conversation in conversations for _ in range(group_size)])
+        return [answers[k:k + group_size] for k in range(0, len(answers), group_size)]
 
 
-def several(ask: Callable[[Sequence[Conversation]], list[str]], prompts: Sequence[Conversation], answers: int) -> list[list[str]]:
-    """So many answers to each prompt, sampled alike."""
-    said = ask([prompt for prompt in prompts for _ in range(answers)])
-    return [said[k:k + answers] for k in range(0, len(said), answers)]
+# ---------------------------------------------------------------- controls
 
 
 def with_pictures(conversation: Conversation, replace: Callable[[int], Picture]) -> Conversation:
     """The same conversation with picture number k replaced by `replace(k)`."""
     count, messages = 0, []
     for message in conversation.messages:
-        parts = []
+        parts: list[str | Picture] = []
         for part in message.parts:
             if isinstance(part, Picture):
                 part, count = replace(count), count + 1
@@ -100,7 +96,7 @@ def blank(examples: Sequence[Example]) -> list[Example]:
 def shuffled(examples: Sequence[Example]) -> list[Example]:
     """The same questions, each about the pictures of the question half the set away, or the next that has as many and all others.
 
-    A question to which there is no such other is left out: with its own picture it would be no control.
+    A question to which there is no such other is left out: with its own picture it would not be a control.
     """
     result = []
     for k, example in enumerate(examples):
@@ -113,24 +109,28 @@ def shuffled(examples: Sequence[Example]) -> list[Example]:
     return result
 
 
-def measure(task, examples: Sequence[Example], said: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
-    """The score of every answer (None: nobody could judge it) and the task's metrics."""
-    if hasattr(task, "measure"):
-        return task.measure(examples, said)
-    scores = [task.score(example, answer) for example, answer in zip(examples, said, strict=True)]
-    return scores, task.summary(examples, scores)
+# ---------------------------------------------------------------- scores
 
 
-def scored(name: str, task, examples: Sequence[Example], said: Sequence[str]) -> tuple[dict[str, float], list[dict]]:
+def make_tasks(bench: str) -> dict[str, Task]:
+    """The tasks of `--bench`, by name. UserError for an unknown name, or for two variants of one task."""
+    tasks = {spec.partition(":")[0]: TASKS.make(spec) for spec in specs(bench)}
+    if len(tasks) < len(specs(bench)):
+        raise UserError(f"--bench {bench}: one variant of a task at a time, for its files bear its name")
+    return tasks
+
+
+def scores_and_rows(name: str, task: Task, examples: Sequence[Example],
+                    answers: Sequence[str]) -> tuple[dict[str, float], list[dict]]:
     """The metrics of answers as "name/metric": value, and a row for every question."""
-    scores, metrics = measure(task, examples, said)
+    scores, metrics = task.measure(examples, answers)
     rows = [{"id": example.prompt.id, "kind": example.kind, "question": example.prompt.messages[-1].text, "truth": example.answer,
-             "answer": answer, "cut": isinstance(answer, Cut), "score": score}
-            for example, answer, score in zip(examples, said, scores, strict=True)]
+             "answer": answer, "truncated": isinstance(answer, Truncated), "score": score}
+            for example, answer, score in zip(examples, answers, scores, strict=True)]
     return {**{f"{name}/{metric}": value for metric, value in metrics.items()}, f"{name}/n": len(examples)}, rows
 
 
-def evaluate(name: str, task, split: str, ask: Callable[[Sequence[Conversation]], list[str]], n: int, controls: int = 0,
+def evaluate(name: str, task: Task, split: str, answer: Answer, n: int, *, controls: int = 0,
              kinds: Sequence[str] = ()) -> tuple[dict[str, float], list[dict]]:
     """Scores of a task ("name/metric": value) on n pictures' worth of questions of a split, and a row for every question.
 
@@ -139,46 +139,51 @@ def evaluate(name: str, task, split: str, ask: Callable[[Sequence[Conversation]]
     """
     examples = [example for example in task.examples(split, n) if not kinds or example.kind in kinds]
     if not examples:
-        raise ValueError(f"the task {name!r} asks no question{' of the kind ' + ' or '.join(kinds) if kinds else ''}: "
-                         f"leave it out of --bench")
-    said = ask([example.prompt for example in examples])
-    result, rows = scored(name, task, examples, said)
+        raise UserError(f"the task {name!r} asks no question{' of the kind ' + ' or '.join(kinds) if kinds else ''}: "
+                        f"leave it out of --bench")
+    result, rows = scores_and_rows(name, task, examples, answer([example.prompt for example in examples]))
     if controls:
-        if hasattr(task, "guess"):
-            result[f"{name}/guessing"] = task.guess(examples)
+        if (guessing := task.guess(examples)) is not None:
+            result[f"{name}/guessing"] = guessing
         some = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls]
         for control, change in (("blank", blank), ("shuffled", shuffled)):
-            asked = change(some)
-            if not asked:  # a task in words alone has no picture to hide
+            changed = change(some)
+            if not changed:  # a task in words alone has no picture to hide
                 continue
-            answers_given = ask([example.prompt for example in asked])
-            right = [score for score in measure(task, asked, answers_given)[0] if score is not None]
+            answers = answer([example.prompt for example in changed])
+            right = [score for score in task.measure(changed, answers)[0] if score is not None]
             if right:
                 result[f"{name}/{control}"] = sum(right) / len(right)
     return result, rows
 
 
-def rescore(name: str, task, rows: Sequence[dict], split: str = "test") -> tuple[dict[str, float], list[dict]]:
+def validate(tasks: dict[str, Task], answer: Answer, n: int, run: Run, step: int, *, kinds: Sequence[str] = ()) -> dict[str, float]:
+    """Scores on the validation split, logged at this step; {} on all ranks but the first, which asks alone."""
+    run.gather()
+    scores: dict[str, float] = {}
+    if run.is_main:
+        for name, task in tasks.items():
+            scores.update(evaluate(name, task, "val", answer, n, kinds=kinds)[0])
+    run.log(step, **scores)
+    run.barrier()
+    return scores
+
+
+def rescore(name: str, task: Task, rows: Sequence[dict], split: str = "test") -> tuple[dict[str, float], list[dict]]:
     """What `evaluate` says without controls, from rows that it wrote: the model is not asked again, only a judge."""
-    saved = {row["id"]: (Cut if row["cut"] else str)(row["answer"]) for row in rows}
+    saved = {row["id"]: (Truncated if row["truncated"] else str)(row["answer"]) for row in rows}
     examples = [example for example in task.examples(split, task.size) if example.prompt.id in saved]
     if not examples or len(examples) != len(rows):
-        raise ValueError(f"of {len(rows)} saved answers {len(examples)} are to questions of {name!r}: "
-                         f"give the task the options that it had")
-    return scored(name, task, examples, [saved[example.prompt.id] for example in examples])
-
-
-def add_scores(folder: Path, scores: dict[str, float]) -> None:
-    """Put scores into FOLDER/scores.json beside those of other benchmarks."""
-    file = folder / "scores.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")
+        raise UserError(f"of {len(rows)} saved answers {len(examples)} are to questions of {name!r}: "
+                        f"give the task the options that it had")
+    return scores_and_rows(name, task, examples, [saved[example.prompt.id] for example in examples])
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("python -m dataset.evaluation PREDICTIONS.jsonl TASK:option=value,...")
     predictions, spec = Path(sys.argv[1]), sys.argv[2]
-    new, _ = rescore(spec.partition(":")[0], TASKS.make(spec), [json.loads(line) for line in predictions.open(encoding="utf-8")])
+    saved_rows = [json.loads(line) for line in predictions.open(encoding="utf-8")]
+    new, _ = rescore(spec.partition(":")[0], TASKS.make(spec), saved_rows)
     add_scores(predictions.parent, new)
     print(f"{table(new)}\nwrote {predictions.parent / 'scores.json'}")

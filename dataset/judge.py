@@ -1,6 +1,6 @@
 """A judge: any model behind the OpenAI chat API, at any address, that says how good an answer is.
 
-In:  lists of chat messages.  Out: what the judge says to each, or why it said nothing (`JudgeFailure`).
+In:  lists of chat messages.  Out: what the judge says to each, or why it said nothing (`Failure`).
 
     judge = Judge("gpt-4o")                                             the key is in OPENAI_API_KEY
     judge = Judge("qwen3", url="http://localhost:8000/v1")              a local server (vLLM, llama.cpp, Ollama) needs no key
@@ -26,18 +26,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.images import Picture, png
-from model.registry import Registry
+from model.registry import Registry, UserError
 
 CACHE = Path("out/judge.jsonl")
 
 
-class NoJudge(ValueError):
+class NoJudge(UserError):
     """Nobody to ask: neither an address nor a key."""
 
 
 @dataclass(frozen=True)
-class JudgeFailure:
-    """A question to which no usable reply came, and why."""
+class Failure:
+    """Something that could not be done, and why. It is counted apart: no answer is right because nobody could tell."""
 
     reason: str
 
@@ -75,9 +75,9 @@ class Judge:
             raise NoJudge(f"no judge: give judge=URL (any server with the OpenAI chat API, such as http://localhost:8000/v1), "
                           f"or put OpenAI's key into the environment variable {key}")  # fmt: skip
         if not model:
-            raise ValueError("a judge has a name at its server: give model=NAME")
+            raise UserError("a judge has a name at its server: give model=NAME")
         if importlib.util.find_spec("openai") is None:  # said now, and not after an hour of answers
-            raise ValueError("a judge is asked through the library openai: pip install openai")
+            raise UserError("a judge is asked through the library openai: pip install openai")
         self.model, self.url, self.key, self.max_tokens = model, url, key, max_tokens
         self.workers, self.timeout, self.retries = workers, timeout, retries
         self.cache, self.lock = cache, threading.Lock()
@@ -88,7 +88,7 @@ class Judge:
         asked = json.dumps([self.model, self.max_tokens, messages], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(asked.encode()).hexdigest()
 
-    def ask(self, questions: Sequence[list[dict]]) -> list[str | JudgeFailure]:
+    def ask(self, questions: Sequence[list[dict]]) -> list[str | Failure]:
         """The reply to each list of messages, in their order; equal ones are asked once."""
         import openai
 
@@ -100,10 +100,10 @@ class Judge:
         with client, ThreadPoolExecutor(self.workers) as pool:
             replies = pool.map(lambda key: self.reply(client, key, new[key]), new)
             progress = tqdm(replies, total=len(new), desc=f"judge {self.model}", disable=not new, leave=False)
-            failed = {key: reply for key, reply in zip(new, progress) if isinstance(reply, JudgeFailure)}
+            failed = {key: reply for key, reply in zip(new, progress) if isinstance(reply, Failure)}
         return [self.known.get(key, failed.get(key)) for key in keys]
 
-    def reply(self, client, key: str, messages: list[dict]) -> str | JudgeFailure:
+    def reply(self, client, key: str, messages: list[dict]) -> str | Failure:
         """One reply, kept under its key. It is read from the bare response, which may be a proxy's page of HTML."""
         import openai
 
@@ -113,11 +113,11 @@ class Judge:
             )
             said = json.loads(response.text)["choices"][0]["message"]["content"]
         except openai.OpenAIError as error:
-            return JudgeFailure(f"{type(error).__name__}: {error}")
+            return Failure(f"{type(error).__name__}: {error}")
         except (json.JSONDecodeError, LookupError, TypeError) as error:
-            return JudgeFailure(f"the server's reply is no chat completion ({type(error).__name__}: {error})")
+            return Failure(f"the server's reply is no chat completion ({type(error).__name__}: {error})")
         if not isinstance(said, str) or not said.strip():
-            return JudgeFailure("an empty reply")
+            return Failure("an empty reply")
         said = said.encode("utf-8", "replace").decode()  # half a character, which no file takes
         with self.lock:
             self.keep(key, said)
@@ -146,7 +146,7 @@ def read_cache(file: Path) -> dict[str, str]:
     return known
 
 
-def judge_from(options: str) -> Judge:
+def make_judge(options: str) -> Judge:
     """The judge of `URL,model=NAME,key=VARIABLE`, in the words that the benchmarks' options have; raises as `Judge` does."""
     judges = Registry("judge", __name__)
     judges.register("judge")(lambda judge="", model="", key="OPENAI_API_KEY": Judge(model, judge, key))
@@ -165,7 +165,7 @@ def judge_or_none(task: str, judge: str, model: str, key: str) -> Judge | None:
 
 def failures(task: str, replies: Sequence[object]) -> int:
     """How many failed; the first reason of them is printed."""
-    failed = [reply for reply in replies if isinstance(reply, JudgeFailure)]
+    failed = [reply for reply in replies if isinstance(reply, Failure)]
     if failed:
         print(f"{task}: {len(failed)} of {len(replies)} judgements failed and are counted apart; the first: {failed[0].reason}")
     return len(failed)

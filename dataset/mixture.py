@@ -1,55 +1,152 @@
 """What `--data` means: names of embedded tasks and paths of files, mixed by weight, as one source of conversations.
 
 In:  specs such as "world", "easy_vqa:0.5", "world:categories=all", "captions.jsonl", "my_folder:2".
-Out: a source: `len(source)`, `source[i]`; row i is a pure function of i.
+Out: a source: `len(source)`, `source[i]`; row i is a pure function of i. `training_batches` makes micro-batches of it.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, Protocol
 
-from dataset.collate import Batches
-from dataset.formats.conversations import Mixture, load, name_and_weight
-from dataset.images import BadRow, Picture
-from model.registry import TASKS
+import numpy as np
+
+from dataset.bad_rows import BadRow, BadRows
+from dataset.collate import Batches, Source, blocks
+from dataset.formats.files import READERS, FileSource
+from dataset.processor import Processor
+from model.registry import TASKS, UserError
+
+
+class Run(Protocol):
+    """What `training_batches` needs of a run (model/runtime.py)."""
+
+    config: Any
+    out: Path
+    rank: int
+    world_size: int
+    device: Any
+    only_looks: bool
+
+    def print0(self, text: str) -> None: ...
+
+
+class TrainingFlags(Protocol):
+    """And of a script's flags."""
+
+    batch_size: int
+    accumulate: int
+    max_length: int
+    epochs: float
+    optim: Any
+
+
+class Mixture:
+    """Several sources as one: with weight 2 a source gives each row twice an epoch, with 0.5 a random half of them.
+
+    Row i is a pure function of (seed, i), so the half is the same in every epoch.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Source, float]], seed: int = 0):
+        self.sources = [source for source, _ in parts]
+        self.ends = list(accumulate(round(weight * len(source)) for source, weight in parts))
+        self.orders = [np.random.default_rng((seed, k)).permutation(len(source)) for k, source in enumerate(self.sources)]
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, i: int) -> Any:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        k = bisect_right(self.ends, i)
+        return self.sources[k][int(self.orders[k][(i - (self.ends[k - 1] if k else 0)) % len(self.sources[k])])]
+
+    def blocks(self) -> np.ndarray:
+        """(len,): the blocks of all sources, numbered on."""
+        found, start, offset = [], 0, 0
+        for source, order, end in zip(self.sources, self.orders, self.ends):
+            own = blocks(source)[order[np.arange(end - start) % max(1, len(order))]]
+            found.append(np.where(own < 0, own, own + offset))
+            start, offset = end, offset + max(0, own.max(initial=-1) + 1)
+        return np.concatenate(found)
+
+
+def load(path: str | Path, image_folder: str | Path | None = None, allow_urls: bool = False, need_answer: bool = True,
+         kind: type[FileSource] = FileSource) -> Source:
+    """The rows of a file, or of every data file in a folder.
+
+    image_folder   where images are looked for, and never outside; default: where the file is
+    need_answer    False also takes rows that end with a question, for inference
+    kind           what reads the rows: conversations, or preferences (dataset/preferences.py)
+    Raises FileNotFoundError, UserError or TypeError when nothing can be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in READERS)
+        if not files:
+            raise FileNotFoundError(f"no {', '.join(READERS)} file in {path}")
+        return Mixture([(load(file, image_folder, allow_urls, need_answer, kind), 1) for file in files])
+    if not path.is_file():
+        raise FileNotFoundError(f"no data at {path}; give a file or folder of {', '.join(READERS)}")
+    if path.suffix not in READERS:
+        raise UserError(f"{path}: unknown format {path.suffix!r}; known: {', '.join(READERS)}")
+    return kind(path, Path(image_folder or path.parent), allow_urls, need_answer)
+
+
+def name_and_weight(spec: str) -> tuple[str, float]:
+    """"data.jsonl:0.5" -> ("data.jsonl", 0.5); the weight is 1 where none is written."""
+    name, _, weight = spec.rpartition(":")
+    try:
+        return (name, float(weight)) if name else (spec, 1.0)
+    except ValueError:
+        return spec, 1.0
 
 
 def mixture(specs: Sequence[str], stage: str, image_folder: Path | None, allow_urls: bool) -> Mixture:
-    """All data of a stage ("pretrain" or "sft"); ValueError where a task has nothing for that stage."""
-    parts = []
+    """All data of a stage ("pretrain" or "sft"); UserError where a task has nothing for that stage."""
+    parts: list[tuple[Source, float]] = []
     for spec in specs:
         name, weight = name_and_weight(spec)
         if name.partition(":")[0] in TASKS.names():
             source = TASKS.make(name).train(stage)
             if source is None:
-                raise ValueError(f"the task {name!r} has no data for {stage}: leave it out of --data")
+                raise UserError(f"the task {name!r} has no data for {stage}: leave it out of --data")
         else:
             source = load(name, image_folder, allow_urls)
         parts.append((source, weight))
     return Mixture(parts)
 
 
-def look(source: Mixture, show: Callable[..., str], say: Callable[[str], None], rows: int = 3) -> None:
-    """`say` what `show` makes of the first rows of each part of a mixture; of a bad row, what is bad."""
-    for begin, end in zip((0, *source.ends), source.ends):
+def training_batches(source: Source, processor: Processor, config: TrainingFlags, run: Run, *,
+                     pairs: bool = False) -> tuple[Batches, int]:
+    """(micro-batches, steps): the rows of a source rendered and joined, told to people, previewed with --check_data.
+
+    pairs   the rows are preferences, and a batch holds two documents of each
+    Features of a frozen encoder are computed here, but for a run that only looks.
+    """
+    render = partial(processor.pair if pairs else processor.document, max_length=config.max_length)
+    batches = Batches(source, render, processor.pair_batch if pairs else processor.batch, batch_size=config.batch_size,
+                      seed=run.config.seed, bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), run.config.max_bad))
+    per_step = config.accumulate * run.world_size  # micro-batches
+    steps = config.optim.max_steps or max(1, round(config.epochs * len(batches) / per_step))
+    run.print0(f"{len(source):,} {'pairs' if pairs else 'rows'}, {steps} steps of {config.batch_size * per_step} "
+               f"on {run.world_size} x {run.device}")
+    if run.config.check_data:
+        preview(source, lambda row: f"{row.id}: {processor.marked(render(row))}", run.print0)
+    if not run.only_looks:
+        processor.images.prepare(partial(batches.pictures, steps * per_step), run.config.feature_cache_gb, run.print0)
+    return batches, steps
+
+
+def preview(source: Source, show: Callable[[Any], str], print0: Callable[[str], None], rows: int = 3) -> None:
+    """Print what `show` makes of the first rows of each part of a mixture; of a bad row, what is bad."""
+    ends = source.ends if isinstance(source, Mixture) else [len(source)]
+    for begin, end in zip((0, *ends), ends):
         for row in range(begin, min(begin + rows, end)):
             try:
-                say(f"{show(source[row])}\n")
+                print0(f"{show(source[row])}\n")
             except BadRow as bad:
-                say(f"bad row: {bad}\n")
-
-
-def pictures(batches: Batches, micro_batches: int) -> Iterator[Picture]:
-    """Every picture that the first `micro_batches` of a stream will show; a bad row is left for the stream to name."""
-    epochs, rest = divmod(micro_batches, len(batches))
-    for epoch in range(epochs + bool(rest)):
-        order = batches.order(epoch)
-        windows = -(-rest // batches.window)  # a window is read whole
-        rows = order if epoch < epochs else order[: windows * batches.window * batches.batch_size]
-        for row in rows:
-            try:
-                yield from batches.source[int(row)].pictures
-            except BadRow:
-                continue
-        if epoch < epochs:
-            return  # a whole epoch shows every row
+                print0(f"bad row: {bad}\n")

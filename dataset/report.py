@@ -4,14 +4,16 @@ In:  a stage's title and numbers.  Out: its section of the page; running a stage
 """
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.chat import Document
-from dataset.tasks import Example
+from dataset.chat import Conversation
+from dataset.tasks import Example, Task
 
 
 def section(file: Path, title: str, body: str) -> None:
@@ -24,19 +26,19 @@ def section(file: Path, title: str, body: str) -> None:
     file.write_text(page, encoding="utf-8")
 
 
-NO_SHARES = re.compile(r"length(_\w+)?|seconds|mmhal/score(_\w+)?")  # lengths, seconds, ratings from 0 to 6
+NOT_SHARES = re.compile(r"(^|/)(length(_\w+)?|seconds|mmhal/score(_\w+)?)$")  # lengths, seconds, ratings from 0 to 6
 
 
-def no_share(metric: str) -> bool:
-    """Whether a metric, "task/name", is a length, a time or a rating."""
-    return re.search(rf"(^|/)({NO_SHARES.pattern})$", metric) is not None
+def is_share(metric: str) -> bool:
+    """Whether a metric, "task/name", is a share of 1, and not a length, a time or a rating."""
+    return NOT_SHARES.search(metric) is None
 
 
 def table(numbers: dict[str, float]) -> str:
     """Metrics as a table; shares in percent, counts, lengths, ratings and seconds as they are."""
     rows = []
     for name, value in numbers.items():
-        share = isinstance(value, float) and 0 <= value <= 1 and not no_share(name)
+        share = isinstance(value, float) and 0 <= value <= 1 and is_share(name)
         rows.append(f"| {name} | {100 * value:.1f} % |" if share else f"| {name} | {value:g} |")
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
@@ -75,14 +77,14 @@ def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequen
     return "\n".join(lines)
 
 
-def before_and_after(folder: Path, page: Path, shown: Sequence[tuple], before: Sequence[str], after: Sequence[str],
-                     scale: int = 2) -> str:
-    """The same of questions (task, example) with what was said before training and after it, and which of these were right."""
+def before_and_after(folder: Path, page: Path, questions: Sequence[tuple[Task, Example]], before: Sequence[str],
+                     after: Sequence[str], scale: int = 2) -> str:
+    """The same of questions with the answers before training and after it, and which of these were right."""
     lines = ["| picture | question | truth | before | after |", "| --- | --- | --- | --- | --- |"]
-    for number, ((task, example), *said) in enumerate(zip(shown, before, after, strict=True)):
-        said = [f"{'✓' if task.score(example, text) == 1 else '✗'} {cell(text)}" for text in said]
+    for number, ((task, example), *answers) in enumerate(zip(questions, before, after, strict=True)):
+        marked = [f"{'✓' if task.score(example, text) == 1 else '✗'} {cell(text)}" for text in answers]
         cells = [thumbnails(folder, page, number, example, scale), cell(example.prompt.messages[-1].text), cell(example.answer)]
-        lines.append(f"| {' | '.join([*cells, *said])} |")
+        lines.append(f"| {' | '.join([*cells, *marked])} |")
     return "\n".join(lines)
 
 
@@ -109,12 +111,73 @@ def poster(file: Path, page: Path, examples: Sequence[Example], answers: Sequenc
     return f"![]({file.relative_to(page.parent).as_posix()})\n\n"
 
 
-def marked(document: Document, tokenizer) -> str:
-    """A document as text, what is learned in 【brackets】, each picture as one [image]: for `--check_data`."""
-    text, was_learned, run = "", False, []
-    for number, learned in [*zip(document.input_ids, document.learn), (None, False)]:
-        if number is None or learned != was_learned:
-            text += (f"【{tokenizer.decode_all(run)}】" if was_learned else tokenizer.decode_all(run)) if run else ""
-            run, was_learned = [], learned
-        run.append(number)
-    return re.sub(r"(<image>)+", "[image]", text)
+# ---------------------------------------------------------------- the section of a run
+
+
+class Run(Protocol):
+    """What a section is written about (model/runtime.py)."""
+
+    out: Path
+    is_main: bool
+    history: list[dict]
+
+    @property
+    def seconds(self) -> float: ...
+
+    def barrier(self) -> None: ...
+
+
+Answer = Callable[[Sequence[Conversation]], list[str]]
+
+
+def finish_stage(run: Run, title: str, scores: dict[str, float], examples: Sequence[Example], answer: Answer) -> None:
+    """Scores to scores.json, and the section of stages 1 and 2: scores, curves, and answers to held-out questions."""
+    if run.is_main:
+        add_scores(run.out, scores)
+        answers, page = answer([example.prompt for example in examples]), run.out.parent / "report.md"
+        section(page, title, f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
+                f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, examples, answers)}")
+    run.barrier()
+
+
+class HeldOutAnswers:
+    """Answers of stage 3 to some validation questions, before training and by the best checkpoint so far, for the report.
+
+    They stand in OUT/before.json and OUT/after.json, so that a resumed run still has them.
+    """
+
+    def __init__(self, run: Run, tasks: dict[str, Task], answer: Answer, first_step: int):
+        self.run, self.answer = run, answer
+        self.questions = [(task, example) for task in tasks.values() for example in task.examples("val", 8)[:14]]
+        if run.is_main and first_step == 0:
+            self.save("before")
+            (run.out / "after.json").unlink(missing_ok=True)
+
+    def save(self, name: str) -> None:
+        """Ask the model as it is: `before` or `after`."""
+        answers = self.answer([example.prompt for _, example in self.questions])
+        (self.run.out / f"{name}.json").write_text(json.dumps(answers))
+
+    def read(self, name: str) -> list[str]:
+        """The answers of that moment; where no checkpoint was the best, those of now."""
+        if not (self.run.out / f"{name}.json").is_file():
+            self.save(name)
+        return json.loads((self.run.out / f"{name}.json").read_text())
+
+    def write_section(self, title: str, scores: dict[str, float], *, compare: bool) -> None:
+        """The run's section of the report; `compare` shows scores and answers before and after."""
+        folder, page = self.run.out, self.run.out.parent / "report.md"
+        if compare:
+            scores = with_before(scores, self.run.history)
+            shown = before_and_after(folder, page, self.questions, self.read("before"), self.read("after"))
+        else:
+            shown = sheet(folder, page, [example for _, example in self.questions], self.read("after"))
+        numbers = table({**scores, "seconds": round(self.run.seconds)})
+        section(page, f"{title}: {folder.name}", f"{numbers}\n\n![]({folder.name}/curves.png)\n\n{shown}")
+
+
+def add_scores(folder: Path, scores: dict[str, float]) -> None:
+    """Put scores into FOLDER/scores.json beside those of other benchmarks."""
+    file = folder / "scores.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")

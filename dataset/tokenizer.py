@@ -10,7 +10,9 @@ Two kinds of special pieces, and the difference is a safety property:
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
@@ -20,16 +22,45 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SPACE_SIGN = "\u2581"  # sentencepiece writes a space as this sign, so the sign itself must travel as bytes
 
 
-def load_tokenizer(file: Path):
+class Tokenizer(Protocol):
+    """Text to ids and back.
+
+    bos, pad, image   ids of what begins a document, of padding, and of one visual token
+    """
+
+    file: Path
+    vocab_size: int
+    bos: int
+    pad: int
+    image: int
+
+    def id(self, piece: str) -> int:
+        """The id of a piece, control tokens included; KeyError for an unknown one."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; control tokens spelled out in the text stay ordinary text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; control tokens leave no trace."""
+        ...
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """The text with its control tokens spelled out, for people to look at."""
+        ...
+
+
+def load_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer of a file: our own (.model), or a pretrained language model's (tokenizer.json), with the same interface."""
     if file.suffix == ".json":
         from dataset.formats.tokenizer_json import JsonTokenizer
 
         return JsonTokenizer(file)
-    return Tokenizer(file)
+    return SentencePieceTokenizer(file)
 
 
-class Tokenizer:
+class SentencePieceTokenizer:
     """A sentencepiece model with names for its control tokens.
 
     `bos`, `end`, `pad`, `image`: ids of the start of a document, the end of a turn, padding, and one visual token.
@@ -61,14 +92,15 @@ class Tokenizer:
             ids += self.sign_bytes + self.model.encode(part)
         return ids
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens leave no trace."""
         return self.model.decode([int(number) for number in ids])
 
-    def decode_all(self, ids: list[int]) -> str:
+    def decode_all(self, ids: Sequence[int]) -> str:
         """The text with its control tokens spelled out, for people to look at."""
         controls = {self.bos: "<s>", self.end: "<|end|>", self.pad: "<pad>", **{self.id(piece): piece for piece in CONTROLS}}
-        text, run = "", []
+        text = ""
+        run: list[int] = []
         for number in ids:
             if number in controls:
                 text, run = text + self.decode(run) + controls[number], []

@@ -1,12 +1,12 @@
 """Which checkpoint of a run is kept: the best one on the validation split.
 
-In:  scores of the checks.  Out: OUT/chosen while the run goes, and in the end its files in OUT.
+In:  scores of the checks.  Out: OUT/best while the run goes, and in the end its files in OUT.
 """
 
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from model.runtime import Run
 from model.vlm import VLM
 
 
-def quality(scores: dict[str, float]) -> float | None:
+def chair_and_cover(scores: dict[str, float]) -> float | None:
     """(1 - CHAIR_s) x Cover: nothing that is not there, and all that is. Either alone is won by silence or by chatter."""
     found = {name.rpartition("/")[2]: value for name, value in scores.items() if name.startswith("hallucination")}
     return round((1 - found["chair_s"]) * found["cover"], 4) if found else None
@@ -28,45 +28,48 @@ def mean_accuracy(scores: dict[str, float]) -> float | None:
     return round(sum(found) / len(found), 4) if found else None
 
 
-MEASURES = {"(1 - CHAIR_s) x Cover": quality, "accuracy": mean_accuracy}
+MEASURES: dict[str, Callable[[dict[str, float]], float | None]] = {
+    "(1 - CHAIR_s) x Cover": chair_and_cover, "accuracy": mean_accuracy,
+}  # fmt: skip
 
 
-class Chosen:
-    """The best checkpoint of a run on the validation split, the start included, in OUT/chosen; the first of equals.
+class BestCheckpoint:
+    """The best checkpoint of a run on the validation split, the start included, in OUT/best; the first of equals.
 
     Where the measure finds nothing in scores, the last. What a resumed run has seen of it stands in its log.
     """
 
-    def __init__(self, run: Run, measure: str = "(1 - CHAIR_s) x Cover"):
-        self.run, self.folder, self.measure = run, run.out / "chosen", measure
-        self.quality: Callable[[dict], float | None] = MEASURES[measure]
-        rows = [(self.quality(row), row) for row in run.history if self.quality(row) is not None]
-        self.best, self.scores = max(rows, key=lambda pair: pair[0], default=(-math.inf, {}))
-        if run.first and not rows:
+    def __init__(self, run: Run, measure: str):
+        self.run, self.folder, self.measure, self.quality = run, run.out / "best", measure, MEASURES[measure]
+        self.value, self.scores = -math.inf, {}
+        for row in run.history:
+            if (value := self.quality(row)) is not None and value > self.value:
+                self.value, self.scores = value, row
+        if run.is_main and not self.scores:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def offer(self, model: VLM, tokenizer, step: int, scores: dict[str, float]) -> bool:
+    def offer(self, model: VLM, tokenizer_file: Path, step: int, scores: dict[str, float]) -> bool:
         """Keep this one if it is the best so far; returns whether it is."""
         value = self.quality(scores)
-        if value is None or value <= self.best:
+        if value is None or value <= self.value:
             return False
-        self.best, self.scores = value, {"step": step, **scores}
-        checkpoint.save(self.folder, model, tokenizer.file)
+        self.value, self.scores = value, {"step": step, **scores}
+        checkpoint.save(self.folder, model, tokenizer_file)
         return True
 
     def keep(self) -> dict[str, float]:
         """Put the best one into OUT; returns its scores, {} where there was no choice."""
         if self.folder.is_dir():
             copy_checkpoint(self.folder, self.run.out)
-            self.run.say(f"step {self.scores['step']} is kept: {self.measure} = {self.best:.3f}")
-        best = self.best if self.folder.is_dir() else 0.0
-        (self.run.out / "chosen.json").write_text(json.dumps({"quality": best}))
+            self.run.print0(f"step {self.scores['step']} is kept: {self.measure} = {self.value:.3f}")
+        best = self.value if self.folder.is_dir() else 0.0
+        (self.run.out / "best.json").write_text(json.dumps({"quality": best}))
         return {name: value for name, value in self.scores.items() if "/" in name}
 
 
-def best_of(folders: list[Path]) -> Path:
+def best_run(folders: Sequence[Path]) -> Path:
     """The run of the best checkpoint; the last one of equals, and where nothing was measured."""
-    return max(reversed(folders), key=lambda folder: json.loads((folder / "chosen.json").read_text())["quality"])
+    return max(reversed(folders), key=lambda folder: json.loads((folder / "best.json").read_text())["quality"])
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

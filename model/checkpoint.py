@@ -10,6 +10,7 @@ A frozen pretrained encoder is not stored: the config names it, and its fingerpr
 Every file or folder is written under a temporary name and renamed when it is whole, so a crash leaves the last good one.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from model import lora
 from model.config import VLMConfig
-from model.optimizer import Together
+from model.optimizer import OptimizerGroup
 from model.vlm import VLM
 
 STAGES = {  # folder under out/, last stage first: the command that makes it
@@ -105,8 +106,8 @@ def write(file: Path, fill) -> None:
     os.replace(temporary, file)
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> VLM:
-    """The model of a checkpoint, in evaluation mode.
+def load(folder: Path, device: torch.device | str = "cpu", template: str = "") -> VLM:
+    """The model of a checkpoint, in evaluation mode; `template`: another one than it was trained with.
 
     Raises FileNotFoundError where there is none, ValueError with all missing and unexpected names, or shapes, or another
     encoder than the one it was trained with: nothing is filled in silently.
@@ -116,6 +117,8 @@ def load(folder: Path, device: torch.device | str = "cpu") -> VLM:
     file = folder / "model.safetensors"
     model.encoder_was_stored = holds_encoder(file, model)
     load_weights(model, load_file(file), str(file), model.encoder_was_stored)
+    if template:
+        model.config = dataclasses.replace(model.config, template=template)
     return model.to(device).eval()
 
 
@@ -148,7 +151,7 @@ def load_weights(model: VLM, tensors: dict[str, torch.Tensor], source: str, with
 
 # ---------------------------------------------------------------- resuming
 
-def save_resume(folder: Path, model: VLM, optimizer: Together, state: dict, rank: int, world: int) -> None:
+def save_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, state: dict, rank: int, world_size: int) -> None:
     """Everything that the next step depends on, as resume/STEP, complete or absent. Every rank calls this.
 
     `state` is small and plain: step, data position, whatever the script counts. The random states are each rank's own.
@@ -160,13 +163,13 @@ def save_resume(folder: Path, model: VLM, optimizer: Together, state: dict, rank
         temporary.mkdir(parents=True)
         save_weights(model, model.state_dict(), temporary / "model.safetensors")  # LoRA as it is, apart
         torch.save(memory, temporary / "optimizer.pt")
-        (temporary / "state.json").write_text(json.dumps({**state, "world": world}))
-    barrier(world)
+        (temporary / "state.json").write_text(json.dumps({**state, "world_size": world_size}))
+    barrier(world_size)
     random_states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random_states["cuda"] = torch.cuda.get_rng_state()
     torch.save(random_states, temporary / f"random-{rank}.pt")
-    barrier(world)
+    barrier(world_size)
     if rank == 0:
         if (parent / step).is_dir():  # of an earlier run; a folder cannot take the name of a full one
             os.replace(parent / step, parent / f"{step}.old.tmp")
@@ -174,17 +177,17 @@ def save_resume(folder: Path, model: VLM, optimizer: Together, state: dict, rank
         for path in parent.iterdir():
             if path.name != step:
                 shutil.rmtree(path)
-    barrier(world)
+    barrier(world_size)
 
 
-def load_resume(folder: Path, model: VLM, optimizer: Together, rank: int, world: int) -> dict:
+def load_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, rank: int, world_size: int) -> dict:
     """Put everything back as it was at the newest complete step and return its `state`."""
     steps = sorted(path for path in (folder / "resume").glob("*") if path.suffix != ".tmp" and path.is_dir())
     if not steps:
         raise FileNotFoundError(f"nothing to resume in {folder}: no step was saved yet; start without --resume")
     state = json.loads((steps[-1] / "state.json").read_text())
-    if state.pop("world") != world:
-        raise ValueError(f"{steps[-1]} was saved by another number of processes than {world}: resume with the same number")
+    if state.pop("world_size") != world_size:
+        raise ValueError(f"{steps[-1]} was saved by another number of processes than {world_size}: resume with the same number")
     file = steps[-1] / "model.safetensors"
     load_weights(model, load_file(file), str(file), holds_encoder(file, model))
     optimizer.load_state_dict(torch.load(steps[-1] / "optimizer.pt", "cpu", weights_only=True))
@@ -195,7 +198,7 @@ def load_resume(folder: Path, model: VLM, optimizer: Together, rank: int, world:
     return state
 
 
-def barrier(world: int) -> None:
+def barrier(world_size: int) -> None:
     """Wait for the other processes, if there are any."""
-    if world > 1:
+    if world_size > 1:
         torch.distributed.barrier()

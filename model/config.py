@@ -67,7 +67,7 @@ class VLMConfig:
     image_token_id: int  # the placeholder that an image's tokens replace; the tokenizer knows it
     llm_name: str = "gpt"
     template: str = "pupil"  # training and chat must write a conversation the same way
-    fit: str = "square"  # ... and fit a picture into the encoder's square the same way: square | pad | naive
+    fit: str = "square"  # ... and fit a picture into the encoder's square the same way: square | pad | stretch
     tiles: int = 0  # ... and cut a large picture into tiles the same way: at most so many, 0: none
 
     def __post_init__(self):
@@ -103,7 +103,7 @@ PRESETS = {
     # too narrow: with 4 layers of 2 heads of 64 channels, finding names in pictures takes half as many steps again.
     "nano": _preset(
         "tiny_clip",
-        "pixel_shuffle",
+        "pixel_shuffle_compare",
         hidden_size=128,
         num_hidden_layers=3,
         num_attention_heads=8,

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from model.llm.attention import Cache, Documents
-from model.losses import ban
+from model.llm.attention import Cache, PackedSequences
+from model.losses import sampling_logits
+from model.registry import UserError
 from model.vlm import VLM
 
 
@@ -31,11 +32,11 @@ class Answer:
     stopped: bool
 
 
-def prompt_room(model: VLM, max_new_tokens: int) -> int:
-    """Tokens that a prompt may have before so long an answer; ValueError where none are left."""
+def max_prompt_tokens(model: VLM, max_new_tokens: int) -> int:
+    """Tokens that a prompt may have before so long an answer; UserError where none are left."""
     room = model.config.llm.max_position_embeddings - max_new_tokens
     if room < 1 or max_new_tokens < 1:
-        raise ValueError(f"--max_new_tokens {max_new_tokens} leaves no room for prompt and answer: this model reads "
+        raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for prompt and answer: this model reads "
                          f"{model.config.llm.max_position_embeddings} tokens")
     return room
 
@@ -44,9 +45,9 @@ def prompt_room(model: VLM, max_new_tokens: int) -> int:
 def prefill(model: VLM, batch: dict, room: int) -> tuple[Tensor, Cache]:
     """Read B prompts -> logits of each one's next token (B, V), and a cache with room for `room` more tokens."""
     real = batch["document_ids"] >= 0
-    documents = Documents(batch["document_ids"])
+    packed = PackedSequences(batch["document_ids"])
     rows, longest = real.shape
-    if documents.count != rows or not real[:, 0].all():
+    if packed.count != rows or not real[:, 0].all():
         raise ValueError("a batch of prompts holds one document per row, padded on the right")
     limit = model.config.llm.max_position_embeddings
     if longest + room > limit:
@@ -54,41 +55,40 @@ def prefill(model: VLM, batch: dict, room: int) -> tuple[Tensor, Cache]:
             f"a prompt of {longest} tokens and {room} new ones exceed max_position_embeddings = {limit}: "
             f"shorten the prompt or lower max_new_tokens"
         )
-    last = torch.zeros_like(real).scatter(1, documents.lengths[:, None] - 1, True)
+    last = torch.zeros_like(real).scatter(1, packed.lengths[:, None] - 1, True)
     cache = model.llm.cache(rows, longest + room)
-    return model(batch, keep=last, cache=cache), cache
+    return model(batch, logits_to_keep=last, cache=cache), cache
+
+
+def next_logits(model: VLM, batch: dict) -> Tensor:
+    """Read B prompts -> logits of each one's next token (B, V)."""
+    return prefill(model, batch, room=0)[0]
 
 
 @torch.no_grad()
 def decode(model: VLM, tokens: Tensor, cache: Cache) -> Tensor:
     """One more token per row: (B,) -> logits (B, V)."""
-    return model.llm(model.llm.embed(tokens), cache.lengths, documents=None, cache=cache)
+    return model.llm(model.llm.embed(tokens), cache.lengths, packed=None, cache=cache)
 
 
 def sample(
     logits: Tensor,
     temperature: float,
-    top_k: int,
     top_p: float,
     banned: Sequence[int],
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     """(B, V) -> tokens (B,), and their log-probabilities (B,) under exactly the distribution they were drawn from.
 
-    Order: ban, temperature, the top_k likeliest (0: all), then the smallest set of them that holds top_p (1.0: all;
-    arXiv 1904.09751). Temperature 0 takes the likeliest token, with certainty: log-probability 0. ValueError for a temperature
-    below 0, or a top_p that is no share above 0.
+    Order: ban, temperature, then the smallest set of tokens that holds top_p (1.0: all; nucleus sampling, arXiv 1904.09751). Temperature 0 takes the likeliest token, with certainty: log-probability 0. ValueError for a temperature
+    below 0, or a top_p that is not a share above 0.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"a temperature is at least 0, top_p above 0 and at most 1, not {temperature} and {top_p}")
-    logits = ban(logits.float(), banned)
+    logits = sampling_logits(logits, temperature or 1.0, banned)
     if temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, torch.zeros_like(tokens, dtype=torch.float)
-    logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        worst_kept = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < worst_kept, float("-inf"))
     if top_p < 1:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
@@ -130,21 +130,20 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int],
     temperature: float,
-    top_k: int = 0,
     top_p: float = 1.0,
     banned: Sequence[int] = (),
     generator: torch.Generator | None = None,
-    answers: int = 1,
+    group_size: int = 1,
 ) -> list[Answer]:
-    """`answers` per prompt, all those of the first prompt first; a prompt is read once however many it gets."""
+    """`group_size` answers per prompt, all those of the first prompt first; a prompt is read once however many it gets."""
     with evaluating(model):
         logits, cache = prefill(model, batch, room=max_new_tokens)
-        cache.repeat(answers)
-        logits = logits.repeat_interleave(answers, dim=0)
+        cache.repeat(group_size)
+        logits = logits.repeat_interleave(group_size, dim=0)
         results = [Answer([], [], stopped=False) for _ in range(len(logits))]
         active = results
         for remaining in reversed(range(max_new_tokens)):
-            tokens, logps = sample(logits, temperature, top_k, top_p, banned, generator)
+            tokens, logps = sample(logits, temperature, top_p, banned, generator)
             going = []
             for row, (answer, token, logp) in enumerate(zip(active, tokens.tolist(), logps.tolist(), strict=True)):
                 answer.logps.append(logp)
@@ -172,7 +171,6 @@ def stream(
     max_new_tokens: int,
     stop_ids: Collection[int],
     temperature: float,
-    top_k: int = 0,
     top_p: float = 1.0,
     banned: Sequence[int] = (),
     generator: torch.Generator | None = None,
@@ -184,7 +182,7 @@ def stream(
         for remaining in reversed(range(max_new_tokens)):
             if should_stop is not None and should_stop():
                 return
-            token, _ = sample(logits, temperature, top_k, top_p, banned, generator)
+            token, _ = sample(logits, temperature, top_p, banned, generator)
             if token.item() in stop_ids:
                 return
             yield token.item()

@@ -1,4 +1,4 @@
-"""LoRA: every linear map of a finished part gets a small trainable detour (arXiv 2106.09685, section 4.1).
+"""LoRA: every linear map of a finished part gets a small trainable adapter (arXiv 2106.09685, section 4.1).
 
     y = W x + (alpha / rank) B A x        A (rank, in) random, B (out, rank) zero: at the start nothing has changed
 
@@ -9,7 +9,6 @@ In:  a part, a rank, alpha.  Out: the same part; W is frozen, A and B are traine
     with lora.switched_off(model):      the model as it was: the reference of DPO, at no memory
         ...
     lora.save(model, file)              what was learned alone, a small file; lora.load(base, file) puts it on a base again
-    lora.merge(model)                   ordinary linear maps again, with what was learned inside them
 """
 
 import contextlib
@@ -26,8 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from model.registry import UserError
 
-def detour(weight: Tensor, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+
+def adapter_pair(weight: Tensor, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
     """A (rank, in) and B (out, rank) of a matrix (out, in)."""
     a, b = nn.Parameter(weight.new_empty(rank, weight.shape[1])), nn.Parameter(weight.new_zeros(weight.shape[0], rank))
     nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # as nn.Linear begins
@@ -35,12 +36,12 @@ def detour(weight: Tensor, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 class LoRALinear(nn.Linear):
-    """A linear map of any shape, sharing the tensors of the one it replaces, with its detour."""
+    """A linear map of any shape, sharing the tensors of the one it replaces, with its adapter."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
-        self.lora_a, self.lora_b = detour(base.weight, rank)
+        self.lora_a, self.lora_b = adapter_pair(base.weight, rank)
         self.alpha, self.scale, self.on = alpha, alpha / rank, True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,15 +54,15 @@ class LoRALinear(nn.Linear):
 
 
 class LoRAMatrix(nn.Module):
-    """The detour of a map that is no nn.Linear but a bare matrix, as q, k and v of CLIP: W is read as W + scale * B A.
+    """The adapter of a bare matrix that is not an nn.Linear, as q, k and v of CLIP: W is read as W + scale * B A.
 
     A parametrization of torch: whoever reads the matrix gets the sum, so the file of the encoder knows nothing of it. It costs
-    a matrix of the size of W at every forward pass, which the detour of LoRALinear does not.
+    a matrix of the size of W at every forward pass, which the adapter of LoRALinear does not.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float):
         super().__init__()
-        self.lora_a, self.lora_b = detour(weight, rank)
+        self.lora_a, self.lora_b = adapter_pair(weight, rank)
         self.alpha, self.scale, self.on = alpha, alpha / rank, True
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -69,18 +70,18 @@ class LoRAMatrix(nn.Module):
 
 
 def adapters(module: nn.Module) -> list[LoRALinear | LoRAMatrix]:
-    """All detours."""
+    """All adapters."""
     return [part for part in module.modules() if isinstance(part, LoRALinear | LoRAMatrix)]
 
 
 def layers(part: nn.Module) -> list[nn.Module]:
     """What a recipe counts in a part: its blocks; of a part that states none, its linear maps in the order of their definition.
 
-    ValueError where there is neither.
+    UserError where there is neither.
     """
     found = list(getattr(part, "blocks", ())) or [module for module in part.modules() if isinstance(module, nn.Linear)]
     if not found:
-        raise ValueError(f"{type(part).__name__} has neither blocks nor linear maps: train this part freeze or full")
+        raise UserError(f"{type(part).__name__} has neither blocks nor linear maps: train this part freeze or full")
     return found
 
 
@@ -100,18 +101,18 @@ def bare_matrices(module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def apply(module: nn.Module, rank: int, alpha: float) -> None:
-    """Freeze a part and give every linear map of its layers a detour that is trained.
+    """Freeze a part and give every linear map of its layers an adapter that is trained.
 
-    ValueError for a part without a map, a rank that is no compression, or a part that has adapters.
+    UserError for a part without a map, a rank that is no compression, or a part that has adapters.
     """
     if adapters(module):
-        raise ValueError("the part has LoRA adapters already: merge them first")
+        raise UserError("the part has LoRA adapters already")
     blocks = layers(module) if getattr(module, "blocks", ()) else [module] * bool(layers(module))
     bare = [place for block in blocks for place in bare_matrices(block)]
     linears = [part.weight for block in blocks for part in block.modules() if type(part) is nn.Linear]
     narrowest = min(min(weight.shape) for weight in (*linears, *(getattr(owner, name) for owner, name in bare)))
     if not 0 < rank <= narrowest:
-        raise ValueError(f"lora:{rank}: the rank is 1 to {narrowest}, the narrowest side of a matrix in these layers")
+        raise UserError(f"lora:{rank}: the rank is 1 to {narrowest}, the narrowest side of a matrix in these layers")
     module.requires_grad_(False)
     for block in blocks:
         replace(block, nn.Linear, lambda linear: LoRALinear(linear, rank, alpha))
@@ -134,28 +135,12 @@ def merged(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def merge(module: nn.Module) -> None:
-    """Put what the adapters learned into the matrices, and ordinary frozen linear maps back in their places."""
-
-    def plain(part: LoRALinear) -> nn.Linear:
-        linear = nn.Linear(part.in_features, part.out_features, bias=part.bias is not None, device="meta")
-        linear.weight, linear.bias = nn.Parameter(part.merged_weight(), requires_grad=False), part.bias
-        return linear
-
-    if not adapters(module):
-        raise ValueError("no LoRA adapters to merge: lora.apply was never called on this model")
-    replace(module, LoRALinear, plain)
-    for owner in [owner for owner in module.modules() if parametrize.is_parametrized(owner)]:
-        for name in list(owner.parametrizations):
-            parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
-
-
 @contextlib.contextmanager
 def switched_off(module: nn.Module) -> Iterator[None]:
-    """Inside the block the model is the one that `apply` was given; ValueError without adapters, when it would be itself."""
+    """Inside the block the model is the one that `apply` was given; UserError without adapters, when it would be itself."""
     found = adapters(module)
     if not found:
-        raise ValueError("no LoRA adapters to switch off: the model would be its own reference")
+        raise UserError("no LoRA adapters to switch off: the model would be its own reference")
     for part in found:
         part.on = False
     try:
@@ -196,7 +181,7 @@ def save(model: nn.Module, file: Path) -> None:
 def load(model: nn.Module, file: Path) -> None:
     """Put a saved file on the base that it was trained on: the same model as when it was saved, to use or to train further.
 
-    Parts that have no adapters yet get them. Raises FileNotFoundError, and ValueError where rank or alpha, names, shapes or the
+    Parts that have no adapters yet get them. Raises FileNotFoundError, and UserError where rank or alpha, names, shapes or the
     base are others.
     """
     if not Path(file).is_file():
@@ -205,19 +190,19 @@ def load(model: nn.Module, file: Path) -> None:
         said = opened.metadata() or {}
         saved = {name: opened.get_tensor(name) for name in opened.keys()}
     if "adapters" not in said:
-        raise ValueError(f"{file} holds no adapters, as adapter.safetensors of a LoRA run does")
+        raise UserError(f"{file} holds no adapters, as adapter.safetensors of a LoRA run does")
     wanted = json.loads(said["adapters"])
     for name in wanted.keys() - facts(model).keys():
         apply(model.parts[name], int(wanted[name]["rank"]), wanted[name]["alpha"])
     if facts(model) != wanted:
-        raise ValueError(f"{file} was saved with {wanted}, the model has {facts(model)}: give the same --train flags")
+        raise UserError(f"{file} was saved with {wanted}, the model has {facts(model)}: give the same --train flags")
     tensors = model.state_dict()
     wrong = sorted(name for name in saved if name not in tensors or tensors[name].shape != saved[name].shape)
     if wrong:
-        raise ValueError(f"{file} does not fit the model: {len(wrong)} tensors are missing or have another shape, {wrong[:4]}")
+        raise UserError(f"{file} does not fit the model: {len(wrong)} tensors are missing or have another shape, {wrong[:4]}")
     base = fingerprint({name: tensor for name, tensor in tensors.items() if name not in saved})
     if base != said["base"]:
-        raise ValueError(f"{file} was trained on another base ({said['base']}) than this one ({base}): --init the checkpoint "
+        raise UserError(f"{file} was trained on another base ({said['base']}) than this one ({base}): --init the checkpoint "
                          f"that its run started from")
     with torch.no_grad():
         for name, tensor in saved.items():

@@ -1,57 +1,101 @@
-"""Recipes: which tensors of the three parts move.
+"""Recipes: which tensors of the three parts are trained, and at which learning rate.
 
     freeze      none
     full        all
     partial:K   the last K layers
     lora:R      adapters of rank R beside every linear map of the layers, with alpha = 2 R (model/lora.py)
+    full:lr=1e-4, lora:8,lr=1e-3        the same, at a learning rate of the part's own
 
 The layers of the language model and of the encoder are their blocks. A connector has those blocks that it states; where it states
-none, as most of them, its linear maps in the order of their definition. Every part goes with every mode of the others: 63
-recipes, and one that trains nothing and is refused.
+none, as most of them, its linear maps in the order of their definition. Every part goes with every mode of the others.
 
-In:  a model and a mode for each part.  Out: the same model with `requires_grad` set, and how many parameters move.
+In:  a model and a mode for each part.  Out: the same model with `requires_grad` set.
 """
 
+import dataclasses
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from model import lora, recompute
-from model.vlm import VLM
+from model.registry import UserError
+from model.vlm import VLM, count_parameters
 
 
-def trainable(part: nn.Module, mode: str) -> int:
-    """Set which tensors of a part move and return how many parameters do; ValueError for a mode that the part cannot have."""
-    name, _, count = mode.partition(":")
-    if mode not in ("freeze", "full") and not (name in ("partial", "lora") and count.isdecimal()):
-        raise ValueError(f"a part is trained freeze, full, partial:K or lora:R, not {mode!r}")
-    part.requires_grad_(name == "full")
-    if name == "lora":
-        lora.apply(part, rank=int(count), alpha=2 * int(count))
-    if name == "partial":
+@dataclass
+class Train:
+    connector: str = "full"  # freeze | full | partial:K (the last K linear maps) | lora:R; with its own rate: full:lr=1e-4
+    llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters of rank R); ,lr= as well
+    encoder: str = "freeze"  # the same; trained, it sees pixels at every step instead of cached features
+
+    def modes(self) -> dict[str, "Mode"]:
+        """Part -> its mode."""
+        return {part: Mode.parse(text) for part, text in dataclasses.asdict(self).items()}
+
+    def learning_rates(self) -> dict[str, float]:
+        """Part -> its own learning rate, for the parts that have one."""
+        return {part: mode.lr for part, mode in self.modes().items() if mode.lr is not None}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a part is trained: freeze, full, partial or lora; K or R of the last two; its own learning rate, if it has one."""
+
+    name: str
+    count: int = 0
+    lr: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Mode":
+        """`lora:8,lr=1e-3` -> Mode("lora", 8, 1e-3); UserError for anything else."""
+        number = r"[0-9.]+(?:[eE][-+]?[0-9]+)?"
+        found = re.fullmatch(rf"(freeze|full|(partial|lora):(\d+))(?:[:,]lr=({number}))?", text)
+        if not found:
+            raise UserError(f"a part is trained freeze, full, partial:K or lora:R, perhaps with its own learning rate as "
+                            f"full:lr=1e-4 or lora:8,lr=1e-3, not {text!r}")
+        return cls(found[2] or found[1], int(found[3] or 0), float(found[4]) if found[4] else None)
+
+
+def set_trainable(part: nn.Module, mode: Mode) -> None:
+    """Set which tensors of a part are trained; UserError for a mode that the part cannot have."""
+    part.requires_grad_(mode.name == "full")
+    if mode.name == "lora":
+        lora.apply(part, rank=mode.count, alpha=2 * mode.count)
+    if mode.name == "partial":
         layers = lora.layers(part)
-        if not 0 < int(count) <= len(layers):
-            raise ValueError(f"partial:{count}: the part has {len(layers)} layers")
-        for layer in layers[-int(count):]:
+        if not 0 < mode.count <= len(layers):
+            raise UserError(f"partial:{mode.count}: the part has {len(layers)} layers")
+        for layer in layers[-mode.count:]:
             layer.requires_grad_(True)
+
+
+def count_trainable(part: nn.Module) -> int:
+    """Parameters of a part that are trained."""
     return sum(p.numel() for p in part.parameters() if p.requires_grad)
 
 
-def apply(model: VLM, modes: dict[str, str], checkpointing: bool, adapter: Path | None = None) -> dict[str, int]:
-    """Give each part its mode; returns part -> trained parameters. ValueError where nothing moves.
+def apply(model: VLM, train: Train, checkpointing: bool = False, adapter: Path | None = None) -> None:
+    """Give each part its mode. UserError where nothing would be trained.
 
-    checkpointing   compute activations again instead of keeping them (model/recompute.py)
+    checkpointing   compute activations again instead of storing them (model/recompute.py)
     adapter         what an earlier LoRA run learned, to go on from (model/lora.py: `load`)
     """
-    moving = {name: trainable(part, modes[name]) for name, part in model.parts.items()}
-    if not sum(moving.values()):
-        raise ValueError("every part is frozen: nothing to train; set --train.llm full, for example")
+    for name, mode in train.modes().items():
+        set_trainable(model.parts[name], mode)
+    if not count_trainable(model):
+        raise UserError("every part is frozen: nothing to train; set --train.llm full, for example")
     if adapter:
         asked = lora.facts(model)
         lora.load(model, adapter)
         if lora.facts(model) != asked:  # it put adapters where none were asked for
-            raise ValueError(f"{adapter} has adapters of {', '.join(sorted(lora.facts(model)))}, --train of "
-                             f"{', '.join(sorted(asked)) or 'nothing'}: give the same --train flags as its run")
+            raise UserError(f"{adapter} has adapters of {', '.join(sorted(lora.facts(model)))}, --train of "
+                            f"{', '.join(sorted(asked)) or 'nothing'}: give the same --train flags as its run")
     if checkpointing:
         recompute.apply(model)
-    return moving
+
+
+def summary(model: VLM) -> str:
+    """"encoder 2,416,704 (0 trained), connector ..., llm ...": one line for people."""
+    return ", ".join(f"{name} {count_parameters(part):,} ({count_trainable(part):,} trained)" for name, part in model.parts.items())

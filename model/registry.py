@@ -11,7 +11,12 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave, flags or files: scripts print it as one line, without a traceback."""
 
 
 def parse_value(text: str) -> int | float | bool | str:
@@ -29,19 +34,19 @@ def parse_value(text: str) -> int | float | bool | str:
 
 
 def typed(text: str, annotation: type | str, where: str) -> int | float | bool | str:
-    """The value of an option; ValueError where its type is plain and the value is of another."""
+    """The value of an option; UserError where its type is plain and the value is of another."""
     value, name = parse_value(text), annotation.__name__ if isinstance(annotation, type) else str(annotation)
     name = name.removesuffix(" | None")  # None is what an option is that is left out
     wanted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}.get(name, (type(value),))
     if name == "str":
         return value if isinstance(value, str) else text  # a folder may be named 2024
     if type(value) not in wanted:
-        raise ValueError(f"{where} is not of type {name}")
+        raise UserError(f"{where} is not of type {name}")
     return value
 
 
-def options_of(text: str) -> list[str]:
-    """`a=1,b=(c:d=2,e=3)` -> ["a=1", "b=(c:d=2,e=3)"]; ValueError for a parenthesis without its other half."""
+def split_options(text: str) -> list[str]:
+    """`a=1,b=(c:d=2,e=3)` -> ["a=1", "b=(c:d=2,e=3)"]; UserError for a parenthesis without its other half."""
     options, depth = [""] if text else [], 0
     for letter in text:
         depth += (letter == "(") - (letter == ")")
@@ -50,7 +55,7 @@ def options_of(text: str) -> list[str]:
         else:
             options[-1] += letter
     if depth:
-        raise ValueError(f"{text!r}: a parenthesis is missing; a spec inside a spec is written (NAME:key=value,key=value)")
+        raise UserError(f"{text!r}: a parenthesis is missing; a spec inside a spec is written (NAME:key=value,key=value)")
     return options
 
 
@@ -84,44 +89,48 @@ class Registry:
         return sorted(self.factories)
 
     def factory(self, name: str) -> Callable:
-        """The factory filed under exactly this name; ValueError lists the known names and the nearest spelling."""
+        """The factory filed under exactly this name; UserError lists the known names and the nearest spelling."""
         known = self.names()
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown {self.kind} {name!r}.{hint} Known: {', '.join(known)}")
+            raise UserError(f"unknown {self.kind} {name!r}.{hint} Known: {', '.join(known)}")
         return self.factories[name]
 
-    def make(self, spec: str, **context):
+    def parameters(self, name: str) -> dict[str, inspect.Parameter]:
+        """What the factory of a part takes, by name."""
+        unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # of a class without __init__
+        signature = inspect.signature(self.factory(name))
+        return {key: parameter for key, parameter in signature.parameters.items() if parameter.kind not in unnamed}
+
+    def make(self, spec: str, **context: Any) -> Any:
         """Build the part that `spec` names; `context` is what the caller knows (sizes, configs) and a spec may not set.
 
-        Raises ValueError for an unknown name, or for an option that the factory does not take.
+        Raises UserError for an unknown name, or for an option that the factory does not take.
         """
         name, _, text = spec.partition(":")
-        factory = self.factory(name)
-        known = {key: parameter for key, parameter in inspect.signature(factory).parameters.items()
-                 if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)}  # of a class without __init__
+        known = self.parameters(name)
         allowed = [key for key in known if key not in context]
-        options = {}
-        for position, option in enumerate(options_of(text)):
-            key, value = re.fullmatch(r"(?:(\w+)=)?(.*)", option).groups()
+        options: dict[str, Any] = {}
+        for position, option in enumerate(split_options(text)):
+            key, value = option_and_value(option)
             if key is None and position == 0 and allowed:
                 key = allowed[0]
             if key not in allowed:
-                raise ValueError(
-                    f"{self.kind} {name!r} has no option {option!r}. Options: {', '.join(allowed) or 'none'}"
-                )
+                raise UserError(f"{self.kind} {name!r} has no option {option!r}. Options: {', '.join(allowed) or 'none'}")
             if key in options:
-                raise ValueError(f"{self.kind} {name!r}: option {key!r} is given twice in {spec!r}")
+                raise UserError(f"{self.kind} {name!r}: option {key!r} is given twice in {spec!r}")
             options[key] = typed(value, known[key].annotation, f"{self.kind} {name!r}: {option!r}")
-        missing = [
-            key
-            for key, parameter in known.items()
-            if key in allowed and key not in options and parameter.default is parameter.empty
-        ]
+        missing = [key for key in allowed if key not in options and known[key].default is inspect.Parameter.empty]
         if missing:
-            raise ValueError(f"{self.kind} {name!r} also needs {', '.join(missing)}: write {name}:{missing[0]}=...")
-        return factory(**context, **options)
+            raise UserError(f"{self.kind} {name!r} also needs {', '.join(missing)}: write {name}:{missing[0]}=...")
+        return self.factory(name)(**context, **options)
+
+
+def option_and_value(option: str) -> tuple[str | None, str]:
+    """`queries=16` -> ("queries", "16"); the first option may have no key."""
+    found = re.fullmatch(r"(?:(\w+)=)?(.*)", option)
+    return (found[1], found[2]) if found else (None, option)
 
 
 def specs(text: str) -> list[str]:
@@ -133,16 +142,19 @@ LLMS = Registry("llm", "model.llm")
 PRETRAINED = Registry("pretrained llm", "model.llm")
 ENCODERS = Registry("encoder", "model.encoder")
 CONNECTORS = Registry("connector", "model.connector")
-TEMPLATES = Registry("template", "dataset.chat")
+TEMPLATES = Registry("template", "dataset.formats")
 TASKS = Registry("task", "dataset.tasks")
+DIVIDERS = Registry("divider", "dataset.feedback")
+ALGORITHMS = Registry("RL algorithm", "model.rl")
+PREFERENCE_LOSSES = Registry("preference loss", "model.dpo")
 
 
-def parameters(registry: Registry, name: str) -> str:
+def count_parameters(registry: Registry, name: str) -> str:
     """How many parameters a part has among the other parts of `nano`; `-` where it needs options or does not fit them."""
     from model.config import PRESETS  # here, because the parts import this file
 
     nano = PRESETS["nano"]
-    contexts = {"llm": lambda: {"config": nano.llm}, "encoder": dict,
+    contexts: dict[str, Callable[[], dict[str, Any]]] = {"llm": lambda: {"config": nano.llm}, "encoder": dict,
                 "connector": lambda: {"encoder": ENCODERS.make(nano.encoder), "channels": nano.llm.hidden_size}}
     if registry.kind not in contexts:
         return ""
@@ -153,18 +165,19 @@ def parameters(registry: Registry, name: str) -> str:
     return f"{sum(weight.numel() for weight in part.parameters()):,}"
 
 
-def listing(registries: list[Registry]) -> str:
+def listing(registries: Sequence[Registry]) -> str:
     """One line per part: kind, name, parameters, and the first line of its docstring."""
     lines = []
     for registry in registries:
         for name in registry.names():
             description = (inspect.getdoc(registry.factories[name]) or "").partition("\n")[0]
-            lines.append(f"{registry.kind:10} {name:14} {parameters(registry, name):>10}  {description}")
+            lines.append(f"{registry.kind:15} {name:14} {count_parameters(registry, name):>10}  {description}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     # Parts register themselves in the imported module; this running copy, called __main__, stays empty.
     registries = importlib.import_module("model.registry")
-    print("kind       name           parameters of it in `nano`; - where it needs options or fits no other part of nano")
-    print(registries.listing([getattr(registries, name) for name in ("LLMS", "ENCODERS", "CONNECTORS", "TEMPLATES", "TASKS")]))
+    kinds = ("LLMS", "ENCODERS", "CONNECTORS", "TEMPLATES", "TASKS", "ALGORITHMS", "PREFERENCE_LOSSES", "DIVIDERS")
+    print("kind            name           parameters of it in `nano`; - where it needs options or fits no other part of nano")
+    print(registries.listing([getattr(registries, name) for name in kinds]))

@@ -1,15 +1,18 @@
-"""The mechanics that every training script shares: processes, precision, learning rate, log, curves.
+"""The mechanics that every training script shares: ranks, precision, saving and resuming, the log, the curves.
 
-In:  a script's Config.  Out: a `Run`, of which one process on one CPU is the ordinary case.
+In:  a script's `RunFlags` (model/cli.py).  Out: a `Run`, of which one process on one CPU is the ordinary case.
 
     python 1-pretrain_vlm.py                                   one process
     torchrun --nproc_per_node 2 1-pretrain_vlm.py              two; the effective batch is twice as large
 
-No GradScaler: bf16 where the GPU has it, fp32 elsewhere (on a CPU bf16 autocast was measured 17 times slower).
+No GradScaler: bf16 where the GPU has it, fp32 elsewhere (bf16 autocast is slow on most CPUs).
+Nobody needs to read this file to follow the training loops.
 """
 
 import contextlib
 import ctypes
+import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -17,10 +20,10 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,35 +31,18 @@ from torch.distributed import all_gather_object, all_reduce, destroy_process_gro
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from model import checkpoint, sharding
-from model.optimizer import Together
+from model import checkpoint, recipe, sharding
+from model.cli import OptimizerFlags, RunFlags
+from model.optimizer import OptimizerGroup, make_optimizer
+from model.recipe import Train
+from model.registry import UserError
+from model.vlm import VLM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.05) -> float:
-    """Linear warm-up to `peak` over `warmup` steps, then a cosine down to `floor` x peak at step `total` (arXiv 1608.03983).
-
-    ValueError for a floor that is no share of the peak.
-    """
-    if not 0 <= floor <= 1:
-        raise ValueError(f"the last learning rate is a share of the peak, 0 to 1, not {floor} (--lr_end)")
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def clip_gradients(model: nn.Module, max_norm: float) -> float:
-    """Scale the gradients down to a norm of `max_norm` at most; returns the norm before. An infinite one is an error."""
-    norm = sharding.clip_grad_norm([p for p in model.parameters() if p.grad is not None], max_norm).item()
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient norm is {norm}: lower --lr, or look at the data with --check_data")
-    return norm
-
-
 def keep_freed_memory() -> None:
-    """Let glibc keep what a tensor frees for the next one (Linux; elsewhere nothing happens).
+    """Let glibc reuse what a tensor frees for the next one (Linux; elsewhere nothing happens).
 
     By default every block above some megabytes goes back to the system and comes anew, a page fault for each 4 kB: 5 to 15 %
     of the time of a nano step on a CPU.
@@ -68,224 +54,334 @@ def keep_freed_memory() -> None:
 
 
 class Run:
-    """One process of a run: which device and rank it is, how it computes, where it writes.
+    """One rank of a run: where and how it computes, where it writes.
 
-    config needs: out, device, dtype, seed, wandb, resume.
+    config     the flags that every run has
+    settings   the script's whole dataclass: what --resume compares, and wandb stores
     """
 
-    def __init__(self, config, name: str):
+    def __init__(self, config: RunFlags, name: str, settings: Any = None):
         self.config, self.name, self.out = config, name, Path(config.out)
-        for name in ("log_every", "save_every"):
-            if getattr(config, name, 1) < 1:
-                raise ValueError(f"--{name} is at least 1, not {getattr(config, name)}")
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.first = self.rank == 0
+        self.settings = config if settings is None else settings
+        for flag in ("log_every", "save_every"):
+            if getattr(config, flag) < 1:
+                raise UserError(f"--{flag} is at least 1, not {getattr(config, flag)}")
+        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.is_main = self.rank == 0
         keep_freed_memory()
-        self.device = self.pick_device(config.device)
-        self.dtype = self.pick_dtype(config.dtype)
-        if self.world > 1:
-            # The first process checks and labels alone while the others wait: a day, where ten minutes would end the run.
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.dtype, self.device)
+        if self.world_size > 1:
+            # The first rank checks and labels alone while the others wait: a day, where ten minutes would end the run.
             init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=1))
         torch.manual_seed(config.seed)  # the same weights everywhere ...
         self.started = time.time()
         self.history: list[dict] = []
         self.state: dict = {}  # what a resumed run was saved with
-        self.bar: tqdm | None = None
+        self.bar = tqdm(disable=True)
         self.tokens, self.counted_from = 0, time.time()
-        self.wandb = None  # nothing is started or written before training: --dry_run leaves no trace
+        self.stale: list[Path] = []  # of an earlier run into --out, removed when this one begins
+        self.sharded: nn.Module | None = None  # a model that is divided among the ranks
+        self.wandb: Any = None  # nothing is started or written before training: --dry_run leaves no trace
 
     @classmethod
     def inference(cls, out: Path, device: str, dtype: str, seed: int) -> "Run":
         """A run that trains nothing: the device and the precision alone."""
-        return cls(SimpleNamespace(out=out, device=device, dtype=dtype, seed=seed, wandb=False, resume=False), "inference")
+        flags = RunFlags(out, "", 0, 0, save_every=1, log_every=1, seed=seed, dtype=dtype, device=device)
+        return cls(flags, "inference")
 
-    def pick_device(self, wanted: str) -> torch.device:
-        kind = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda, but torch sees no GPU: use --device cpu, or install torch with CUDA")
-        if kind != "cuda":
-            return torch.device(kind)
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        return device
-
-    def pick_dtype(self, wanted: str) -> torch.dtype:
-        if wanted == "auto":
-            return torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-        if wanted not in DTYPES:
-            raise ValueError(f"--dtype is auto, {' or '.join(DTYPES)}, not {wanted!r}")
-        return DTYPES[wanted]
-
-    def start_wandb(self):
+    def start_wandb(self) -> Any:
         import wandb
 
-        return wandb.init(project="pupil", name=self.name, config=vars(self.config), dir=self.out)
+        return wandb.init(project="pupil", name=self.name, config=dataclasses.asdict(self.settings), dir=self.out)
 
-    def say(self, text: str) -> None:
-        """Print once, however many processes there are, without breaking the progress bar."""
-        if self.first:
+    def print0(self, text: str) -> None:
+        """Print once, however many ranks there are, without breaking the progress bar."""
+        if self.is_main:
             tqdm.write(text, file=sys.stdout)
 
     # ------------------------------------------------------------ computing
 
-    def wrap(self, model: nn.Module, compile: bool, shard: str = "ddp") -> nn.Module:
+    def restart(self, config: RunFlags, settings: Any) -> None:
+        """Another run in the same process, with its own folder, seed and log."""
+        self.config, self.settings, self.out = config, settings, Path(config.out)
+        self.history, self.state = [], {}
+        torch.manual_seed(config.seed)
+
+    def feature_cache(self, model: VLM) -> Path | None:
+        """Where features of the encoder are kept; None where it is trained, and must see pixels at every step."""
+        return None if recipe.count_trainable(model.encoder) else self.config.feature_cache
+
+    def require_same_start(self, fingerprint: str) -> None:
+        """UserError where a run is resumed that began with other weights: what it compares with would be another model."""
+        if self.state.get("fingerprint", fingerprint) != fingerprint:
+            raise UserError(f"{self.out} was started from other weights than those of --init now: restore them, or start again "
+                            f"without --resume")
+
+    def wrap(self, model: nn.Module, shard: str = "ddp") -> nn.Module:
         """The module to call in training. Always this one: a call of the bare model would not average gradients.
 
-        shard: ddp, the whole model on every process | zero2 | zero3 (model/sharding.py). Of a divided model the optimizer is made
+        shard: ddp, the whole model on every rank | zero2 | zero3 (model/sharding.py). The optimizer of a sharded model is made
         after this.
         """
         torch.manual_seed(self.config.seed + self.rank)  # ... and other random numbers on each rank
-        if shard != "ddp" and compile:
-            raise ValueError(f"--compile and --shard {shard} do not go together: leave one of them out")
         if shard != "ddp":
+            self.sharded = model
+            if self.config.compile:
+                raise UserError(f"--compile and --shard {shard} do not go together: leave one of them out")
             return sharding.apply(model, shard, self.device)
-        wrapped = torch.compile(model, dynamic=True) if compile else model
+        wrapped = torch.compile(model, dynamic=True) if self.config.compile else model
         of_llm = [p for name, p in model.named_parameters() if name.removeprefix("model.").startswith("llm.")]
         if of_llm and not any(p.requires_grad for p in of_llm):
             return sharding.Averaged(wrapped, [p for p in model.parameters() if p.requires_grad])
-        if self.world == 1:
+        if self.world_size == 1:
             return wrapped
         # A rank whose rows hold no image uses no connector: find_unused_parameters lets the others go on without it.
         return DistributedDataParallel(wrapped, find_unused_parameters=True)
 
-    def gather(self, model: nn.Module) -> None:
-        """Make a model that is divided among the processes whole on each until the next step; all of them call this."""
-        sharding.gather(model)
+    def gather(self) -> None:
+        """Make a sharded model whole on every rank until the next step, so that one rank may use it alone; all of them call this."""
+        if self.sharded:
+            sharding.gather(self.sharded)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 where it is used; training, references and evaluation all run inside it."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def to_device(self, batch: dict) -> dict:
+        """The batch with its tensors on this rank's device."""
         return {name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
                 for name, value in batch.items()}
 
-    def generator(self, generate: Callable, model: nn.Module, **options) -> Callable[..., list]:
+    def generator(self, generate: Callable, model: nn.Module, **options: Any) -> Callable[..., Any]:
         """`generate(model, batch, **options)` of a batch, and of options still to come, on this run's device and precision."""
 
-        def of_batch(batch: dict, **more) -> list:
+        def of_batch(batch: dict, **more: Any) -> Any:
             with self.autocast():
                 return generate(model, self.to_device(batch), **options, **more)
 
         return of_batch
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        checkpoint.barrier(self.world)
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        checkpoint.barrier(self.world_size)
 
     def sum(self, value: float) -> float:
-        """The sum of a number over all processes."""
-        if self.world == 1:
+        """The sum of a number over all ranks."""
+        if self.world_size == 1:
             return value
         total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
         all_reduce(total)
         return total.item()
 
     def max(self, value: float) -> float:
-        """The largest of a number over all processes."""
-        return max(self.union({self.rank: value}).values())
+        """The largest of a number over all ranks."""
+        return max(self.all_gather({self.rank: value}).values())
 
-    def union(self, found: dict) -> dict:
-        """What all processes found, in one dict."""
-        if self.world == 1:
+    def all_gather(self, found: dict) -> dict:
+        """The dicts of all ranks as one."""
+        if self.world_size == 1:
             return found
-        parts = [{}] * self.world
+        parts: list[dict] = [{}] * self.world_size
         all_gather_object(parts, found)
         return {key: value for part in parts for key, value in part.items()}
 
     # ------------------------------------------------------------ saving
 
-    def save(self, model: nn.Module, optimizer: Together, tokenizer_file: Path, step: int, position: int,
+    def save(self, model: nn.Module, optimizer: OptimizerGroup, tokenizer_file: Path, step: int, position: int,
              **more: float | str) -> None:
         """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`."""
-        state = {"step": step, "position": position, "seconds": self.seconds, "data": self.data_settings(), **more}
+        state = {"step": step, "position": position, "seconds": self.seconds, "data": data_settings(self.settings), **more}
         with sharding.whole(model):
-            if self.first:
+            if self.is_main:
                 checkpoint.save(self.out, model, tokenizer_file)
-            checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world)
+            checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world_size)
 
-    def data_settings(self) -> dict:
-        """The flags that say which row comes when, as they are saved."""
-        names = ("data", "batch_size", "accumulate", "seed", "max_length", "problems", "pass_rates", "prompts", "rounds",
-                 "answers", "max_new_tokens", "temperature", "scenes", "questions", "labeler", "divider", "balance")
-        flags = {name: getattr(self.config, name) for name in names if hasattr(self.config, name)}
-        return json.loads(json.dumps(flags, default=str))
-
-    def resume(self, model: nn.Module, optimizer: Together) -> tuple[int, int]:
+    def resume(self, model: nn.Module, optimizer: OptimizerGroup) -> tuple[int, int]:
         """(step, data position) to go on from; (0, 0) without --resume. The log loses what came after that step."""
         log = self.out / "log.jsonl"
         if not self.config.resume:
-            if self.first:
+            if self.is_main:
                 self.out.mkdir(parents=True, exist_ok=True)
-                for old in (log, *(self.out / name for name in ("bad_rows.jsonl", "scores.json"))):  # of an earlier run
-                    old.unlink(missing_ok=True)
-                shutil.rmtree(self.out / "resume", ignore_errors=True)
+                for old in (log, self.out / "bad_rows.jsonl", self.out / "scores.json", self.out / "resume", *self.stale):
+                    shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+                self.stale = []
             return 0, 0
         with sharding.whole(model, write=True):
-            self.state = state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world)
-        then, now = state.pop("data", None), self.data_settings()
-        if then not in (None, now):
-            raise ValueError(f"{self.out} was started with {then}, and --resume with {now} would go on with other rows: give the "
-                             f"same flags")
+            self.state = state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world_size)
+        then, now = state.pop("data", None), data_settings(self.settings)
+        if then is not None and then != now:
+            changed = [f"--{name} {then.get(name)!r}, now {now.get(name)!r}" for name in sorted({**then, **now})
+                       if then.get(name) != now.get(name)]
+            raise UserError(f"{self.out} was started with {'; '.join(changed)}: --resume would go on with other rows. Give the "
+                            f"same flags and the same files")
         lines = log.read_text().splitlines() if log.is_file() else []
         self.history = [row for row in map(json.loads, lines) if row["step"] < state["step"]]
-        checkpoint.barrier(self.world)
-        if self.first:
+        self.barrier()
+        if self.is_main:
             log.write_text("".join(json.dumps(row) + "\n" for row in self.history))
         self.started = time.time() - state["seconds"]
-        self.say(f"resuming {self.out} at step {state['step']}")
+        self.print0(f"resuming {self.out} at step {state['step']}")
         return state["step"], state["position"]
 
-    # ------------------------------------------------------------ telling
+    # ------------------------------------------------------------ steps and the log
 
     @property
     def seconds(self) -> float:
         """Seconds that this run has taken, those before a resume included."""
         return time.time() - self.started
 
-    def progress(self, step: int, total: int) -> None:
-        """Start the bar, the clock of the speed, and wandb where it is asked for; ValueError for a step behind the last."""
-        if step > total:
-            raise ValueError(f"{self.out} was saved at step {step}, and this run ends at {total}: resume with the same flags")
-        if self.config.wandb and self.first:
+    @property
+    def only_looks(self) -> bool:
+        """Whether this run stops before it learns or writes anything."""
+        return self.config.dry_run or self.config.check_data
+
+    def steps(self, first: int, total: int) -> Iterator[int]:
+        """first..total, with a progress bar: a script evaluates and saves at the last one, and learns in all others.
+
+        UserError for a first step behind the last.
+        """
+        if first > total:
+            raise UserError(f"{self.out} was saved at step {first}, and this run ends at {total}: resume with the same flags")
+        if self.config.wandb and self.is_main:
             self.wandb = self.start_wandb()
         self.counted_from = time.time()
-        self.bar = tqdm(total=total, initial=step, unit="step", disable=not self.first, dynamic_ncols=True)
+        self.bar = tqdm(total=total, initial=first, unit="step", disable=not self.is_main, dynamic_ncols=True)
+        for step in range(first, total + 1):
+            yield step
+            self.bar.update(step < total)
 
-    def count(self, tokens: int) -> None:
+    def count_tokens(self, batches: Sequence[dict]) -> None:
         """Count the tokens of a step for the speed."""
-        self.tokens += tokens
+        self.tokens += sum(batch["input_ids"].numel() for batch in batches)
 
     def tokens_per_second(self) -> float:
-        """Tokens counted, on all processes, per second since this was last asked."""
+        """Tokens counted, on all ranks, per second since this was last asked."""
         speed = self.sum(self.tokens) / max(1e-9, time.time() - self.counted_from)
         self.tokens, self.counted_from = 0, time.time()
         return speed
+
+    def log_step(self, step: int, batches: Sequence[dict], **metrics: float) -> None:
+        """Count a step's tokens, and every --log_every steps log its metrics and the tokens per second."""
+        self.count_tokens(batches)
+        if step % self.config.log_every == 0:
+            self.log(step, **metrics, tokens_per_second=self.tokens_per_second())
 
     def log(self, step: int, **metrics: float) -> None:
         """One line of log.jsonl, and the end of the bar."""
         row = {"step": step, "seconds": round(self.seconds, 2), **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
         self.history.append(row)
-        if self.first:
+        if self.is_main:
             with (self.out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             if self.wandb:
                 self.wandb.log(metrics, step=step)
             shown = {name: metrics[name] for name in ("loss", "lr", "tokens_per_second") if name in metrics}
-            if self.bar is not None and shown:
+            if shown:
                 self.bar.set_postfix_str(" ".join(f"{name} {value:.3g}" for name, value in shown.items()))
 
     def finish(self, wrote: str, then: str) -> None:
         """Close everything and tell what was written and what to run next."""
-        if self.bar is not None:
-            self.bar.close()
-        if self.first:
+        self.bar.close()
+        if self.is_main:
             draw_curves(self.history, self.out / "curves.png")
         if self.wandb:
             self.wandb.finish()
-        self.say(f"{wrote} in {self.seconds:.0f} s. Next: {then}")
-        if self.world > 1:
+        self.print0(f"{wrote} in {self.seconds:.0f} s. Next: {then}")
+        if self.world_size > 1:
             destroy_process_group()
+
+
+class StepMetrics:
+    """What is logged of a step: sums over its tokens or pairs, and largest values, over micro-batches and ranks."""
+
+    def __init__(self, run: Run):
+        self.run, self.sums, self.peaks = run, Counter[str](), {}
+
+    def add(self, **values: Tensor) -> None:
+        """Values of a micro-batch's tokens or pairs, (...): their sum is counted."""
+        self.sums.update({name: float(value.detach().float().sum()) for name, value in values.items()})
+
+    def peak(self, **values: Tensor) -> None:
+        """Of these the largest."""
+        for name, value in values.items():
+            self.peaks[name] = max(float(value.detach().max()), self.peaks.get(name, -math.inf))
+
+    def reduce(self, count: float) -> dict[str, float]:
+        """Means over `count` tokens or pairs of all ranks, and largest values."""
+        return {**{name: self.run.sum(value) / count for name, value in self.sums.items()},
+                **{name: self.run.max(value) for name, value in self.peaks.items()}}
+
+
+def prepare(model: VLM, run: Run, train: Train, flags: OptimizerFlags, *, adapter: Path | None = None, shard: str = "ddp",
+            module: nn.Module | None = None) -> tuple[nn.Module, OptimizerGroup]:
+    """A model ready to be trained: (the module to call in training, its optimizer). Tells what is trained.
+
+    adapter, shard   of stages 1 and 2
+    module           what holds the model, where it has more than the model's own weights (model/rl/critic.py)
+    """
+    recipe.apply(model, train, run.config.checkpointing, adapter)
+    run.print0(recipe.summary(model))
+    wrapped = run.wrap(module or model, shard)
+    return wrapped, make_optimizer(model, flags.optimizer, lr=flags.lr, weight_decay=flags.weight_decay, train=train)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of --device; auto: this rank's GPU where there is one."""
+    kind = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no GPU: use --device cpu, or install torch with CUDA")
+    if kind != "cuda":
+        return torch.device(kind)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The precision of --dtype."""
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if wanted not in DTYPES:
+        raise UserError(f"--dtype is auto, {' or '.join(DTYPES)}, not {wanted!r}")
+    return DTYPES[wanted]
+
+
+def data_settings(settings: Any) -> dict[str, Any]:
+    """The flags that say which row comes when (fields with metadata data=True), and a fingerprint of each file they name."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found.update(data_settings(value))
+        elif field.metadata.get("data"):
+            found[field.name] = json.loads(json.dumps(value, default=str))
+            named = value if isinstance(value, tuple | list) else [value]
+            files = {str(one): file_fingerprint(path) for one in named
+                     if isinstance(one, str | Path) and field.name != "image_folder" and (path := named_file(one))}
+            if files:
+                found[f"{field.name} files"] = files
+    return found
+
+
+def named_file(value: Any) -> Path | None:
+    """The file or folder that a flag's value names, with or without a :WEIGHT or :FUNCTION behind it."""
+    for text in (str(value), str(value).rpartition(":")[0]):
+        if text and len(text) < 1000 and Path(text).exists():
+            return Path(text)
+    return None
+
+
+def file_fingerprint(path: Path, edge: int = 1_000_000) -> str:
+    """Size, first and last megabyte of a file, or of the data files in a folder: other data, another fingerprint."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.json*")) + sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            digest.update(f"{file.name if path.is_dir() else ''} {size} ".encode() + opened.read(edge))
+            opened.seek(max(0, size - edge))
+            digest.update(opened.read(edge))
+    return digest.hexdigest()[:16]
 
 
 def draw_curves(history: list[dict], file: Path) -> None:

@@ -1,24 +1,35 @@
 """The vision-language model: an image's tokens, projected, replace the placeholders in the text.
 
-In:  a batch (dataset/collate.py): input_ids, position_ids, document_ids (B, T), and pixels (N, 3, size, size)
+    "<s> <|user|> 1 [9 x image] What is it? <|assistant|> ..."      the picture is a foreign language, the connector its dictionary
+                     |
+    pixels -> encoder -> features (N, P, D) -> connector -> (N, tokens, C): as many vectors as there are placeholders
+
+In:  a batch (dataset/collate.py): input_ids, position_ids, document_ids (B, T), and pixels (N, 3, S, S)
      or features (N, P, D) of all its images in reading order, if it has any.
 Out: logits (kept, V) at the positions asked for.
-Legend: B sequences, T tokens, S tokens of the flat stream, C channels of the LLM, N images, P tokens per image,
-D channels of the encoder, V vocabulary.
+Legend: B sequences, T tokens, C channels of the LLM, N images, P patch tokens per image, D channels of the encoder, V vocabulary.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.config import VLMConfig
-from model.llm.attention import Cache, Documents
+from model.connector import Connector
+from model.encoder import Encoder
+from model.llm import LanguageModel
+from model.llm.attention import PackedSequences
 from model.registry import CONNECTORS, ENCODERS, LLMS
 
 
 class VLM(nn.Module):
     """encoder -> connector -> llm; a caller that already holds the encoder passes it in."""
 
-    def __init__(self, config: VLMConfig, encoder: nn.Module | None = None):
+    value_head: nn.Module  # of ppo alone (model/rl/critic.py)
+    encoder_was_stored = False  # whether the checkpoint that it came from held the encoder (model/checkpoint.py)
+
+    def __init__(self, config: VLMConfig, encoder: Encoder | None = None):
         super().__init__()
         if not 0 <= config.image_token_id < config.llm.vocab_size:
             raise ValueError(
@@ -26,9 +37,9 @@ class VLM(nn.Module):
                 f"dataclasses.replace(config, image_token_id=tokenizer.image)"
             )
         self.config = config
-        self.encoder = ENCODERS.make(config.encoder) if encoder is None else encoder
-        self.llm = LLMS.make(config.llm_name, config=config.llm)
-        self.connector = CONNECTORS.make(config.connector, encoder=self.encoder, channels=self.llm.dim)
+        self.encoder: Encoder = ENCODERS.make(config.encoder) if encoder is None else encoder
+        self.llm: LanguageModel = LLMS.make(config.llm_name, config=config.llm)
+        self.connector: Connector = CONNECTORS.make(config.connector, encoder=self.encoder, channels=self.llm.dim)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -40,28 +51,28 @@ class VLM(nn.Module):
         """Placeholders that one image takes in the text."""
         return self.connector.tokens
 
-    def forward(self, batch: dict, keep: Tensor, cache: Cache | None = None) -> Tensor:
-        """keep (B, T) bool, False on padding -> logits (keep.sum(), V), row by row.
+    def forward(self, batch: dict, logits_to_keep: Tensor, cache: Any = None) -> Tensor:
+        """logits_to_keep (B, T) bool, False on padding -> logits (kept, V), row by row.
 
         cache: an empty one, for prompts of one document per row; it is filled. ValueError when placeholders and
         images disagree.
         """
-        documents = Documents(batch["document_ids"])
-        input_ids = documents.flat(batch["input_ids"])  # (S,)
-        x = self.llm.embed(input_ids)  # (S, C)
-        x = self.splice(x, input_ids == self.config.image_token_id, documents, batch)
-        return self.llm(x, documents.flat(batch["position_ids"]), documents, documents.flat(keep), cache)
+        packed = PackedSequences(batch["document_ids"])
+        input_ids = packed.pack(batch["input_ids"])  # (T,)
+        x = self.llm.embed(input_ids)  # (T, C)
+        x = self.splice(x, input_ids == self.config.image_token_id, packed, batch)
+        return self.llm(x, packed.pack(batch["position_ids"]), packed, packed.pack(logits_to_keep), cache)
 
-    def splice(self, x: Tensor, is_image: Tensor, documents: Documents, batch: dict) -> Tensor:
-        """(S, C), (S,) -> (S, C): the n-th placeholder becomes the n-th image token; a batch without images passes."""
+    def splice(self, x: Tensor, is_image: Tensor, packed: PackedSequences, batch: dict) -> Tensor:
+        """(T, C), (T,) -> (T, C): the n-th placeholder becomes the n-th image token; a batch without images passes."""
         features = self.image_features(batch)
         images = 0 if features is None else len(features)
-        check_placeholders(is_image, documents, images, self.image_tokens, batch.get("ids"))
+        check_placeholders(is_image, packed, images, self.image_tokens, batch.get("ids"))
         if features is None:
-            # Where no weight of the language model learns, text alone has nothing to go back through: then its tokens are it.
+            # Where only connector or encoder are trained, text alone reaches no weight that learns: let its tokens end the graph.
             return x if x.requires_grad or not torch.is_grad_enabled() else x.requires_grad_()
-        numbers = picture_numbers(is_image, documents, self.image_tokens)
-        return x.masked_scatter(is_image[:, None], self.connector(features, numbers).to(x.dtype))
+        tokens = self.connector(features, image_index(is_image, packed, self.image_tokens))  # (N, tokens, C)
+        return x.masked_scatter(is_image[:, None], tokens.to(x.dtype))
 
     def image_features(self, batch: dict) -> Tensor | None:
         """(N, P, D) of the batch's images, cached or computed; None when it has none."""
@@ -74,25 +85,25 @@ class VLM(nn.Module):
             return self.encoder(batch["pixels"])
 
 
-def picture_numbers(is_image: Tensor, documents: Documents, image_tokens: int) -> Tensor:
-    """(S,) -> (N,): which picture of its document each one is, from 0; of a picture in tiles each view counts."""
-    owner = documents.index[is_image][::image_tokens]  # (N,) document of each picture
-    pictures = owner.bincount(minlength=documents.count)
-    before = pictures.cumsum(0) - pictures  # (documents,) pictures of earlier documents
+def image_index(is_image: Tensor, packed: PackedSequences, image_tokens: int) -> Tensor:
+    """(T,) -> (N,): which image of its document each one is, from 0; of a picture in tiles each tile counts."""
+    owner = packed.owner[is_image][::image_tokens]  # (N,) document of each image
+    images = owner.bincount(minlength=packed.count)
+    before = images.cumsum(0) - images  # (documents,) images of earlier documents
     return torch.arange(len(owner), device=owner.device) - before[owner]
 
 
 def check_placeholders(
-    is_image: Tensor, documents: Documents, images: int, image_tokens: int, ids: list[str] | None
+    is_image: Tensor, packed: PackedSequences, images: int, image_tokens: int, ids: list[str] | None
 ) -> None:
     """ValueError unless every document holds whole images and all of them together hold exactly `images`."""
-    counts = is_image.new_zeros(documents.count, dtype=torch.long).index_add(0, documents.index, is_image.long())
+    counts = is_image.new_zeros(packed.count, dtype=torch.long).index_add(0, packed.owner, is_image.long())
     broken = counts % image_tokens != 0
     if not (broken.any() | (counts.sum() != images * image_tokens)):
         return
     # Either a document holds a broken span, and is to blame, or images are missing or left over somewhere.
-    suspects = broken.nonzero().flatten().tolist() or range(documents.count)
-    names = ids or [f"document {index}" for index in range(documents.count)]
+    suspects = broken.nonzero().flatten().tolist() or range(packed.count)
+    names = ids or [f"document {index}" for index in range(packed.count)]
     held = ", ".join(f"{names[index]}: {int(counts[index])}" for index in suspects)
     raise ValueError(
         f"{int(counts.sum())} image placeholders, but {images} image(s) of {image_tokens} tokens = "

@@ -27,9 +27,9 @@ def warm_up() -> None:
     from dataset.formats import native, tokenizer_json  # noqa: F401
     from dataset.world.openmoji import categories, plural
     from model import checkpoint, cli, generate, runtime  # noqa: F401
-    from model.registry import CONNECTORS, ENCODERS, LLMS, TASKS, TEMPLATES
+    from model.registry import ALGORITHMS, CONNECTORS, DIVIDERS, ENCODERS, LLMS, PREFERENCE_LOSSES, TASKS, TEMPLATES
 
-    for registry in (CONNECTORS, ENCODERS, LLMS, TASKS, TEMPLATES):
+    for registry in (ALGORITHMS, CONNECTORS, DIVIDERS, ENCODERS, LLMS, PREFERENCE_LOSSES, TASKS, TEMPLATES):
         registry.names()
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports the compiler, a second or two
     plural(categories("nano")[0].en)

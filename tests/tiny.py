@@ -2,7 +2,10 @@
 
 import torch
 
+from dataset.processor import Processor
+from dataset.tokenizer import SentencePieceTokenizer
 from model.config import LLMConfig, VLMConfig
+from model.registry import TEMPLATES
 from model.vlm import VLM
 
 IMAGE = 3  # the placeholder's id
@@ -69,5 +72,32 @@ def flat(documents: list[list[int]]) -> dict:
 
 
 def everywhere(batch: dict) -> torch.Tensor:
-    """keep (B, T): logits at every real token."""
+    """logits_to_keep (B, T): logits at every real token."""
     return batch["document_ids"] >= 0
+
+
+class Images:
+    """In the place of an image processor: every picture is one, and its pixels are 0."""
+
+    def __init__(self, size: int = 8):
+        self.size = size
+
+    def tiles(self, picture):
+        return (picture,)
+
+    def __call__(self, pictures):
+        return torch.zeros(len(pictures), 3, self.size, self.size)
+
+    def prepare(self, pictures, *bounds):
+        for _ in pictures() if callable(pictures) else pictures:
+            pass
+
+    def on_one_rank(self):
+        return self
+
+
+def processor(template: str = "pupil", image_tokens: int = IMAGE_TOKENS, *, tokenizer=None, images=None,
+              context_length: int = 1_000_000) -> Processor:
+    """A processor without a model."""
+    return Processor(TEMPLATES.make(template), tokenizer or SentencePieceTokenizer(), image_tokens, images or Images(),
+                     context_length)

@@ -14,24 +14,22 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dataset.chat import Conversation, Document, Template
-from dataset.collate import pad
-from dataset.evaluation import Ask, several
-from dataset.preferences import answered
-from dataset.vision.image_processor import Eyes
+from dataset.chat import Conversation, Document
+from dataset.evaluation import Answerer
+from dataset.processor import Processor
 
-Logps = Callable[[list[tuple[Conversation, str]]], list[list[float]]]  # (prompt, answer) -> nats of each token, its end included
+AnswerLogps = Callable[[list[tuple[Conversation, str]]], list[list[float]]]  # (prompt, answer) -> nats of each token and its end
 
 
 @dataclass(frozen=True)
-class Rewarded:
+class RewardedAnswer:
     """An answer with its reward in nats a token, times beta."""
 
     answer: str
     reward: float
 
 
-def reward(aligned: Sequence[float], reference: Sequence[float], beta: float) -> float:
+def implied_reward(aligned: Sequence[float], reference: Sequence[float], beta: float) -> float:
     """The reward of one answer from the log-probabilities of its tokens; ValueError unless both models scored the same tokens."""
     if len(aligned) != len(reference) or not aligned:
         raise ValueError(f"the aligned model scored {len(aligned)} tokens of an answer, the reference {len(reference)}: both "
@@ -39,54 +37,43 @@ def reward(aligned: Sequence[float], reference: Sequence[float], beta: float) ->
     return beta / len(aligned) * (sum(aligned) - sum(reference))
 
 
-def best_of(prompts: Sequence[Conversation], ask: Callable[[Sequence[Conversation]], list[str]], aligned: Logps, reference: Logps,
-            *, answers: int, beta: float) -> list[list[Rewarded]]:
-    """`ask` samples an answer to each prompt; of N, the different ones, the best first (of equals, the one said first)."""
-    said = [list(dict.fromkeys(texts)) for texts in several(ask, prompts, answers)]
-    asked = [(prompt, text) for prompt, texts in zip(prompts, said, strict=True) for text in texts]
-    scored = (Rewarded(text, reward(a, b, beta)) for (_, text), a, b in zip(asked, aligned(asked), reference(asked), strict=True))
-    return [sorted((next(scored) for _ in texts), key=lambda one: -one.reward) for texts in said]
+def best_of(prompts: Sequence[Conversation], samples: Sequence[Sequence[str]], aligned: AnswerLogps, reference: AnswerLogps,
+            beta: float) -> list[list[RewardedAnswer]]:
+    """Of the sampled answers to each prompt the different ones, the best first (of equals, the one sampled first)."""
+    different = [list(dict.fromkeys(texts)) for texts in samples]
+    pairs = [(prompt, text) for prompt, texts in zip(prompts, different, strict=True) for text in texts]
+    rewards = iter([RewardedAnswer(text, implied_reward(a, b, beta))
+                    for (_, text), a, b in zip(pairs, aligned(pairs), reference(pairs), strict=True)])
+    return [sorted((next(rewards) for _ in texts), key=lambda one: -one.reward) for texts in different]
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """The `Logps` of one model; `logps` gives those of every learned token, row by row, of a padded batch of documents."""
+class AnswerScorer:
+    """The `AnswerLogps` of one model; `logps` gives those of every learned token, document by document, of a padded batch."""
 
-    template: Template
-    tokenizer: object
-    image_tokens: int
-    eyes: Eyes
+    processor: Processor
     logps: Callable[[dict], list[list[float]]]
     batch_size: int = 256
 
-    def __call__(self, asked: Sequence[tuple[Conversation, str]]) -> list[list[float]]:
-        self.eyes.prepare(picture for prompt, _ in asked for picture in prompt.pictures)
-        documents = [self.document(prompt, text) for prompt, text in asked]
-        order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
-        found = [[]] * len(documents)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start:start + self.batch_size]
-            batch = pad([documents[i] for i in chosen], self.eyes, self.tokenizer.pad)
-            for i, row in zip(chosen, self.logps(batch), strict=True):
-                found[i] = row
-        return found
+    def __call__(self, pairs: Sequence[tuple[Conversation, str]]) -> list[list[float]]:
+        return self.processor.map([self.document(prompt, text) for prompt, text in pairs], self.logps, self.batch_size)
 
     def document(self, prompt: Conversation, text: str) -> Document:
         """Prompt and answer as the model reads them; the answer of a row that has one is left out, as it is when it is asked."""
         messages = prompt.messages[:-1] if prompt.messages[-1].role == "assistant" else prompt.messages
-        return answered(prompt.id, messages, text, self.template, self.tokenizer, self.image_tokens, sys.maxsize, self.eyes.views)
+        return self.processor.answered(Conversation(prompt.id, messages), text, sys.maxsize)
 
 
 @dataclass(frozen=True)
 class BestOf:
-    """As `Ask`: conversations -> answers, each the best of several that `ask` samples."""
+    """As `Answerer`: conversations -> answers, each the best of `group_size` samples."""
 
-    ask: Ask
-    aligned: Logps
-    reference: Logps
-    answers: int
+    answerer: Answerer
+    aligned: AnswerLogps
+    reference: AnswerLogps
+    group_size: int
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
+        samples = self.answerer.sampled(conversations, self.group_size)
         beta = 1.0  # whatever it was in training: it scales every reward and changes no order
-        found = best_of(conversations, self.ask, self.aligned, self.reference, answers=self.answers, beta=beta)
-        return [rewarded[0].answer for rewarded in found]
+        return [rewarded[0].answer for rewarded in best_of(conversations, samples, self.aligned, self.reference, beta)]

@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dataset.chat import Conversation
+from dataset.judge import Failure, Judge
 from dataset.world.openmoji import Category, plural, with_article
 from dataset.world.scenes import Scene
 from dataset.world.words import NUMBERS, PLACES, mention_pattern, mentions
+from model.registry import DIVIDERS, UserError
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Item:
 class Claim:
     """Something that an answer says, and the question whose answer is yes where it is true.
 
-    things      (a category's English name, its cell or None): what must be in the scene; () where only a model can tell
+    objects     (a category's English name, its cell or None): what must be in the scene; () where only a model can tell
     malformed   it is no sentence of its language: rejected whoever labels, and nobody is asked
     """
 
@@ -42,18 +44,11 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """Something that could not be done, and why. It is counted apart: no answer is right because nobody could tell."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class Divider:
     """How answers become claims; `name` is written beside the files made with it."""
 
     name: str
-    divide: Callable[[Sequence[tuple[Item, str]]], list[list[Claim] | Failed]]
+    divide: Callable[[Sequence[tuple[Item, str]]], list[list[Claim] | Failure]]
 
 
 # ---------------------------------------------------------------- dividing by rule
@@ -102,7 +97,7 @@ def misspoken(sentence: str, language: str, which: str) -> bool:
     return False
 
 
-def claims_of_sentence(sentence: str, language: str, which: str, places: bool) -> list[Claim] | Failed:
+def claims_of_sentence(sentence: str, language: str, which: str, places: bool) -> list[Claim] | Failure:
     """One claim for each thing that a sentence names, and with `places` one more where it names one thing at one place.
 
     A sentence that is none, "There is a ant.", is one malformed claim.
@@ -112,11 +107,11 @@ def claims_of_sentence(sentence: str, language: str, which: str, places: bool) -
     named = [category for category in dict.fromkeys(mentions(sentence, language, which))
              if category.name(language) not in FILLERS[language]]  # "有" (there is) is the name of a button too
     if not named:
-        return Failed(f"the rule knows nothing that is named in {sentence!r}")
+        return Failure(f"the rule knows nothing that is named in {sentence!r}")
     rest = mention_pattern(which, language)[0].sub(" ", sentence.lower())
     words = re.findall(r"[^\W_]+", rest) if language == "en" else re.findall(r"[^\W_]", rest)
     if unknown := [word for word in words if word not in FILLERS[language]]:
-        return Failed(f"the rule does not know {unknown[0]!r} in {sentence!r}")
+        return Failure(f"the rule does not know {unknown[0]!r} in {sentence!r}")
     claims = [Claim(sentence, exists_question(category, language), ((category.en, None),)) for category in named]
     longest_first = sorted(PLACES[language], key=len, reverse=True)
     found = re.findall("|".join(longest_first), rest)
@@ -126,45 +121,50 @@ def claims_of_sentence(sentence: str, language: str, which: str, places: bool) -
     return claims
 
 
-def claims_by_rule(answer: str, language: str, which: str, places: bool = False) -> list[Claim] | Failed:
+def claims_by_rule(answer: str, language: str, which: str, places: bool = False) -> list[Claim] | Failure:
     """The claims of a description or caption of the world: one for each named thing and sentence. How many there are of a
     thing is not claimed. Failed where a sentence says anything else: its claims would not be all that it says."""
     claims = []
     for sentence in sentences(answer, language, which):
         found = claims_of_sentence(sentence, language, which, places)
-        if isinstance(found, Failed):
+        if isinstance(found, Failure):
             return found
         claims += found
-    return claims or Failed("the answer says nothing")
+    return claims or Failure("the answer says nothing")
 
 
-def by_rule(which: str, places: bool = False, judge=None) -> Divider:
-    """The world's sentences by rule; what the rule cannot divide goes to `judge`, if there is one, else it has failed."""
+@DIVIDERS.register("claims")
+def by_rule(judge: Judge | None, places: bool = False, categories: str = "nano") -> Divider:
+    """Each object that an answer names, and with places=true where it says the object is: the world's sentences by rule.
 
-    def divide(answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failed]:
-        found = [claims_by_rule(answer, item.language, which, places) for item, answer in answered]
-        hard = [k for k, claims in enumerate(found) if isinstance(claims, Failed) and answered[k][1].strip()]
+    What the rule cannot divide goes to `judge`, if there is one; else it is a failure.
+    """
+
+    def divide(answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failure]:
+        found = [claims_by_rule(answer, item.language, categories, places) for item, answer in answered]
+        hard = [k for k, claims in enumerate(found) if isinstance(claims, Failure) and answered[k][1].strip()]
         if judge and hard:
             for k, claims in zip(hard, claims_by_judge(judge, [answered[k] for k in hard]), strict=True):
                 found[k] = claims
         return found
 
-    return Divider(f"rule:{which},places={places},speech" + (f" or {judge.model}" if judge else ""), divide)
+    return Divider(f"rule:{categories},places={places},speech" + (f" or {judge.model}" if judge else ""), divide)
 
 
-def whole(which: str) -> Divider:
+@DIVIDERS.register("whole")
+def whole(judge: Judge | None, categories: str = "nano") -> Divider:
     """The whole answer as one claim: what RLAIF-V compares with. A model can label any, the truth those that the rule divides."""
 
-    def divide(answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failed]:
+    def divide(answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failure]:
         found = []
         for item, answer in answered:
-            parts = claims_by_rule(answer, item.language, which)
-            objects = () if isinstance(parts, Failed) else tuple(obj for part in parts for obj in part.objects)
+            parts = claims_by_rule(answer, item.language, categories)
+            objects = () if isinstance(parts, Failure) else tuple(obj for part in parts for obj in part.objects)
             claim = Claim(answer, WHOLE[item.language].format(answer.strip()), objects)
-            found.append([claim] if answer.strip() else Failed("the answer says nothing"))
+            found.append([claim] if answer.strip() else Failure("the answer says nothing"))
         return found
 
-    return Divider(f"whole:{which}", divide)
+    return Divider(f"whole:{categories}", divide)
 
 
 # ---------------------------------------------------------------- dividing by a language model
@@ -182,43 +182,39 @@ language. Write the question alone.
 Statement: {}"""
 
 
-def claims_by_judge(judge, answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failed]:
+def claims_by_judge(judge: Judge, answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failure]:
     """Facts of each answer, then a question of each different fact; one that fails leaves its whole answer undivided.
 
     `judge.ask` takes lists of chat messages and gives a text for each, or an object that says why there is none.
     """
     replies = ask_judge(judge, [FACTS.format(item.prompt.messages[-1].text, answer) for item, answer in answered])
-    facts = [reply if isinstance(reply, Failed) else facts_of(reply) for reply in replies]
-    different = list(dict.fromkeys(fact for found in facts if not isinstance(found, Failed) for fact in found))
+    facts = [reply if isinstance(reply, Failure) else facts_of(reply) for reply in replies]
+    different = list(dict.fromkeys(fact for found in facts if not isinstance(found, Failure) for fact in found))
     questions = dict(zip(different, map(question_of, ask_judge(judge, [AS_QUESTION.format(fact) for fact in different]))))
     result = []
     for found in facts:
-        missing = [found] if isinstance(found, Failed) else [q for q in map(questions.get, found) if isinstance(q, Failed)]
+        missing = [found] if isinstance(found, Failure) else [q for q in map(questions.get, found) if isinstance(q, Failure)]
         result.append(missing[0] if missing else [Claim(fact, questions[fact]) for fact in found])
     return result
 
 
-def ask_judge(judge, texts: Sequence[str]) -> list[str | Failed]:
-    """A reply to each text. ValueError where several get none at all: an endpoint that is down, and no claims to keep."""
-    replies = as_replies(judge.ask([[{"role": "user", "content": text}] for text in texts]) if texts else [])
-    if len(replies) > 1 and all(isinstance(reply, Failed) for reply in replies):
-        raise ValueError(f"the judge {judge.model} answered none of {len(replies)} requests: {replies[0].reason}")
+def ask_judge(judge: Judge, texts: Sequence[str]) -> list[str | Failure]:
+    """A reply to each text. UserError where several get none at all: an endpoint that is down, and no claims to keep."""
+    replies = judge.ask([[{"role": "user", "content": text}] for text in texts]) if texts else []
+    failed = [reply for reply in replies if isinstance(reply, Failure)]
+    if len(replies) > 1 and len(failed) == len(replies):
+        raise UserError(f"the judge {judge.model} answered none of {len(replies)} requests: {failed[0].reason}")
     return replies
 
 
-def as_replies(replies: Sequence) -> list[str | Failed]:
-    """Whatever is not a text says why there is none."""
-    return [reply if isinstance(reply, str) else Failed(getattr(reply, "reason", str(reply))) for reply in replies]
-
-
-def facts_of(reply: str) -> list[str] | Failed:
+def facts_of(reply: str) -> list[str] | Failure:
     """"- There is a bus.\\n- It rains." -> the two."""
     facts = [fact.strip() for fact in re.findall(r"^\s*(?:[-*•]|\d+[.)])\s*(\S.*)$", reply, re.MULTILINE)]
-    return facts or Failed(f"no fact in the reply {reply[:200]!r}")
+    return facts or Failure(f"no fact in the reply {reply[:200]!r}")
 
 
-def question_of(reply: str | Failed) -> str | Failed:
-    if isinstance(reply, Failed):
+def question_of(reply: str | Failure) -> str | Failure:
+    if isinstance(reply, Failure):
         return reply
     question = reply.strip()
-    return question if re.fullmatch(r"[^\n]+[?？]", question) else Failed(f"no question in the reply {reply[:200]!r}")
+    return question if re.fullmatch(r"[^\n]+[?？]", question) else Failure(f"no question in the reply {reply[:200]!r}")

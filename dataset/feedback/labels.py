@@ -14,16 +14,16 @@ from dataclasses import dataclass
 
 import torch
 
-from dataset.chat import Conversation, Message, Template, render_prompt
-from dataset.collate import pad
-from dataset.feedback.claims import Claim, Failed, Item, as_replies
-from dataset.judge import data_url
-from dataset.vision.image_processor import Eyes
+from dataset.chat import Conversation, Message
+from dataset.feedback.claims import Claim, Item
+from dataset.judge import Failure, Judge, data_url
+from dataset.processor import Processor
 from dataset.world.scenes import Scene
+from model.registry import UserError
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClaimQuestion:
     """A claim about the pictures of an item."""
 
     claim: Claim
@@ -35,7 +35,7 @@ class Labeler:
     """Who accepts claims: a margin each, yes less no; only one above 0 accepts, so a tie rejects."""
 
     name: str
-    margins: Callable[[Sequence[Asked]], list[float | Failed]]
+    margins: Callable[[Sequence[ClaimQuestion]], list[float | Failure]]
 
 
 PLEASE = {"en": " Please answer yes or no.", "zh": "请回答是或否。"}
@@ -50,34 +50,34 @@ def untrue(claim: Claim, scene: Scene) -> int:
     return sum(obj not in present for obj in claim.objects)
 
 
-def true_margin(asked: Asked) -> float | Failed:
-    if asked.item.scene is None or not asked.claim.objects:
-        return Failed("the truth is known of scenes of the world and what the rule divides: this needs a model as labeler")
-    return -1.0 if untrue(asked.claim, asked.item.scene) else 1.0
+def true_margin(question: ClaimQuestion) -> float | Failure:
+    if question.item.scene is None or not question.claim.objects:
+        return Failure("the truth is known of scenes of the world and what the rule divides: this needs a model as labeler")
+    return -1.0 if untrue(question.claim, question.item.scene) else 1.0
 
 
-TRUTH = Labeler("truth", lambda asked: [true_margin(one) for one in asked])
+TRUTH = Labeler("truth", lambda questions: [true_margin(one) for one in questions])
 
 
-def prompt(asked: Asked, please: bool) -> Conversation:
-    """The question of a claim about the item's pictures; `please` adds what a model not trained on the bare question needs."""
-    text = asked.claim.question + (PLEASE[asked.item.language] if please else "")
-    return Conversation(asked.item.prompt.id, (Message("user", (*asked.item.prompt.pictures, text)),))
+def prompt(question: ClaimQuestion, suffix: str = "") -> Conversation:
+    """The question of a claim about the item's pictures."""
+    parts = (*question.item.prompt.pictures, question.claim.question + suffix)
+    return Conversation(question.item.prompt.id, (Message("user", parts),))
 
 
-def by_model(name: str, yes_no: Callable[[list[Conversation]], list[float]], please: bool = False) -> Labeler:
+def by_model(name: str, yes_no: Callable[[list[Conversation]], list[float]]) -> Labeler:
     """Labels of a model, the one that answered (self-feedback) or another; `name` tells its weights from any other's."""
-    return Labeler(f"{name},please={please}", lambda asked: yes_no([prompt(one, please) for one in asked]))
+    return Labeler(name, lambda questions: [*yes_no([prompt(one) for one in questions])])
 
 
-def by_judge(judge, please: bool = True) -> Labeler:
+def by_judge(judge: Judge) -> Labeler:
     """Labels of a model behind an OpenAI-compatible endpoint that sees pictures: 1 for yes, -1 for no, else it failed."""
 
-    def margins(asked: Sequence[Asked]) -> list[float | Failed]:
-        replies = judge.ask([with_pictures(prompt(one, please)) for one in asked])
-        return [reply if isinstance(reply, Failed) else yes_or_no(reply) for reply in as_replies(replies)]
+    def margins(questions: Sequence[ClaimQuestion]) -> list[float | Failure]:
+        replies = judge.ask([with_pictures(prompt(one, PLEASE[one.item.language])) for one in questions])
+        return [reply if isinstance(reply, Failure) else yes_or_no(reply) for reply in replies]
 
-    return Labeler(f"{judge.model},please={please}", margins)
+    return Labeler(judge.model, margins)
 
 
 def with_pictures(conversation: Conversation) -> list[dict]:
@@ -88,11 +88,11 @@ def with_pictures(conversation: Conversation) -> list[dict]:
         for part in message.parts]} for message in conversation.messages]
 
 
-def yes_or_no(reply: str) -> float | Failed:
+def yes_or_no(reply: str) -> float | Failure:
     """The first word of a reply: 1.0, -1.0, or neither."""
     found = re.match(r"\W*(?:(yes\b|是(?!否)|有|对(?!不))|(no\b(?! idea| way)|否|不是|不对|没有|不\b))", reply, re.IGNORECASE)
     if not found:
-        return Failed(f"neither yes nor no: {reply[:200]!r}")
+        return Failure(f"neither yes nor no: {reply[:200]!r}")
     return 1.0 if found[1] else -1.0
 
 
@@ -100,34 +100,25 @@ def yes_or_no(reply: str) -> float | Failed:
 class YesNo:
     """Conversations -> p(yes) - p(no) of each at the first token of the answer, all spellings together (`by_model`'s yes_no).
 
-    `first_logits` makes the logits (B, V) of the next token of a padded batch of prompts.
+    next_logits   a padded batch of prompts -> the logits (B, V) of each one's next token
     """
 
-    template: Template
-    tokenizer: object
-    image_tokens: int
-    eyes: Eyes
-    first_logits: Callable[[dict], torch.Tensor]
+    processor: Processor
+    next_logits: Callable[[dict], torch.Tensor]
     batch_size: int = 256
 
-    def __post_init__(self):
-        if self.template.drop_user_text:
-            raise ValueError("this template drops the questions: only a model that was fine-tuned to answer them can label")
+    def __post_init__(self) -> None:
+        if self.processor.template.drop_user_text:
+            raise UserError("this template drops the questions: only a model that was fine-tuned to answer them can label")
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[float]:
-        yes, no = ({self.tokenizer.encode(word)[0] for word in words} for words in (YES, NO))
+        encode = self.processor.tokenizer.encode
+        yes, no = ({encode(word)[0] for word in words} for words in (YES, NO))
         if yes & no:
-            raise ValueError(f"this tokenizer begins yes and no with the same tokens {sorted(yes & no)}: choose another labeler")
-        self.eyes.prepare(picture for conversation in conversations for picture in conversation.pictures)
-        prompts = [render_prompt(asked, self.template, self.tokenizer, self.image_tokens, views=self.eyes.views)
-                   for asked in conversations]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        margins = [0.0] * len(prompts)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start:start + self.batch_size]
-            batch = pad([prompts[i] for i in chosen], self.eyes, self.tokenizer.pad)
-            probabilities = self.first_logits(batch).float().softmax(-1)  # (B, V)
-            margin = probabilities[:, sorted(yes)].sum(-1) - probabilities[:, sorted(no)].sum(-1)
-            for i, value in zip(chosen, margin.tolist(), strict=True):
-                margins[i] = value
-        return margins
+            raise UserError(f"this tokenizer begins yes and no with the same tokens {sorted(yes & no)}: choose another labeler")
+
+        def margins(batch: dict) -> list[float]:
+            probabilities = self.next_logits(batch).float().softmax(-1)  # (B, V)
+            return (probabilities[:, sorted(yes)].sum(-1) - probabilities[:, sorted(no)].sum(-1)).tolist()
+
+        return self.processor.map([self.processor.prompt(asked) for asked in conversations], margins, self.batch_size)

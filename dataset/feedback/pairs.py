@@ -10,27 +10,27 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 from itertools import permutations
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dataset.chat import Conversation
-from dataset.feedback.claims import Claim, Failed, Item
-from dataset.formats.conversations import GROUP_ROWS
+from dataset.feedback.claims import Claim, Item
+from dataset.formats.files import GROUP_ROWS
 from dataset.images import Picture, png
+from dataset.judge import Failure
 from dataset.vision.feature_cache import replacing
 
 Margins = dict[tuple, float | None]  # (pictures, question) -> yes less no; None where the labeler failed
 
 
-def score(claims: Sequence[Claim] | Failed, pictures: tuple[Picture, ...], margins: Margins) -> int | None:
+def score(claims: Sequence[Claim] | Failure, pictures: tuple[Picture, ...], margins: Margins) -> int | None:
     """-(number of rejected claims), a count as in RLAIF-V and no share; None where the claims or a label of one failed.
 
     A malformed claim is rejected, and so is one made again in the same words: speech counts, not only what is said.
     """
-    if isinstance(claims, Failed):
+    if isinstance(claims, Failure):
         return None
     different = set(claims)
     own = [margins[pictures, claim.question] for claim in different if not claim.malformed]
@@ -56,30 +56,9 @@ def words(text: str) -> int:
     return len(re.sub(r"([\u4e00-\u9fff])", r" \1", text).split())
 
 
-def balanced(pairs: Sequence[dict]) -> tuple[list[dict], float]:
-    """(the pairs that stay, r): those whose rejected answer is longer by at most the share r of its own length.
-
-    r is the one of 0, 0.02, ... 0.98 that brings the mean lengths nearest, relative to the rejected (get_pairs_filter_shorten.py
-    of RLAIF-V); the first of equals. One-sided: it only drops pairs with a long rejected answer, so with answers whose errors
-    are additions it drops the pairs that teach most. An option, and off.
-    """
-    lengths = [(words(pair["chosen"]), max(1, words(pair["rejected"]))) for pair in pairs]
-    longer, best = [Fraction(rejected - chosen, rejected) for chosen, rejected in lengths], None
-    for k in range(50):
-        kept = [i for i, share in enumerate(longer) if share <= Fraction(k, 50)]
-        if kept:
-            chosen, rejected = (sum(lengths[i][side] for i in kept) for side in (0, 1))
-            gap = Fraction(abs(chosen - rejected), rejected)
-            if best is None or gap < best[0]:
-                best = gap, kept, k / 50
-    if best is None:
-        raise ValueError("length balance drops every pair: all rejected answers are over 50 times as long; go without it")
-    return [pairs[i] for i in best[1]], best[2]
-
-
 def pair_rows(items: Sequence[Item], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[int | None]], most: int,
               seed: int) -> list[dict]:
-    """The lines of pairs.jsonl, before any balance; a prompt's random pairs depend on the seed and its id alone."""
+    """The lines of pairs.jsonl; a prompt's random pairs depend on the seed and its id alone."""
     rows = []
     for number, (item, texts, values) in enumerate(zip(items, answers, scores, strict=True)):
         pairs = ranked(texts, values, random.Random(f"feedback/{seed}/{item.prompt.id}"), most)

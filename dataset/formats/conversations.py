@@ -1,27 +1,17 @@
-"""Data files to conversations: every format that the field publishes, by row, without ever holding a file in memory.
+"""Rows to conversations: every format that the field publishes.
 
-In:  json, jsonl or parquet of LLaVA, TinyLLaVA, MiniMind-V, OpenAI-style messages, MM-EUREKA, LMM-R1, or {"text"}.
-Out: a source: `len(source)` and `source[i]`, a `Conversation`; `Mixture` of several; `BadRows`, what was skipped and why.
-Run: python -m dataset.formats.conversations FILE                 says what a file holds, and its first row
-     python -m dataset.formats.conversations IN.parquet OUT.parquet   the same rows in small row groups
+In:  a row of LLaVA, TinyLLaVA, MiniMind-V, OpenAI-style messages, MM-EUREKA, LMM-R1, or {"text"}.
+Out: a `Conversation`, or `BadRow`, which says what is wrong and what to do.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from array import array
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable
-from itertools import accumulate
-from pathlib import Path
 
-import numpy as np
-
+from dataset.bad_rows import BadRow
 from dataset.chat import Conversation, Message
-from dataset.images import BadRow, Picture, from_bytes, from_name
+from dataset.images import Picture, from_bytes
 
 PLACEHOLDER = "<image>"
 ROLE_NAMES = {
@@ -31,97 +21,9 @@ ROLE_NAMES = {
 }  # fmt: skip
 TURN_FIELDS = ("conversations", "messages", "message")
 IMAGE_FIELDS = ("image", "images", "image_urls", "image_bytes")
-KEPT_BYTES = 1_000_000_000  # of parquet row groups in memory; one group alone must fit
-GROUP_ROWS = 256  # in a row group that we write
 
-# ---------------------------------------------------------------- files: row number -> row
-
-
-class JsonRows:
-    """The rows of a json array. The format has no rows to seek to, so the file is parsed whole: use jsonl for big ones."""
-
-    def __init__(self, path: Path):
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(rows, list):
-            raise TypeError(f"{path} holds one {type(rows).__name__}, not an array of rows; one object a line is .jsonl")
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int):
-        return self.rows[i]
-
-
-class JsonlRows:
-    """The rows of a file with one JSON value a line, found by byte offset: 8 bytes of memory a row."""
-
-    def __init__(self, path: Path):
-        self.path, self.starts = path, array("q")
-        with path.open("rb") as file:
-            start = 0
-            for line in file:
-                if line.strip():
-                    self.starts.append(start)
-                start += len(line)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, i: int):
-        with self.path.open("rb") as file:
-            file.seek(self.starts[i])
-            return decode(file.readline(), "the line")
-
-
-class ParquetRows:
-    """The rows of a parquet file, a row group at a time, a few of them kept: never the whole file."""
-
-    def __init__(self, path: Path):
-        from pyarrow import parquet
-
-        self.file = parquet.ParquetFile(path)
-        groups = [self.file.metadata.row_group(g) for g in range(self.file.num_row_groups)]
-        largest = max((group.total_byte_size for group in groups), default=0)
-        if largest > KEPT_BYTES:
-            raise ValueError(
-                f"{path} has a row group of {largest:,} bytes (at most {KEPT_BYTES:,} are read at once); "
-                f"rewrite it once: python -m dataset.formats.conversations {path} small.parquet"
-            )
-        self.ends = list(accumulate(group.num_rows for group in groups))
-        self.kept: OrderedDict[int, object] = OrderedDict()  # row group -> its table, least recently used first
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def __getitem__(self, i: int) -> dict:
-        g = bisect_right(self.ends, i)
-        if g not in self.kept:
-            self.kept[g] = self.file.read_row_group(g)
-        self.kept.move_to_end(g)
-        while len(self.kept) > 1 and sum(table.nbytes for table in self.kept.values()) > KEPT_BYTES:
-            self.kept.popitem(last=False)
-        return self.kept[g].slice(i - (self.ends[g - 1] if g else 0), 1).to_pylist()[0]
-
-    def blocks(self) -> np.ndarray:
-        """The row group of each row: rows of one group are cheap to read together."""
-        return np.searchsorted(self.ends, np.arange(len(self)), side="right")
-
-
-def rewrite(path: Path, out: Path, rows: int = GROUP_ROWS) -> None:
-    """Stream a parquet file into one with `rows` rows a group."""
-    from pyarrow import parquet
-
-    source = parquet.ParquetFile(path)
-    with parquet.ParquetWriter(out, source.schema_arrow) as writer:
-        for batch in source.iter_batches(batch_size=rows):
-            writer.write_batch(batch, row_group_size=rows)
-
-
-READERS = {".json": JsonRows, ".jsonl": JsonlRows, ".parquet": ParquetRows}
+Find = Callable[[str], Picture]  # the picture behind a name that a row gives
+Turn = tuple[str, list]  # a role, and its parts: text, Picture, or None where the row's next image belongs
 
 
 def decode(text: str | bytes, name: str):
@@ -130,12 +32,6 @@ def decode(text: str | bytes, name: str):
         return json.loads(text)
     except ValueError as error:  # JSONDecodeError, or bytes that are not UTF-8
         raise BadRow(f"{name} is not JSON: {error}", "repair or remove the row") from error
-
-
-# ---------------------------------------------------------------- rows -> conversations
-
-Find = Callable[[str], Picture]  # the picture behind a name that a row gives
-Turn = tuple[str, list]  # a role, and its parts: text, Picture, or None where the row's next image belongs
 
 
 def conversation(row, id: str, find: Find, need_answer: bool) -> Conversation:
@@ -265,142 +161,3 @@ def check_order(roles: list[str], need_answer: bool) -> None:
         raise BadRow("no turn but the system's", "add a question and its answer")
     if need_answer and turns[-1] != "assistant":
         raise BadRow("the last turn is not the assistant's", "add the answer, or remove the turn")
-
-
-# ---------------------------------------------------------------- sources
-
-
-class Source:
-    """The conversations of one file: `len(source)` and `source[i]`, each row parsed when it is asked for."""
-
-    def __init__(self, path: Path, image_folder: Path, allow_urls: bool, need_answer: bool):
-        self.path, self.need_answer = path, need_answer
-        self.rows = READERS[path.suffix](path)
-        self.find = lambda name: from_name(name, image_folder, allow_urls)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Conversation:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        where = f"{self.path}:{i + 1}"  # rows count from 1, as editors count lines
-        try:
-            return self.parse(self.rows[i], where)
-        except BadRow as bad:
-            bad.where = where
-            raise
-
-    def parse(self, row, where: str) -> Conversation:
-        return conversation(row, where, self.find, self.need_answer)
-
-    def blocks(self) -> np.ndarray:
-        return blocks(self.rows)
-
-
-class Mixture:
-    """Several sources as one: with weight 2 a source gives each row twice an epoch, with 0.5 a random half of them.
-
-    Row i is a pure function of (seed, i), so the half is the same in every epoch.
-    """
-
-    def __init__(self, parts: list[tuple], seed: int = 0):
-        self.sources = [source for source, _ in parts]
-        self.ends = list(accumulate(round(weight * len(source)) for source, weight in parts))
-        self.orders = [np.random.default_rng((seed, k)).permutation(len(s)) for k, s in enumerate(self.sources)]
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, i: int):
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        k = bisect_right(self.ends, i)
-        return self.sources[k][int(self.orders[k][(i - (self.ends[k - 1] if k else 0)) % len(self.sources[k])])]
-
-    def blocks(self) -> np.ndarray:
-        found, start, offset = [], 0, 0
-        for source, order, end in zip(self.sources, self.orders, self.ends):
-            own = blocks(source)[order[np.arange(end - start) % max(1, len(order))]]
-            found.append(np.where(own < 0, own, own + offset))
-            start, offset = end, offset + max(0, own.max(initial=-1) + 1)
-        return np.concatenate(found)
-
-
-def blocks(source) -> np.ndarray:
-    """(len(source),): the block of each row that is read together with it, -1 where every row stands alone."""
-    return source.blocks() if hasattr(source, "blocks") else np.full(len(source), -1)
-
-
-def load(
-    path: str | Path, image_folder: str | Path | None = None, allow_urls: bool = False, need_answer: bool = True,
-    source: type[Source] = Source,
-) -> Source | Mixture:
-    """The conversations of a file, or of every data file in a folder.
-
-    Images are looked for in `image_folder`, by default where the file is, and never outside. `need_answer=False`
-    also takes rows that end with a question, for inference; `source` is what reads the rows. Raises FileNotFoundError,
-    ValueError or TypeError when nothing can be read.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in READERS)
-        if not files:
-            raise FileNotFoundError(f"no {', '.join(READERS)} file in {path}")
-        return Mixture([(load(file, image_folder, allow_urls, need_answer, source), 1) for file in files])
-    if not path.is_file():
-        raise FileNotFoundError(f"no data at {path}; give a file or folder of {', '.join(READERS)}")
-    if path.suffix not in READERS:
-        raise ValueError(f"{path}: unknown format {path.suffix!r}; known: {', '.join(READERS)}")
-    return source(path, Path(image_folder or path.parent), allow_urls, need_answer)
-
-
-def name_and_weight(spec: str) -> tuple[str, float]:
-    """"data.jsonl:0.5" -> ("data.jsonl", 0.5); the weight is 1 where none is written."""
-    name, _, weight = spec.rpartition(":")
-    try:
-        return (name, float(weight)) if name else (spec, 1.0)
-    except ValueError:
-        return spec, 1.0
-
-
-class BadRows:
-    """Rows that were skipped: each printed, and written to `path` unless it is None, once; too many stop the run.
-
-    More than `max_bad` of the rows seen stop it, or of the first 1,000 (of all, in a smaller source) while few are seen.
-    """
-
-    def __init__(self, path: Path | None, total: int, max_bad: float):
-        self.path, self.total, self.max_bad = path, total, max_bad
-        self.seen, self.names = 0, set()
-
-    def add(self, bad: BadRow, report: bool = True) -> None:
-        """Count a row; `report=False` on ranks where another one names it. RuntimeError when there are too many."""
-        if bad.where in self.names:
-            return
-        self.names.add(bad.where)
-        if report:
-            print(f"skipped {bad}", file=sys.stderr)
-        if report and self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                line = {"row": bad.where, "reason": bad.reason, "remedy": bad.remedy}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        limit = self.max_bad * max(self.seen, min(self.total, 1000))
-        if len(self.names) > limit:
-            raise RuntimeError(
-                f"{len(self.names)} bad rows among {self.seen} seen, more than --max_bad {self.max_bad} allows; the last: "
-                f"{bad}.{f' All are listed in {self.path}' if self.path else ''}"
-            )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="look at a data file, or rewrite a parquet file in small row groups")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("out", type=Path, nargs="?")
-    given = parser.parse_args()
-    if given.out:
-        rewrite(given.path, given.out)
-    else:
-        shown = load(given.path)
-        print(f"{len(shown):,} rows; the first: {shown[0]}")

@@ -3,7 +3,7 @@
 In:  the folder it came in, or None, and what --tokenizer and --template say.  Out: a tokenizer, and the name of a template.
 
 The model states its template as a Jinja program. We run that program on one conversation, in Jinja's sandbox, and look for the
-template of dataset/chat.py that spells the very same text: found, it is certain; not found, the user has to choose.
+template of ours that spells the very same text: found, it is certain; not found, the user has to choose.
 """
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dataset.chat import Template
-from dataset.tokenizer import MODEL_FILE, load_tokenizer
-from model.registry import TEMPLATES
+from dataset.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer
+from model.registry import TEMPLATES, UserError
 
 # With a system's turn, because many templates invent one where it is missing.
 PROBE = (("system", "Be short."), ("user", "What is it?"), ("assistant", "A pear."), ("user", "Are you sure?"))
 
 
-def language(folder: Path | None, tokenizer: Path | None, template: str):
+def language(folder: Path | None, tokenizer: Path | None, template: str) -> tuple[Tokenizer, str]:
     """(tokenizer, template): those of the model in the folder; of none, what was asked for, or our own ("": the preset's)."""
     if folder is None:
         return load_tokenizer(tokenizer or MODEL_FILE), template
     if tokenizer:
-        raise ValueError(f"--tokenizer {tokenizer} goes with random weights: the language model in {folder} has its own")
+        raise UserError(f"--tokenizer {tokenizer} goes with random weights: the language model in {folder} has its own")
     return load_tokenizer(folder / "tokenizer.json"), template or template_of(folder)
 
 
 def template_of(folder: Path) -> str:
-    """The name of the template that the model was trained with; ValueError where it states none, or none of ours."""
+    """The name of the template that the model was trained with; UserError where it states none, or none of ours."""
     own = spelled_by_jinja(folder, PROBE)
     for name in TEMPLATES.names():
         if spelled(TEMPLATES.make(name), PROBE) == own:
             return name
     stated = "states no chat template" if own is None else f"writes a conversation as none of our templates does: {own!r}"
-    raise ValueError(f"{folder} {stated}. Choose one with --template ({', '.join(TEMPLATES.names())}), "
-                     f"or add its own to dataset/chat.py")
+    raise UserError(f"{folder} {stated}. Choose one with --template ({', '.join(TEMPLATES.names())}), "
+                     f"or add its own to dataset/formats/templates.py")
 
 
 def spelled(template: Template, messages: tuple[tuple[str, str], ...]) -> str:
@@ -74,4 +74,4 @@ def spelled_by_jinja(folder: Path, messages: tuple[tuple[str, str], ...]) -> str
         return sandbox.from_string(program).render(
             messages=[{"role": role, "content": words} for role, words in messages], add_generation_prompt=True, **tokens)
     except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template of {folder} does not run ({error}): choose one with --template") from error
+        raise UserError(f"the chat template of {folder} does not run ({error}): choose one with --template") from error

@@ -9,7 +9,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.images import Picture, from_base64, from_file
+from dataset.images import Picture, from_file
+from dataset.vision.loading import from_base64
+from model.registry import UserError
 
 
 def existing(path: str | Path, option: str, source: str) -> Path:
@@ -32,7 +34,7 @@ def rows(file: Path) -> list[dict]:
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{file}:{number} is no json ({error}): download the file again") from error
+                raise UserError(f"{file}:{number} is no json ({error}): download the file again") from error
     return found
 
 

@@ -5,7 +5,7 @@ In:  a source of rows that may say how often a model solves them.  Out: the same
 RL learns nothing from a prompt that is always or never solved: its group has no variance. MM-EUREKA (arXiv 2503.07365) drops such
 prompts before training; the online filter of RL drops them while it trains, as the policy changes.
 
-    python 4-eval_chat.py --data rows.jsonl --answers 8 --temperature 1 --save rated.jsonl     measures it, and writes `pass_rate`
+    python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1 --save rated.jsonl     measures it, and writes `pass_rate`
     python -m dataset.formats.pass_rates rated.jsonl --low 0.1 --high 0.9        says how many rows of each pass rate there are
     python 3-rl_vlm.py --data rated.jsonl --pass_rates 0.1 0.9           learns from those between
 """
@@ -18,9 +18,12 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from dataset.bad_rows import BadRow
 from dataset.chat import Conversation
-from dataset.formats.conversations import Mixture, Source, blocks, load
-from dataset.images import BadRow
+from dataset.collate import Source, blocks
+from dataset.formats.files import FileSource
+from dataset.mixture import Mixture, load
+from model.registry import UserError
 
 FIELDS = ("pass_rate", "accuracy", "solve_rate")  # a share in 0..1, under any of the names in use
 
@@ -33,14 +36,14 @@ def pass_rate(row) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise BadRow(f"pass rate {value!r} is no share of 1", f"write {FIELDS[0]} as a number from 0 to 1")
+        raise BadRow(f"pass rate {value!r} is not a share of 1", f"write {FIELDS[0]} as a number from 0 to 1")
     return float(value)
 
 
 class Selected:
     """Some rows of a source, by number: `len(source)`, `source[i]`."""
 
-    def __init__(self, source: Source, rows: list[int]):
+    def __init__(self, source: FileSource, rows: list[int]):
         self.source, self.rows = source, rows
 
     def __len__(self) -> int:
@@ -55,19 +58,21 @@ class Selected:
         return blocks(self.source)[self.rows]
 
 
-def by_pass_rate(source: Source | Mixture, low: float, high: float) -> Selected | Mixture:
+def by_pass_rate(source: Source, low: float, high: float) -> Selected | Mixture:
     """The rows solved in a share of `low` to `high`, bounds included, and those that do not say.
 
     A broken row stays in: the source says what is wrong with it when it is read.
     """
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"pass rates: 0 <= low <= high <= 1, not {low} and {high}")
+        raise UserError(f"pass rates: 0 <= low <= high <= 1, not {low} and {high}")
     if isinstance(source, Mixture):
         return Mixture([(by_pass_rate(part, low, high), 1) for part in source.sources])
+    if not isinstance(source, FileSource):
+        raise TypeError(f"{type(source).__name__} has no rows to look at")
     return Selected(source, [i for i in range(len(source)) if inside(source, i, low, high)])
 
 
-def inside(source: Source, i: int, low: float, high: float) -> bool:
+def inside(source: FileSource, i: int, low: float, high: float) -> bool:
     try:
         rate = pass_rate(source.rows[i])
     except BadRow:
@@ -85,8 +90,8 @@ class Config:
 def main(config: Config) -> None:
     source = load(config.path, need_answer=False)
     if isinstance(source, Mixture):
-        raise ValueError(f"{config.path} is a folder: name one of its files")
-    rates = Counter()
+        raise UserError(f"{config.path} is a folder: name one of its files")
+    rates: Counter[str] = Counter()
     for i in range(len(source)):
         rate = pass_rate(source.rows[i])
         rates["unknown" if rate is None else f"{rate:.1f}"] += 1

@@ -8,6 +8,7 @@ comes back from its ids as the model's own normalisation leaves it (Qwen's: "e" 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
@@ -49,13 +50,14 @@ class JsonTokenizer:
         """Token ids of a text; control tokens spelled out in the text stay ordinary text."""
         return self.model.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens leave no trace."""
         return self.model.decode([int(number) for number in ids])
 
-    def decode_all(self, ids: list[int]) -> str:
+    def decode_all(self, ids: Sequence[int]) -> str:
         """The text with its control tokens spelled out, for people to look at."""
-        text, run = "", []
+        text = ""
+        run: list[int] = []
         for number in ids:
             if number in self.controls:
                 text, run = text + self.decode(run) + self.controls[number], []

@@ -32,7 +32,7 @@ from tyro.conf import Positional
 
 from dataset.report import section
 from dataset.studies import compare
-from dataset.studies.scripts import Failed, markdown, start
+from dataset.studies.scripts import ScriptError, markdown, start
 
 # ---------------------------------------------------------------- the studies
 
@@ -76,13 +76,13 @@ START = "start"  # the row of the checkpoint that all arms begin from
 COUNTS = {"sokoban/moves"}  # metrics that are no share
 MADE_BY = {
     "init": "python 2-sft_vlm.py --out {}",
-    "geometry_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,brief=0.7 "
+    "geometry_init": "python 2-sft_vlm.py --init out/sft --out {} --data geometry:rows=24000,direct=0.7 "
                      "arithmetic:text=true,rows=0,lists=1000 world:0.08 --lr 6e-3",
     "perception_init": "python 2-sft_vlm.py --init out/sft --out out/sft-counting --data perception:text=true,rows=28000 "
                        "perception:text=false,rows=14000 world:0.08 --lr 6e-3 && "
                        "python 2-sft_vlm.py --init out/sft-counting --out {} --data perception:text=false,first=20000,rows=3000,"
-                       "brief=0.8 perception:text=true,first=30000,rows=1500 world:0.08 --lr 2e-3",
-    "sokoban_init": "python 2-sft_vlm.py --init out/sft --out {} --data sokoban:rows=36000,plays=5000,brief=0.5 world:0.08 "
+                       "direct=0.8 perception:text=true,first=30000,rows=1500 world:0.08 --lr 2e-3",
+    "sokoban_init": "python 2-sft_vlm.py --init out/sft --out {} --data sokoban:rows=36000,plays=5000,direct=0.5 world:0.08 "
                     "--lr 6e-3",
 }  # fmt: skip
 SFT, RL = "2-sft_vlm.py", "3-rl_vlm.py"
@@ -119,24 +119,24 @@ STUDIES = {
         metrics=(*SUM_METRICS, "world/exact", "easy_vqa/accuracy", "text/translation")),
     # What a shaped reward pays for. Validation, by levels solved, would hide it: what it leads to is the last checkpoint.
     "sokoban": Study(
-        arms=(rl("solved", f"--data sokoban:{NEVER_SEEN} --rounds 1 {CHECKED} sokoban"),
-              rl("hackable", f"--data sokoban:reward=hackable,{NEVER_SEEN} --rounds 1 {LAST}")),
+        arms=(rl("solved", f"--data sokoban:{NEVER_SEEN} --resample_rounds 1 {CHECKED} sokoban"),
+              rl("hackable", f"--data sokoban:reward=hackable,{NEVER_SEEN} --resample_rounds 1 {LAST}")),
         compared=(("solved", START), ("hackable", "solved")), start="sokoban_init", judged=(("sokoban", None),),
         metrics=("sokoban/image", "sokoban/text", "sokoban/untouched", "sokoban/moves")),
     # Two more kinds of problems, each from a start of its own (MADE_BY) in which most answers about pictures come at once.
     "geometry": Study(
-        arms=(rl("rules", f"--data geometry:{NEVER_SEEN} --rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
+        arms=(rl("rules", f"--data geometry:{NEVER_SEEN} --resample_rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
         start="geometry_init", judged=(("geometry", 3000),),
         metrics=("geometry/image", "geometry/text", "geometry/held_out")),
     "perception": Study(
-        arms=(rl("rules", f"--data perception:{NEVER_SEEN} --rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
+        arms=(rl("rules", f"--data perception:{NEVER_SEEN} --resample_rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
         start="perception_init", judged=(("perception", 3000),),
         metrics=("perception/image", "perception/text", "perception/held_out")),
     # MM-EUREKA: what do the same few problems teach, by their answers and RL, by their answers and SFT, by worked solutions?
     "efficiency": Study(
         arms=(*(rl(f"rl-{k}", f"--data arithmetic:{NEVER_SEEN},rows=0 --problems {k} {LAST}") for k in PROBLEMS),
-              *(Arm(f"sft_{what}-{k}", ((SFT, f"--data arithmetic:{NEVER_SEEN},rows={k},brief={brief} --lr 1e-3 {LAST}"),))
-                for what, brief in (("answers", 1), ("worked", 0)) for k in PROBLEMS)),
+              *(Arm(f"sft_{what}-{k}", ((SFT, f"--data arithmetic:{NEVER_SEEN},rows={k},direct={direct} --lr 1e-3 {LAST}"),))
+                for what, direct in (("answers", 1), ("worked", 0)) for k in PROBLEMS)),
         compared=tuple((f"rl-{k}", f"sft_{what}-{k}") for k in PROBLEMS for what in ("answers", "worked")), start="init",
         steps=40, judged=(("arithmetic", None),), metrics=SUM_METRICS, drawn="lines"),
     # LMM-R1: reasoning in words first. Rollouts are as many in every arm but `fewer_images`.
@@ -150,8 +150,8 @@ STUDIES = {
         compared=(("text_image", "image"), ("text_image", "fewer_images"), ("text_image", START)), start="init",
         seeds=5, judged=(("arithmetic", None),), metrics=SUM_METRICS),
     "ablations": Study(
-        arms=(rl("default", f"--data arithmetic {LAST}"), rl("kl", f"--beta 0.01 {LAST}"), rl("no_filter", f"--keep_all {LAST}"),
-              rl("grpo", f"--advantage grpo {LAST}")),
+        arms=(rl("default", f"--data arithmetic {LAST}"), rl("kl", f"--algo grpo:kl=0.01 {LAST}"), rl("no_filter", f"--keep_zero_variance {LAST}"),
+              rl("grpo", f"--algo grpo:advantage=grpo {LAST}")),
         compared=(("kl", "default"), ("no_filter", "default"), ("grpo", "default")), start="init",
         judged=(("arithmetic", None),), metrics=SUM_METRICS),
 }  # fmt: skip
@@ -233,7 +233,7 @@ def train(steps: Sequence[list[str]], seed: int, init: Path, folder: Path, threa
 
 
 def results(study: Study, init: Path, config: Config) -> dict[str, list[dict]]:
-    """Of the start and of every arm its facts, a seed after another. Failed, when those that run have ended, where one fails."""
+    """Of the start and of every arm its facts, a seed after another. ScriptError, when those that run have ended, where one fails."""
     runs = [(Arm(START, ()), 0), *((arm, seed) for seed in range(config.seeds) for arm in study.arms)]
     failed: list[str] = []
 
@@ -243,7 +243,7 @@ def results(study: Study, init: Path, config: Config) -> dict[str, list[dict]]:
             return None
         try:
             facts = result(study, arm, seed, init, config.out / config.study / name, config)
-        except Failed as error:
+        except ScriptError as error:
             failed.append(f"{name}: {error}")
             return None
         print(f"{name}: {', '.join(f'{metric} {value:.3f}' for metric, value in facts['scores'].items())}", flush=True)
@@ -252,7 +252,7 @@ def results(study: Study, init: Path, config: Config) -> dict[str, list[dict]]:
     with ThreadPoolExecutor(config.jobs) as pool:
         found = list(pool.map(lambda run: one(*run), runs))
     if failed:
-        raise Failed("; ".join(failed))
+        raise ScriptError("; ".join(failed))
     return {name: [facts for (arm, _), facts in zip(runs, found, strict=True) if arm.name == name]
             for name in (START, *(arm.name for arm in study.arms))}
 
@@ -371,7 +371,7 @@ def main(config: Config) -> None:
                          f"--{study.start}")
     try:
         found = results(study, init, config)
-    except Failed as failed:
+    except ScriptError as failed:
         raise SystemExit(f"{failed}\nWhat is done is kept: the same command goes on from there.") from failed
     folder = config.out / config.study
     page = table(study, found)

@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from dataset.report import no_share
+from dataset.report import is_share
 
 
 @dataclass
@@ -46,7 +46,7 @@ def by_run(folders: Sequence[Path], metrics: Sequence[str]) -> dict[str, list[li
 
 def told(metric: str, values: Sequence[float]) -> str:
     """'2.4 %' of one value, '2.4 ± 0.3 %' of several: their mean and standard deviation; of what is no share without percent."""
-    by, unit = (1, "") if no_share(metric) else (100, " %")
+    by, unit = (1, "") if not is_share(metric) else (100, " %")
     spread = f" ± {by * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{by * statistics.mean(values):.1f}{spread}{unit}"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tyro
 
-from dataset.studies.scripts import Failed, markdown, start
+from dataset.studies.scripts import ScriptError, markdown, start
 from model.registry import CONNECTORS, ENCODERS
 
 
@@ -28,7 +28,7 @@ class Config:
     recipes: tuple[str, ...] = (  # ENCODER/CONNECTOR/LLM of stage 2, all after the same stage 1
         "freeze/full/freeze", "freeze/freeze/full", "freeze/full/partial:1", "freeze/full/lora:8", "partial:1/full/full",
     )
-    base: str = "pixel_shuffle"  # the connector of the recipes
+    base: str = "pixel_shuffle_compare"  # the connector of the recipes
     steps: int = 300  # of each stage
     batch_size: int = 40
     examples: int = 200  # pictures' worth of questions a benchmark; 0: the whole test sets
@@ -114,7 +114,7 @@ def main(config: Config) -> None:
     for name, (connector, recipe) in wanted.items():
         try:
             rows[name] = row(config, name, connector, recipe)
-        except Failed as failed:  # a connector that does not fit this encoder is a row that says so
+        except ScriptError as failed:  # a connector that does not fit this encoder is a row that says so
             rows[name] = {"error": str(failed)}
         print(f"| {' | '.join(cells(name, rows[name]))} |", flush=True)
     config.out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-class Failed(Exception):
+class ScriptError(Exception):
     """A script that ended with an error: its last line."""
 
 
@@ -27,7 +27,7 @@ def start(script: str, *arguments, threads: int | None = None) -> str:
     done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], text=True, capture_output=True,
                           env=environment)
     if done.returncode:
-        raise Failed(done.stderr.strip().rpartition("\n")[2] or f"{script} ended with status {done.returncode}")
+        raise ScriptError(done.stderr.strip().rpartition("\n")[2] or f"{script} ended with status {done.returncode}")
     return done.stdout
 
 

@@ -1,22 +1,7 @@
 """One file per task. The same object gives data to learn from, is a benchmark, and is a reward for RL.
 
-A task is a class registered with `@TASKS.register("name")`; its options are what `name:key=value` sets. It has
-
-    train(stage)                  a source of conversations (`len(source)`, `source[i]`) for "pretrain" or "sft", or None
-    size                          how many pictures' worth of questions make its test set
-    examples(split, n)            questions with known answers from "val" or "test", at most n pictures' worth of them, and for RL
-                                  from "train"
-    score(example, answer)        0..1, how right an answer is
-    summary(examples, scores)     {"metric": value in 0..1}, written to scores.json as "task/metric"
-    measure(examples, answers)    in place of score and summary, where a number is no mean over answers, or a judge decides:
-                                  (a score in 0..1 for each, None where nobody could judge it, and the metrics)
-
-and where RL is to ask it, a score that reads the final answer in <answer>...</answer>, and if it wants
-
-    rows                          how many examples of "train" stage 2 has learned from: RL begins behind them
-    reward(example, answer)       what an answer is paid, where that is not its score
-
-The training split is drawn in 1-, 2- and 3-, the test split in 4-; nothing here looks at another split than it was asked for.
+A task is a subclass of `Task`, registered with `@TASKS.register("name")`; its options are what `name:key=value` sets.
+The training split is drawn in 1-, 2- and 3-, the test split in 4-; nothing looks at another split than it was asked for.
 """
 from __future__ import annotations
 
@@ -25,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dataset.chat import Conversation, Message
+from dataset.collate import Source
 from dataset.images import Picture
 
 
@@ -38,8 +24,51 @@ class Example:
     tags: tuple[str, ...] = ()
 
 
-class Cut(str):
+class Truncated(str):
     """An answer that the limit on its length ended, not the model."""
+
+
+class Task:
+    """What every task offers; a subclass overrides what differs from these defaults.
+
+    size   how many pictures' worth of questions make the test set
+    rows   how many examples of "train" stage 2 has learned from: RL begins behind them
+    """
+
+    size = 500
+    rows = 0
+
+    def train(self, stage: str) -> Source | None:
+        """A source of conversations for "pretrain" or "sft"; None: a benchmark alone."""
+        return None
+
+    def examples(self, split: str, n: int) -> list[Example]:
+        """Questions with known answers from "val" or "test", at most n pictures' worth of them; for RL also from "train"."""
+        raise NotImplementedError
+
+    def score(self, example: Example, answer: str) -> float:
+        """0..1, how right an answer is. For RL it reads the final answer in <answer>...</answer>."""
+        return exact(example, answer)
+
+    def reward(self, example: Example, answer: str) -> float:
+        """What RL pays for an answer in the right form, where that is not its score."""
+        return self.score(example, answer)
+
+    def summary(self, examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
+        """{"metric": value in 0..1}, written to scores.json as "task/metric"."""
+        return {"accuracy": sum(scores) / len(scores)}
+
+    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
+        """A score in 0..1 for each answer, None where nobody could judge it, and the metrics of all.
+
+        Overridden where a metric is not a mean over answers, or where a judge decides.
+        """
+        scores = [self.score(example, answer) for example, answer in zip(examples, answers, strict=True)]
+        return list(scores), self.summary(examples, scores)
+
+    def guess(self, examples: Sequence[Example]) -> float | None:
+        """The score of a model that never looks; None where nobody knows."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset.formats.official import existing, picture, rows
-from dataset.tasks import Example, dialogue
+from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.chair import binary, share, yes_or_no
 from model.registry import TASKS
 
@@ -141,7 +141,7 @@ def near_synonyms(package: str) -> Callable[[str, str], bool]:
 
 
 @TASKS.register("amber")
-class Amber:
+class Amber(Task):
     """AMBER from its official files: CHAIR, Cover, Hal and Cog of descriptions, and yes/no questions."""
 
     size = 15_220
@@ -150,9 +150,6 @@ class Amber:
         self.path, self.images, self.query = path, images, query
         self.similar = near_synonyms(spacy) if spacy else lambda a, b: False
         self.by_vectors = bool(spacy)
-
-    def train(self, stage: str) -> None:
-        """Nothing: it is a benchmark."""
 
     def file(self, name: str) -> Path:
         folder = existing(self.path, "path", SOURCE)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dataset.chat import Conversation, Given, Message
+from dataset.chat import Conversation, Message, Prefill
 from dataset.images import Picture
-from dataset.tasks import Example, Generated, dialogue, exact, means, reasoning
+from dataset.tasks import Example, Generated, Task, dialogue, exact, means, reasoning
 from dataset.tasks.world import THINK
 from dataset.world import drawings
 from dataset.world.openmoji import LANGUAGES
@@ -61,9 +61,9 @@ def drawn(dice: bool, values: list[int], seed: float) -> Picture:
     return reasoning.drawn(f"arithmetic:{draw.__name__}:{values}", lambda rng: draw(values, rng), seed)
 
 
-def at_once(i: int, brief: float, dice: bool) -> bool:
-    """Whether row i says its sum at once: a share `brief` of all rows about pictures, those about dice first."""
-    return reasoning.told_at_once(i, min(1.0, 2 * brief) if dice else max(0.0, 2 * brief - 1))
+def is_direct_row(i: int, direct: float, dice: bool) -> bool:
+    """Whether row i says its sum at once: a share `direct` of all rows about pictures, those about dice first."""
+    return reasoning.is_direct(i, min(1.0, 2 * direct) if dice else max(0.0, 2 * direct - 1))
 
 
 READ = {"en": ("Which digits are there?", "What do the dice show?"), "zh": ("有哪些数字？", "骰子各是几点？")}
@@ -72,13 +72,13 @@ LOOK_AGAIN = {"en": " Wait, look again: ", "zh": "等等，再看："}
 
 
 @TASKS.register("arithmetic")
-class Arithmetic:
+class Arithmetic(Task):
     """Sums of 2 to 4 drawn digits or dice, with the same sums in words; answers come with their reasoning.
 
     text      true: all in words; false: none; left out: every third
     first     the number of the first sum of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
     read      rows more, about pictures of four to nine numbers which are only read: a sum is right where all of it is
-    brief     share of the rows about pictures that say the sum at once, as people do, of dice before digits (0.45: nine of ten
+    direct     share of the rows about pictures that say the sum at once, as people do, of dice before digits (0.45: nine of ten
               dice): what is imitated is a habit, good or bad, and RL finds out which one pays. Drawn by lot, 0.43 of all rows,
               it made one seed say 66 % of 600 validation sums at once and another 4 %: greedily the likelier way is taken
     lists     rows more, in words, of three lists of three to five numbers, given as if they had been read in a picture, and their
@@ -90,9 +90,9 @@ class Arithmetic:
 
     size = 500  # pictures' worth of questions that make the test set
 
-    def __init__(self, rows: int = 2_600, text: bool | None = None, recheck: float = 0.0, read: int = 0, brief: float = 0.0,
+    def __init__(self, rows: int = 2_600, text: bool | None = None, recheck: float = 0.0, read: int = 0, direct: float = 0.0,
                  lists: int = 0, first: int = 0):
-        self.rows, self.text, self.recheck, self.read, self.brief, self.lists = rows, text, recheck, read, brief, lists
+        self.rows, self.text, self.recheck, self.read, self.direct, self.lists = rows, text, recheck, read, direct, lists
         self.first = reasoning.checked("arithmetic", first)
 
     def problem(self, split: str, i: int) -> tuple[list[Picture], str, list[int], str]:
@@ -121,11 +121,11 @@ class Arithmetic:
         parts: list[str] = []
         for _ in range(3):
             values = numbers("train", rng, dice=False, fewest=3, most=5)
-            parts.append(Given(f"{' ' * bool(parts)}{seen(values)}"))
+            parts.append(Prefill(f"{' ' * bool(parts)}{seen(values)}"))
             total = values[0]
             for place, value in enumerate(values[1:], 2):
                 end = "." if place == len(values) else ","
-                parts += [Given(f" {total}+"), str(value), Given("="), f"{total + value}{end}"]
+                parts += [Prefill(f" {total}+"), str(value), Prefill("="), f"{total + value}{end}"]
                 total += value
         question = ADD[rng.choice(LANGUAGES)]
         return Conversation(f"arithmetic/adding/{i}", (Message("user", (question,)), Message("assistant", tuple(parts))))
@@ -141,13 +141,13 @@ class Arithmetic:
         asked = dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], "")])
         rest = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
         dice = question == ASK[language][True]
-        if pictures and at_once(i, self.brief, dice):
+        if pictures and is_direct_row(i, self.direct, dice):
             rest = f"{seen(values)}</think><answer>{sum(values)}</answer>"
         parts: tuple[str, ...] = (f"<think>{rest}",)
         rng = random.Random(f"recheck/{i}")
         if pictures and rng.random() < self.recheck:
             wrong = misread(values, rng, dice)
-            begun = Given(f"<think>{seen(wrong)}") if rng.random() < 0.5 else f"<think>{seen(values)}"
+            begun = Prefill(f"<think>{seen(wrong)}") if rng.random() < 0.5 else f"<think>{seen(values)}"
             parts = (begun, LOOK_AGAIN[language] + rest)
         return Conversation(asked.id, (*asked.messages, Message("assistant", parts)))
 

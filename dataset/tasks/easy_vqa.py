@@ -15,7 +15,7 @@ from PIL import Image
 
 from dataset.chat import Conversation
 from dataset.images import Picture, open_rgb, upright_size
-from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
+from dataset.tasks import Example, Generated, Task, dialogue, exact, guessing, means
 from dataset.world import inventories
 from dataset.world.drawings import COLOURS, SHAPES, Drawing, Region
 from dataset.world.openmoji import LANGUAGES, with_article
@@ -80,7 +80,7 @@ YES_NO = 2  # questions of a row that are answered yes or no, of seven or so: in
 
 
 @TASKS.register("easy_vqa")
-class EasyVQA:
+class EasyVQA(Task):
     """One shape a picture: what shape, what colour, is there; the official split of the package easy-vqa.
 
     Its captions ("a blue circle", from the answers) teach the words in stage 1.

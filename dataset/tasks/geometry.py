@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from dataset.tasks.reasoning import Problem, Problems, drawn, split_of
+from dataset.tasks.reasoning import ReasoningProblem, ReasoningTask, drawn, split_of
 from dataset.world import figures
 from dataset.world.openmoji import LANGUAGES
 from model.registry import TASKS
@@ -120,7 +120,7 @@ def state_of(words: str, values: list[int]) -> tuple:
 
 
 @TASKS.register("geometry")
-class Geometry(Problems):
+class Geometry(ReasoningTask):
     """Angles, areas, perimeters and hypotenuses of labelled figures; the perimeter of an L is never trained.
 
     1,000 rows by default; split by the numbers of a figure, whatever is asked about it.
@@ -130,10 +130,10 @@ class Geometry(Problems):
     kinds = ("angle", "area", "perimeter", "l_area", "hypotenuse")
     held_out = ("l_perimeter",)
 
-    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, brief: float = 0.0):
-        super().__init__(rows, text, first, brief)
+    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, direct: float = 0.0):
+        super().__init__(rows, text, first, direct)
 
-    def problem(self, split: str, i: int) -> Problem:
+    def problem(self, split: str, i: int) -> ReasoningProblem:
         rng = random.Random(f"geometry/{split}/{i}")
         kind, language = self.kind(split, rng), rng.choice(LANGUAGES)
         numbers, steps, asked, words = KINDS[kind]
@@ -148,4 +148,4 @@ class Geometry(Problems):
         else:
             pictures = (drawn(f"geometry:{kind}:{values}", lambda own: draw(kind, values, own), seed),)
         labels = f"{', '.join(map(str, values))}."
-        return Problem(kind, language, pictures, question, thoughts, str(answer), state, glance=labels)
+        return ReasoningProblem(kind, language, pictures, question, thoughts, str(answer), state, glance=labels)

@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from dataset.tasks import Cut, Example, dialogue
+from dataset.tasks import Example, Task, Truncated, dialogue
 from dataset.tasks.chair import agreement, binary, chair, yes_or_no
 from dataset.tasks.world import picture
 from dataset.world.openmoji import LANGUAGES, Category, categories, with_article
@@ -59,7 +59,7 @@ def named(text: str, language: str, which: str = "nano") -> list[Category]:
 def malformed(answer: str, language: str, which: str = "nano") -> bool:
     """Whether an answer is anything but sentences of a description, each once, that the model ended by itself."""
     said = pieces(answer, language)
-    return isinstance(answer, Cut) or len(set(said)) < len(said) or not sentences(which, language).keys() >= set(said)
+    return isinstance(answer, Truncated) or len(set(said)) < len(said) or not sentences(which, language).keys() >= set(said)
 
 
 def length(answer: str, language: str) -> int:
@@ -72,16 +72,13 @@ def mean(values: Sequence[float]) -> float:
 
 
 @TASKS.register("hallucination")
-class Hallucination:
+class Hallucination(Task):
     """Descriptions of held-out scenes: CHAIR, Cover, length, and the share that is malformed."""
 
     size = 1000  # scenes of the test set: a share of one half is known to +-3 points (95 %)
 
     def __init__(self, categories: str = "nano", most: int = 4):
         self.categories, self.most = categories, most
-
-    def train(self, stage: str) -> None:
-        """Nothing: the task `world` teaches to describe."""
 
     def examples(self, split: str, n: int) -> list[Example]:
         found = []
@@ -147,7 +144,7 @@ def exists(category: Category, language: str) -> str:
 
 
 @TASKS.register("world_pope")
-class WorldPOPE:
+class WorldPOPE(Task):
     """Is there a ...? With random, popular and adversarial absent things (POPE, arXiv 2305.10355).
 
     Of every kind half the answers are yes: a model that does not look is right half the time.
@@ -158,9 +155,6 @@ class WorldPOPE:
 
     def __init__(self, categories: str = "nano", most: int = 4, scenes: int = 5_000):
         self.categories, self.most, self.scenes = categories, most, scenes
-
-    def train(self, stage: str) -> None:
-        """Nothing: the task `world` teaches to say what exists."""
 
     def absent(self, kind: str, there: set[Category], rng: random.Random) -> Category:
         """A thing that is not in the scene, and that a model which does not look closely would expect there."""

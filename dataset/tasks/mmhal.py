@@ -16,8 +16,8 @@ import re
 from collections.abc import Sequence
 
 from dataset.formats.official import existing, picture, rows
-from dataset.judge import JudgeFailure, failures, judge_or_none, message
-from dataset.tasks import Example, dialogue
+from dataset.judge import Failure, failures, judge_or_none, message
+from dataset.tasks import Example, Task, dialogue
 from model.registry import TASKS
 
 SOURCE = "response_template.json of huggingface.co/datasets/Shengcao1006/MMHal-Bench"
@@ -47,19 +47,19 @@ Answer of a person: {reference}
 Answer to rate: {answer}"""
 
 
-def rating(reply: str | JudgeFailure) -> int | JudgeFailure:
+def rating(reply: str | Failure) -> int | Failure:
     """The one rating in a reply; none, several different ones, or one that does not exist is a failure and no zero."""
-    if isinstance(reply, JudgeFailure):
+    if isinstance(reply, Failure):
         return reply
     found = set(re.findall(r"rating\W*(\d+)", reply.lower()))
     if len(found) != 1 or not found <= set("0123456"):
-        return JudgeFailure(f"{len(found)} ratings {sorted(found)} in {reply[-80:]!r}")
+        return Failure(f"{len(found)} ratings {sorted(found)} in {reply[-80:]!r}")
     return int(found.pop())
 
 
-def summary(ratings: Sequence[int | JudgeFailure], types: Sequence[str]) -> dict[str, float]:
+def summary(ratings: Sequence[int | Failure], types: Sequence[str]) -> dict[str, float]:
     """score (0 to 6), hallucination_rate, and the score of each type, over the answers that were judged."""
-    judged = [(mark, kind) for mark, kind in zip(ratings, types, strict=True) if not isinstance(mark, JudgeFailure)]
+    judged = [(mark, kind) for mark, kind in zip(ratings, types, strict=True) if not isinstance(mark, Failure)]
     if not judged:
         return {}
     groups = {kind: [mark for mark, of in judged if of == kind] for kind in TYPES}
@@ -71,7 +71,7 @@ def summary(ratings: Sequence[int | JudgeFailure], types: Sequence[str]) -> dict
 
 
 @TASKS.register("mmhal")
-class MMHal:
+class MMHal(Task):
     """MMHal-Bench from its official file: 96 questions, rated 0 to 6 by a judge."""
 
     size = 96
@@ -79,9 +79,6 @@ class MMHal:
     def __init__(self, path: str = "", images: str = "", judge: str = "", model: str = "gpt-4o", key: str = "OPENAI_API_KEY"):
         self.path, self.images = path, images
         self.judge = judge_or_none("mmhal", judge, model, key)
-
-    def train(self, stage: str) -> None:
-        """Nothing: it is a benchmark."""
 
     def examples(self, split: str, n: int) -> list[Example]:
         found = []
@@ -103,6 +100,6 @@ class MMHal:
                  for e, a in zip(examples, answers, strict=True)]  # fmt: skip
         ratings = [rating(reply) for reply in self.judge.ask([[message(text)] for text in asked])]
         failed = failures("mmhal", ratings)
-        scores = [None if isinstance(mark, JudgeFailure) else mark / 6 for mark in ratings]
+        scores = [None if isinstance(mark, Failure) else mark / 6 for mark in ratings]
         return scores, {**summary(ratings, [example.kind for example in examples]),
                         "judged": len(ratings) - failed, "judge_failures": failed}  # fmt: skip

@@ -22,8 +22,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from dataset.formats.official import existing, picture, rows
-from dataset.judge import JudgeFailure, failures, judge_or_none, message
-from dataset.tasks import Example, dialogue
+from dataset.judge import Failure, failures, judge_or_none, message
+from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.chair import share
 from dataset.world.openmoji import plural
 from model.registry import TASKS
@@ -209,9 +209,9 @@ bare noun, without colour, material, size or number. Leave out what the answer o
 Reply with one JSON list of strings and nothing else, and with [] if there are none."""
 
 
-def listed(reply: str | JudgeFailure) -> dict[str, str] | JudgeFailure:
+def listed(reply: str | Failure) -> dict[str, str] | Failure:
     """The COCO objects in the judge's list."""
-    if isinstance(reply, JudgeFailure):
+    if isinstance(reply, Failure):
         return reply
     found = re.search(r"\[.*\]", reply, re.DOTALL)
     try:
@@ -219,7 +219,7 @@ def listed(reply: str | JudgeFailure) -> dict[str, str] | JudgeFailure:
     except json.JSONDecodeError:
         named = None
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        return JudgeFailure(f"no list of objects in {reply[:80]!r}")
+        return Failure(f"no list of objects in {reply[:80]!r}")
     return objects(". ".join(named))
 
 
@@ -236,7 +236,7 @@ def summary(named: Sequence[dict[str, str]], present: Sequence[Collection[str]])
 
 
 @TASKS.register("object_halbench")
-class ObjectHalBench:
+class ObjectHalBench(Task):
     """Object HalBench from its official file: detailed descriptions of 300 COCO pictures, Rsp and Men."""
 
     size = 300
@@ -245,9 +245,6 @@ class ObjectHalBench:
                  key: str = "OPENAI_API_KEY"):  # fmt: skip
         self.path, self.annotations, self.images = path, annotations, images
         self.judge = judge_or_none("object_halbench", judge, model, key) if judge or model else None
-
-    def train(self, stage: str) -> None:
-        """Nothing: it is a benchmark."""
 
     def examples(self, split: str, n: int) -> list[Example]:
         asked = rows(existing(self.path, "path", SOURCE))[:n]
@@ -260,7 +257,7 @@ class ObjectHalBench:
             found.append(Example(prompt, ", ".join(sorted(there[image])), "description"))
         return found
 
-    def extracted(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, str] | JudgeFailure]:
+    def extracted(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, str] | Failure]:
         if self.judge is None:
             return [objects(answer) for answer in answers]
         asked = [EXTRACT.format(question=e.prompt.messages[-1].text, answer=a) for e, a in zip(examples, answers, strict=True)]
@@ -275,8 +272,8 @@ class ObjectHalBench:
         print(f"object_halbench: objects read by {'the rule' if self.judge is None else self.judge.model}")
         failed = failures("object_halbench", named)
         present = [set(example.answer.split(", ")) - {""} for example in examples]
-        good = [(said, there) for said, there in zip(named, present) if not isinstance(said, JudgeFailure)]
-        scores = [None if isinstance(said, JudgeFailure) or not said else float(set(said.values()) <= there)
+        good = [(said, there) for said, there in zip(named, present) if not isinstance(said, Failure)]
+        scores = [None if isinstance(said, Failure) or not said else float(set(said.values()) <= there)
                   for said, there in zip(named, present)]  # fmt: skip
         return scores, {
             **(summary(*zip(*good)) if good else {}),

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from dataset.tasks.reasoning import Problem, Problems, drawn, split_of
+from dataset.tasks.reasoning import ReasoningProblem, ReasoningTask, drawn, split_of
 from dataset.world import drawings, figures
 from dataset.world.openmoji import LANGUAGES, Category, categories, plural
 from dataset.world.questions import WORDS
@@ -217,7 +217,7 @@ HIGHEST = {"en": ("What is the highest digit?", "What is the highest die?"), "zh
 
 
 @TASKS.register("perception")
-class Perception(Problems):
+class Perception(ReasoningTask):
     """Counting, comparing, the largest, sums of counts; how many shapes of two kinds there are together is never trained.
 
     1,000 rows by default; split by what lies in a picture, whatever is asked about it.
@@ -227,10 +227,10 @@ class Perception(Problems):
     kinds = ("count", "compare", "largest", "together", "highest")
     held_out = ("shapes_together",)
 
-    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, brief: float = 0.0):
-        super().__init__(rows, text, first, brief)
+    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, direct: float = 0.0):
+        super().__init__(rows, text, first, direct)
 
-    def problem(self, split: str, i: int) -> Problem:
+    def problem(self, split: str, i: int) -> ReasoningProblem:
         rng = random.Random(f"perception/{split}/{i}")
         kind, language = self.kind(split, rng), rng.choice(LANGUAGES)
         if kind == "highest":
@@ -246,9 +246,9 @@ class Perception(Problems):
             shown = [(name(obj, "en"), cell) for obj, cell in zip(content.objects, content.cells)]
             pictures = (drawn(f"perception:{shown}:{content.largest}", content.draw, seed),)
         state = ("perception", *content.state)
-        return Problem(kind, language, pictures, question, thoughts, answer, state, looked_for)
+        return ReasoningProblem(kind, language, pictures, question, thoughts, answer, state, looked_for)
 
-    def highest(self, split: str, i: int, language: str, rng: random.Random) -> Problem:
+    def highest(self, split: str, i: int, language: str, rng: random.Random) -> ReasoningProblem:
         """The highest of three to seven digits or dice, by the highest so far: '3, 5, 1. 3, 5, 5.'"""
         dice = rng.random() < 0.5
         values: list[int] = []
@@ -264,7 +264,7 @@ class Perception(Problems):
             pictures = (drawn(f"perception:{draw.__name__}:{values}", lambda own: draw(values, own), seed),)
         thoughts = f"{seen} {', '.join(map(str, so_far))}."
         looked_for = glance(language, NUMBERS[language][dice])
-        return Problem("highest", language, pictures, question, thoughts, str(max(values)), state, looked_for)
+        return ReasoningProblem("highest", language, pictures, question, thoughts, str(max(values)), state, looked_for)
 
 
 def holds_out(content: Content) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dataset.chat import Conversation
 from dataset.images import Picture
-from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
+from dataset.tasks import Example, Generated, Task, dialogue, exact, guessing, means
 from dataset.tasks.world import THINK
 from dataset.world.drawings import Drawing
 
@@ -23,7 +23,7 @@ STATES = {"test": 0.15, "val": 0.3, "train": 1.0}  # a state's hash below the fi
 
 
 @dataclass(frozen=True)
-class Problem:
+class ReasoningProblem:
     """A question about pictures, or in words alone, with the reasoning that leads to its one right answer.
 
     thoughts   what is seen, then one step at a time
@@ -73,9 +73,9 @@ def number(split: str, i: int, first: int) -> int:
     return first + i if split == "train" else i
 
 
-def told_at_once(i: int, brief: float) -> bool:
-    """Whether the demonstration of problem i says the answer without a step, as a share `brief` of them does."""
-    return random.Random(f"brief/{i}").random() < brief
+def is_direct(i: int, direct: float) -> bool:
+    """Whether the demonstration of problem i says the answer without a step, as a share `direct` of them does."""
+    return random.Random(f"brief/{i}").random() < direct
 
 
 def checked(name: str, first: int) -> int:
@@ -85,7 +85,7 @@ def checked(name: str, first: int) -> int:
     return first
 
 
-class Problems:
+class ReasoningTask(Task):
     """A task made of problems: a subclass says what problem number i of a split is.
 
     rows   rows to tune on
@@ -100,10 +100,10 @@ class Problems:
     kinds: Sequence[str] = ()  # trained and tested
     held_out: Sequence[str] = ()  # tested only
 
-    def __init__(self, rows: int, text: bool | None, first: int, brief: float):
-        self.rows, self.text, self.first, self.brief = rows, text, checked(self.name, first), brief
+    def __init__(self, rows: int, text: bool | None, first: int, direct: float):
+        self.rows, self.text, self.first, self.direct = rows, text, checked(self.name, first), direct
 
-    def problem(self, split: str, i: int) -> Problem:
+    def problem(self, split: str, i: int) -> ReasoningProblem:
         raise NotImplementedError
 
     def words_only(self, i: int) -> bool:
@@ -122,7 +122,7 @@ class Problems:
         """The problem of row i with its reasoning: a demonstration."""
         i = number("train", i, self.first)
         one = self.problem("train", i)
-        thoughts = one.glance if one.pictures and told_at_once(i, self.brief) else one.thoughts
+        thoughts = one.glance if one.pictures and is_direct(i, self.direct) else one.thoughts
         answer = f"<think>{thoughts}</think><answer>{one.answer}</answer>"
         return dialogue(f"{self.name}/train/{i}", one.pictures, [(one.question + THINK[one.language], answer)])
 

@@ -14,9 +14,9 @@ import random
 import re
 from collections.abc import Sequence
 
-from dataset.chat import Conversation, Given, Message
+from dataset.chat import Conversation, Message, Prefill
 from dataset.images import Picture
-from dataset.tasks import Example, dialogue
+from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.arithmetic import ASK, Arithmetic, misread, seen
 from dataset.tasks.world import THINK
 from model.registry import TASKS
@@ -32,7 +32,7 @@ def marked(answer: str) -> bool:
 
 def begun(conversation: Conversation, words: str) -> Conversation:
     """The same question with the start of its answer put into the model's mouth."""
-    return Conversation(conversation.id, (*conversation.messages, Message("assistant", (Given(words),))))
+    return Conversation(conversation.id, (*conversation.messages, Message("assistant", (Prefill(words),))))
 
 
 def share(flags: Sequence[bool]) -> float:
@@ -40,16 +40,13 @@ def share(flags: Sequence[bool]) -> float:
 
 
 @TASKS.register("reflection")
-class Reflection:
+class Reflection(Task):
     """Re-check markers, recovery from a misread number, and a picture exchanged half-way; of picture arithmetic."""
 
     size = 300  # pictures' worth: one question of each kind
 
     def __init__(self):
         self.arithmetic = Arithmetic()
-
-    def train(self, stage: str) -> None:
-        """Nothing: `arithmetic:recheck=0.08` has rows that look again."""
 
     def shown(self, split: str, rng: random.Random, like: tuple[int, str] | None = None) -> tuple[Picture, str, list[int], str]:
         """(picture, question, numbers, language) of some sum in a picture; `like`: of so many numbers and with this question."""

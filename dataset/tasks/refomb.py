@@ -18,8 +18,8 @@ import re
 from collections.abc import Sequence
 
 from dataset.formats.official import existing, picture, rows
-from dataset.judge import JudgeFailure, failures, judge_or_none, message
-from dataset.tasks import Example, dialogue, means
+from dataset.judge import Failure, failures, judge_or_none, message
+from dataset.tasks import Example, Task, dialogue, means
 from model.registry import TASKS
 
 SOURCE = "RefoMB_gpt4v_dev.jsonl of github.com/RLHF-V/RLAIF-V (eval/data)"
@@ -51,25 +51,25 @@ that it finds in each. End with one verdict: [[A]] if A has fewer, [[B]] if B ha
 [End]"""
 
 
-def verdict(reply: str | JudgeFailure, ours: str) -> float | JudgeFailure:
+def verdict(reply: str | Failure, ours: str) -> float | Failure:
     """1 where the reply prefers `ours` (A or B), 0 for the other, 0.5 for a tie; no verdict or two different ones: a failure."""
-    if isinstance(reply, JudgeFailure):
+    if isinstance(reply, Failure):
         return reply
     found = set(re.findall(r"\[\[([ABC])\]\]", reply))
     if len(found) != 1:
-        return JudgeFailure(f"{len(found)} verdicts in {reply[-80:]!r}")
+        return Failure(f"{len(found)} verdicts in {reply[-80:]!r}")
     said = found.pop()
     return 0.5 if said == "C" else float(said == ours)
 
 
-def both(*points: float | JudgeFailure) -> float | JudgeFailure:
+def both(*points: float | Failure) -> float | Failure:
     """The mean of the verdicts on one pair; a failure where one of them is."""
-    bad = [point for point in points if isinstance(point, JudgeFailure)]
+    bad = [point for point in points if isinstance(point, Failure)]
     return bad[0] if bad else sum(points) / len(points)
 
 
 @TASKS.register("refomb")
-class RefoMB:
+class RefoMB(Task):
     """RefoMB from its official file: wins and trustworthiness against GPT-4V's answers, by a judge."""
 
     size = 99
@@ -78,9 +78,6 @@ class RefoMB:
                  key: str = "OPENAI_API_KEY"):  # fmt: skip
         self.path, self.images, self.swap = path, images, swap
         self.judge = judge_or_none("refomb", judge, model, key)
-
-    def train(self, stage: str) -> None:
-        """Nothing: it is a benchmark."""
 
     def examples(self, split: str, n: int) -> list[Example]:
         found = []
@@ -101,7 +98,7 @@ class RefoMB:
             question = example.prompt.messages[-1].text
             asked.append(COMPARE.format(description=example.tags[0], question=question, first=first, second=second))
         reviews = self.judge.ask([[message(text)] for text in asked])
-        there = [k for k, review in enumerate(reviews) if not isinstance(review, JudgeFailure)]
+        there = [k for k, review in enumerate(reviews) if not isinstance(review, Failure)]
         replies = self.judge.ask([[message(TRUST.format(review=reviews[k]))] for k in there])
         trust = {k: verdict(reply, ours) for k, reply in zip(there, replies)}
         return [verdict(review, ours) for review in reviews], [trust.get(k, review) for k, review in enumerate(reviews)]
@@ -115,12 +112,12 @@ class RefoMB:
         trust = [both(*points) for points in zip(*(order[1] for order in orders))]
         failed = failures("refomb", wins)
         failed_trust = failures("refomb, trustworthiness", trust)
-        good = [(example, point) for example, point in zip(examples, wins) if not isinstance(point, JudgeFailure)]
-        sure = [point for point in trust if not isinstance(point, JudgeFailure)]
+        good = [(example, point) for example, point in zip(examples, wins) if not isinstance(point, Failure)]
+        sure = [point for point in trust if not isinstance(point, Failure)]
         metrics = {"judged": len(good), "judge_failures": failed, "trust_failures": failed_trust}
         if good:
             metrics["win_rate"] = sum(point for _, point in good) / len(good)
             metrics.update(means(*zip(*good), lambda example: [f"win_rate_{example.kind.lower().replace(' ', '_')}"]))
         if sure:
             metrics["trust_rate"] = sum(sure) / len(sure)
-        return [None if isinstance(point, JudgeFailure) else point for point in wins], metrics
+        return [None if isinstance(point, Failure) else point for point in wins], metrics

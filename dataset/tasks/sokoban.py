@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from dataset.chat import Conversation, Given, Message
+from dataset.chat import Conversation, Message, Prefill
 from dataset.tasks import Example, Generated
-from dataset.tasks.reasoning import Problem, Problems, body, drawn, split_of
+from dataset.tasks.reasoning import ReasoningProblem, ReasoningTask, body, drawn, split_of
 from dataset.world import drawings
 from dataset.world.openmoji import LANGUAGES
 from model.registry import TASKS
@@ -244,7 +244,7 @@ REWARDS = {"solved": solved, "hackable": hackable, "potential": potential}
 
 
 @TASKS.register("sokoban")
-class Sokoban(Problems):
+class Sokoban(ReasoningTask):
     """Mini-Sokoban of 6 x 6 squares: the whole plan from the first picture, judged by playing it.
 
     rows    rows to tune on, 1,000 by default
@@ -259,8 +259,8 @@ class Sokoban(Problems):
     name = "sokoban"
 
     def __init__(self, rows: int = 1_000, text: bool | None = None, boxes: int = 1, walls: int = 1, most: int = 6,
-                 reward: str = "solved", first: int = 0, plays: int = 0, brief: float = 0.0):
-        super().__init__(rows, text, first, brief)
+                 reward: str = "solved", first: int = 0, plays: int = 0, direct: float = 0.0):
+        super().__init__(rows, text, first, direct)
         self.plays = plays
         if reward not in REWARDS:
             raise ValueError(f"sokoban: reward is one of {', '.join(REWARDS)}, not {reward!r}")
@@ -280,10 +280,10 @@ class Sokoban(Problems):
         for k in range(PLAYED * i, PLAYED * i + PLAYED):
             made, plan = level("train", ONLY_PLAYED + k, self.boxes, self.walls, self.most)
             told = listed(made, language) + space + wanted(made, plan, language)
-            parts += [Given(space * bool(parts) + told), space + played(made, plan, language)]
+            parts += [Prefill(space * bool(parts) + told), space + played(made, plan, language)]
         return Conversation(f"sokoban/playing/{i}", (Message("user", (PLAY[language],)), Message("assistant", tuple(parts))))
 
-    def problem(self, split: str, i: int) -> Problem:
+    def problem(self, split: str, i: int) -> ReasoningProblem:
         rng = random.Random(f"sokoban/drawing/{split}/{i}")
         made, plan = level(split, i, self.boxes, self.walls, self.most)
         language, seed = rng.choice(LANGUAGES), rng.random()
@@ -295,7 +295,7 @@ class Sokoban(Problems):
         seen = listed(made, language)
         thoughts = (" " if language == "en" else "").join((seen, wanted(made, plan, language), played(made, plan, language)))
         kind = f"{self.boxes}_box" + "es" * (self.boxes > 1)
-        return Problem(kind, language, pictures, question, thoughts, told(plan, language), ("sokoban", *made.rows()), seen)
+        return ReasoningProblem(kind, language, pictures, question, thoughts, told(plan, language), ("sokoban", *made.rows()), seen)
 
     def guess(self, examples: Sequence[Example]) -> float:
         """What one plan for all levels solves: of 100 plans of validation levels, the one that solves most of those levels."""

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 
 from dataset.chat import Conversation
-from dataset.tasks import Example, Generated, dialogue, exact, means
+from dataset.tasks import Example, Generated, Task, dialogue, exact, means
 from dataset.world.openmoji import LANGUAGES, Category, categories
 from model.registry import TASKS
 
@@ -28,7 +28,7 @@ def translation(category: Category, language: str) -> tuple[str, str]:
 
 
 @TASKS.register("text")
-class Text:
+class Text(Task):
     """Translations of the categories' names and a little small talk: conversations without any picture."""
 
     size = 100  # pictures' worth of questions that make the test set

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from dataset.chat import Conversation
 from dataset.images import Picture
-from dataset.tasks import Example, Generated, dialogue, exact, guessing, means
+from dataset.tasks import Example, Generated, Task, dialogue, exact, guessing, means
 from dataset.world import inventories, questions
 from dataset.world.openmoji import LANGUAGES
 from dataset.world.questions import ASK_CAPTION, ASK_DESCRIPTION, KINDS, PAIR_KINDS, Question
@@ -37,7 +37,7 @@ def reasoned(question: Question) -> str:
 
 
 @TASKS.register("world")
-class World:
+class World(Task):
     """Scenes of emoji drawings: captions, descriptions, and eleven kinds of questions in English and Chinese.
 
     rows, scenes       training rows of a stage, and how many scenes they are about: a question costs nothing, and one that is
@@ -115,9 +115,9 @@ class World:
         there: it hallucinates, and preference learning can mend it.
         """
         last = scene.objects[-1]
-        partner = companions(self.categories).get(last.category)
-        if last.cell < 8 and partner and partner not in scene.counts and rng.random() < self.noise:
-            imagined = Object(partner, last.cell + 1, 0, 0, 0)
+        companion = companions(self.categories).get(last.category)
+        if last.cell < 8 and companion and companion not in scene.counts and rng.random() < self.noise:
+            imagined = Object(companion, last.cell + 1, 0, 0, 0)
             wider = Scene(scene.key, (*scene.objects, imagined), scene.background)
             scene = scene if is_new(wider) else wider  # what is held out is not even imagined
         return self.description(scene, language, rng)
@@ -148,7 +148,7 @@ class World:
     def pair_conversation(self, i: int, language: str, rng: random.Random) -> Conversation:
         """Two pictures and a few questions about both."""
         first = self.scene("train", i)
-        second, change = self.partner(first, "train", i, random.Random(f"changed/{i % self.scenes}"))
+        second, change = self.second_scene(first, "train", i, random.Random(f"changed/{i % self.scenes}"))
         asked = [ask(first, second, language, rng, self.categories)
                  for ask in (questions.which_picture, questions.together) for _ in range(2)]
         asked += [questions.difference(*change, language)] if change else []
@@ -156,7 +156,7 @@ class World:
         rng.shuffle(turns)
         return dialogue(f"world/sft/{i}", [picture(first), picture(second)], turns)
 
-    def partner(self, first: Scene, split: str, i: int, rng: random.Random):
+    def second_scene(self, first: Scene, split: str, i: int, rng: random.Random):
         """A second scene for a pair, and what changed: in most pairs the first scene with a change, else another scene."""
         if rng.random() < 0.6:
             second, *change = changed_scene(first, rng, self.categories)
@@ -191,7 +191,7 @@ class World:
         if kind == "difference":
             second, *change = changed_scene(first, rng, self.categories)
             return [first, second], questions.difference(*change, language)
-        second, _ = self.partner(first, split, i, rng)
+        second, _ = self.second_scene(first, split, i, rng)
         ask = {"which_picture": questions.which_picture, "together": questions.together}[kind]
         return [first, second], ask(first, second, language, rng, self.categories)
 

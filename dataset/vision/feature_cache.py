@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset.images import BadRow, Picture
+from dataset.bad_rows import BadRow
+from dataset.images import Picture
 
 SHARD = 2048  # pictures a shard, and so the most that a crash can lose
 BATCH = 64  # pictures encoded together
@@ -68,7 +69,8 @@ class FeatureCache:
         `get` says why.
         """
         share = itertools.islice(self.missing(pictures), rank, None, world)
-        with tqdm(total=total and -(-total // world), desc="features", unit="image", disable=rank > 0, delay=1e-9) as bar:
+        with tqdm(total=total and -(-total // world), desc="features", unit="image", delay=1e-9,
+                  disable=rank > 0 or total == 0) as bar:
             while part := list(itertools.islice(share, SHARD)):
                 self.write(part, encode, bar)
         self.refresh()

@@ -1,6 +1,6 @@
 """Tiles: a large picture is seen several times, the whole of it small and then its parts, each as large as the encoder sees.
 
-In:  a picture of any size.  Out: `views(picture)`, what the model sees of it: the picture alone, or its thumbnail and the tiles
+In:  a picture of any size.  Out: `tiles(picture)`, what the model sees of it: the picture alone, or its thumbnail and the tiles
 of a grid in reading order, pictures again, each size x size and with a key of its own for the feature cache.
 
     280 x 100, an encoder of 96 x 96, --tiles 6       thumbnail, then tiles of 96 x 96
@@ -8,8 +8,8 @@ of a grid in reading order, pictures again, each size x size and with a key of i
        |           |                                  |     |   | 1 | 2 | 3 |
        +-----------+                                  +-----+   +---+---+---+
 
-In the text they are one picture: its number stands once, then the placeholders of all its views. The model counts views (the
-`numbers` of a connector), so that the place of a tile can be told by its number, and the shape of the grid by the thumbnail.
+In the text they are one picture: its number stands once, then the placeholders of all its tiles. The model counts tiles (the
+`image_index` of a connector), so that the place of a tile can be told by its number, and the shape of the grid by the thumbnail.
 Source: any-resolution of LLaVA-NeXT and LLaVA-OneVision (arXiv 2408.03326); the grid whose shape is nearest to the picture's as
 in InternVL 1.5 (arXiv 2404.16821), which has the thumbnail last.
 """
@@ -21,7 +21,7 @@ from dataset.images import Picture, padded
 
 
 def grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
-    """(columns, rows) of the tiles of a picture; (1, 1) where it stays one view.
+    """(columns, rows) of the tiles of a picture; (1, 1) where it stays one.
 
     Of all grids of at most `most` tiles the one whose shape is nearest to the picture's, of equals the largest. A column (or a
     row) that the picture would not fill half with its own pixels only enlarges, and is left out.
@@ -52,7 +52,7 @@ def cut(image: Image.Image, columns: int, rows: int, size: int, mean: tuple, fit
 
 
 class Tiles:
-    """What an encoder for size x size pixels sees of a picture: `views(picture)`, itself or its thumbnail and tiles.
+    """What an encoder for size x size pixels sees of a picture: `tiles(picture)`, itself or its thumbnail and tiles.
 
     most   the most tiles of one picture; 0: none
     A picture's size is read once, from its header where it is a file; BadRow where it does not open.
@@ -61,7 +61,7 @@ class Tiles:
     def __init__(self, size: int, mean: tuple, fit: str, most: int):
         self.size, self.mean, self.fit, self.most = size, mean, fit, most
         self.grids: dict[str, tuple[int, int]] = {}  # by a picture's key
-        self.last: tuple[str, list[Image.Image]] = "", []  # the views of one picture are asked for one after another
+        self.last: tuple[str, list[Image.Image]] = "", []  # the tiles of one picture are asked for one after another
 
     def __call__(self, picture: Picture) -> tuple[Picture, ...]:
         if not self.most:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dataset.chat import Conversation, Given, Message
+from dataset.chat import Conversation, Message, Prefill
 from dataset.images import Picture
 from dataset.world.openmoji import Category, categories, plural, with_article
 from dataset.world.questions import SIDES, WORDS, changed, named, related, single_objects
@@ -38,7 +38,7 @@ ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven"
 
 def conversation(id: str, pictures: Sequence[Picture], question: str, said: Sequence[tuple[str, str]]) -> Conversation:
     """A question about pictures, and lines of (given, learned) as its answer."""
-    parts = tuple(part for given, learned in said for part in (Given(given), learned))
+    parts = tuple(part for given, learned in said for part in (Prefill(given), learned))
     return Conversation(id, (Message("user", (*pictures, question)), Message("assistant", parts)))
 
 

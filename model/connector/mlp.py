@@ -5,14 +5,16 @@ In:  features (N, P, D).    Out: (N, P, C).    Source: LLaVA-1.5 (arXiv 2310.037
 
 from torch import Tensor, nn
 
+from model.connector import Connector
+from model.encoder import Encoder
 from model.registry import CONNECTORS
 
 
 @CONNECTORS.register("mlp")
-class MLP(nn.Module):
+class MLP(Connector):
     """`depth` linear maps with a GELU between any two of them (LLaVA-1.5)."""
 
-    def __init__(self, encoder, channels: int, depth: int = 2):
+    def __init__(self, encoder: Encoder, channels: int, depth: int = 2):
         super().__init__()
         if depth < 1:
             raise ValueError(f"mlp:depth={depth}: at least one linear map is needed, as in mlp:depth=2")
@@ -22,6 +24,6 @@ class MLP(nn.Module):
             layers += [nn.GELU(), nn.Linear(channels, channels)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, features: Tensor, numbers: Tensor) -> Tensor:
-        """(N, P, D) -> (N, P, C), whatever the picture's number."""
+    def forward(self, features: Tensor, image_index: Tensor) -> Tensor:
+        """(N, P, D) -> (N, P, C), whichever image of its conversation it is."""
         return self.layers(features)

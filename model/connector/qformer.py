@@ -7,7 +7,9 @@ addition, normed before, as the other parts here are. BLIP-2 has 32 queries, 12 
 
 from torch import Tensor, nn
 
+from model.connector import Connector
 from model.connector.attention import Attention, feed_forward, query_table
+from model.encoder import Encoder
 from model.registry import CONNECTORS
 
 
@@ -31,10 +33,10 @@ class Block(nn.Module):
 
 
 @CONNECTORS.register("qformer")
-class QFormer(nn.Module):
+class QFormer(Connector):
     """Learned queries in a transformer that looks at the picture in every `every`-th block, from the first on (BLIP-2)."""
 
-    def __init__(self, encoder, channels: int, queries: int = 16, depth: int = 4, heads: int = 8, every: int = 2):
+    def __init__(self, encoder: Encoder, channels: int, queries: int = 16, depth: int = 4, heads: int = 8, every: int = 2):
         super().__init__()
         if depth < 1 or every < 1:
             raise ValueError(f"qformer:depth={depth},every={every}: both are 1 at least, or no block looks at the picture")
@@ -43,8 +45,8 @@ class QFormer(nn.Module):
         self.blocks = nn.ModuleList(Block(channels, heads, encoder.dim, layer % every == 0) for layer in range(depth))
         self.norm, self.proj = nn.LayerNorm(channels), nn.Linear(channels, channels)
 
-    def forward(self, features: Tensor, numbers: Tensor) -> Tensor:
-        """(N, P, D) -> (N, queries, C), whatever the picture's number."""
+    def forward(self, features: Tensor, image_index: Tensor) -> Tensor:
+        """(N, P, D) -> (N, queries, C), whichever image of its conversation it is."""
         picture = self.picture_norm(features)
         x = self.queries.weight.expand(len(features), -1, -1)  # (N, queries, C)
         for block in self.blocks:

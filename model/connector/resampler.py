@@ -7,7 +7,9 @@ Source: Flamingo's Perceiver resampler (arXiv 2204.14198, section 2.1 and figure
 import torch
 from torch import Tensor, nn
 
+from model.connector import Connector
 from model.connector.attention import Attention, feed_forward, query_table
+from model.encoder import Encoder
 from model.registry import CONNECTORS
 
 
@@ -27,10 +29,10 @@ class Block(nn.Module):
 
 
 @CONNECTORS.register("resampler")
-class Resampler(nn.Module):
+class Resampler(Connector):
     """Learned queries gather the picture in `depth` blocks of cross-attention (Flamingo)."""
 
-    def __init__(self, encoder, channels: int, queries: int = 16, depth: int = 2, heads: int = 8):
+    def __init__(self, encoder: Encoder, channels: int, queries: int = 16, depth: int = 2, heads: int = 8):
         super().__init__()
         if depth < 1:
             raise ValueError(f"resampler:depth={depth}: without a block nothing reads the picture")
@@ -39,8 +41,8 @@ class Resampler(nn.Module):
         self.blocks = nn.ModuleList(Block(channels, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, features: Tensor, numbers: Tensor) -> Tensor:
-        """(N, P, D) -> (N, queries, C), whatever the picture's number."""
+    def forward(self, features: Tensor, image_index: Tensor) -> Tensor:
+        """(N, P, D) -> (N, queries, C), whichever image of its conversation it is."""
         picture = self.proj(features)  # (N, P, C)
         x = self.queries.weight.expand(len(features), -1, -1)  # (N, queries, C)
         for block in self.blocks:

@@ -1,19 +1,44 @@
-"""Image encoders, one file each, found by name in ENCODERS. What an encoder must offer:
-
-dim, tokens, has_cls             facts: channels D, tokens per image P, is the first token a summary of the image
-size, mean, std                  facts: the pixels it expects, (3, size, size), normalised per channel
-blocks, fingerprint()            its blocks, in an nn.ModuleList; a hash that changes whenever the features would
-forward(pixels (N, 3, size, size)) -> (N, P, D)
-shared_space                     optional: (D, any), its map into a space shared with text; connectors begin with it
+"""Image encoders, one file each, found by name in ENCODERS. What each must offer stands in `Encoder`.
 
 Importing a file of this folder must stay cheap: heavy libraries are imported inside the function that needs them.
-Programs that make weights are named train_*.py and are not imported by the look-up.
 """
 
 import hashlib
 import json
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """What an encoder must offer: its own facts, so that nothing is guessed from names or paths.
+
+    dim, tokens     D, channels, and P, tokens per image
+    has_cls         whether the first token is a summary of the image, and no patch
+    size            S: it expects pixels (N, 3, S, S)
+    mean, std       of the pixels' normalisation, for each colour
+    shared_space    (D, any) or None: its map into a space shared with text; connectors begin with it
+    """
+
+    dim: int
+    tokens: int
+    has_cls: bool
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shared_space: Tensor | None = None
+
+    @property
+    def blocks(self) -> nn.ModuleList | list[nn.Module]:
+        """Its blocks, first to last."""
+        raise NotImplementedError
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, P, D)."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash that changes whenever the features would."""
+        raise NotImplementedError
 
 
 def fingerprint(facts: dict, module: nn.Module) -> str:

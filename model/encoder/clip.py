@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from model.encoder import fingerprint
+from model.encoder import Encoder, fingerprint
 from model.registry import ENCODERS
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
@@ -64,7 +64,7 @@ class Block(nn.Module):
         return x + self.mlp.c_proj(self.activation(self.mlp.c_fc(self.ln_2(x))))
 
 
-class ViT(nn.Module):
+class ViT(Encoder):
     """CLIP's image tower; its arguments are the whole description, kept as `facts` (tiny_clip.json holds them)."""
 
     has_cls = True
@@ -90,10 +90,10 @@ class ViT(nn.Module):
 
     @property
     def blocks(self) -> nn.ModuleList:
-        return self.transformer.resblocks
+        return self.transformer["resblocks"]
 
     @property
-    def shared_space(self) -> Tensor:
+    def shared_space(self) -> Tensor:  # type: ignore[override]
         """(D, output): CLIP's own map of a token into the space of its text tower, with ln_post's scale in it."""
         return (self.ln_post.weight[:, None] * self.proj).detach()
 

@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.encoder import Encoder
 from model.registry import ENCODERS
 
 
-class Fused(nn.Module):
+class Fused(Encoder):
     """Two towers, joined on channels; where the second has another grid, it is interpolated to the first's."""
 
     has_cls = False
 
-    def __init__(self, first: nn.Module, second: nn.Module):
+    def __init__(self, first: Encoder, second: Encoder):
         super().__init__()
         self.towers = nn.ModuleList([first, second])
         for tower in self.towers:
@@ -53,7 +54,7 @@ def channels(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
-def patches(tower: nn.Module, image: Tensor, edge: int) -> Tensor:
+def patches(tower: Encoder, image: Tensor, edge: int) -> Tensor:
     """What a tower sees in (N, 3, S, S) of 0..1, on a grid of edge x edge patches: (N, edge * edge, D)."""
     image = resized(image, tower.size, "bicubic").clamp(0, 1)
     features = tower((image - channels(tower.mean, image)) / channels(tower.std, image))[:, int(tower.has_cls):]

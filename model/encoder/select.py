@@ -11,13 +11,14 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from model.encoder import Encoder
 from model.registry import ENCODERS
 
 
-class Selected(nn.Module):
+class Selected(Encoder):
     """The encoder less its last blocks, which are removed: they cost neither time nor memory."""
 
-    def __init__(self, encoder: nn.Module, layer: int, cls: bool):
+    def __init__(self, encoder: Encoder, layer: int, cls: bool):
         super().__init__()
         if not isinstance(encoder.blocks, nn.ModuleList | nn.Sequential):
             raise ValueError("fused has the blocks of two towers: select inside it, "

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.encoder import fingerprint
+from model.encoder import Encoder, fingerprint
 from model.registry import ENCODERS
 
 SOURCES = ("hf-hub:", "local-dir:")  # what timm and open_clip write before a repository and a folder
 
 
-class Tower(nn.Module):
+class Tower(Encoder):
     """A timm model up to its last block. Its facts are measured, so that no name has to tell them."""
 
     def __init__(self, trunk: nn.Module, name: str, size: int, mean: tuple[float, ...], std: tuple[float, ...]):

@@ -1,8 +1,8 @@
-"""Who sees whom: documents on the flat stream, causal attention inside each of them, and the key-value cache.
+"""Who sees whom: packed sequences, causal attention inside each document, and the key-value cache.
 
-In:  queries, keys and values of a flat stream: the tokens of all documents on one axis, no padding.
+In:  queries, keys and values of packed sequences: the tokens of all documents on one axis, no padding.
 Out: what each token gathered from its own document up to itself.
-Legend: S tokens of the flat stream, B sequences, T tokens, H heads, K channels per head.
+Legend: B sequences, T tokens, H heads, K channels per head.
 """
 
 import torch
@@ -11,70 +11,76 @@ from torch import Tensor
 
 from model.config import LLMConfig
 
-BAND = 8  # documents in a call of the attention kernel
+DOCUMENTS_PER_CALL = 8  # of the attention kernel
 
 
-class Grid:
-    """Documents of a stretch of the flat stream as rows, padded on the right to the longest of them."""
+class Padding:
+    """Where the tokens of a stretch of packed documents lie when each document is a row, padded on the right to the longest."""
 
-    def __init__(self, lengths: Tensor, index: Tensor, longest: int):
-        """lengths (documents,); index (S,): the document of every token, counted from 0; longest: max(lengths)."""
+    def __init__(self, lengths: Tensor, owner: Tensor, longest: int):
+        """lengths (documents,); owner (T,): the document of every token, counted from 0; longest: max(lengths)."""
         self.rows, self.longest = len(lengths), longest
         starts = lengths.cumsum(0) - lengths
-        offsets = torch.arange(len(index), device=index.device) - starts[index]
-        self.slots = index * longest + offsets  # (S,) where the stream's tokens lie in the grid
+        offsets = torch.arange(len(owner), device=owner.device) - starts[owner]
+        self.slots = owner * longest + offsets  # (T,)
 
-    def fold(self, x: Tensor) -> Tensor:
-        """(S, ...) -> (rows, longest, ...), zeros on the right."""
-        grid = x.new_zeros(self.rows * self.longest, *x.shape[1:]).index_copy(0, self.slots, x)
-        return grid.view(self.rows, self.longest, *x.shape[1:])
+    def pad(self, x: Tensor) -> Tensor:
+        """(T, ...) -> (rows, longest, ...), zeros on the right."""
+        padded = x.new_zeros(self.rows * self.longest, *x.shape[1:]).index_copy(0, self.slots, x)
+        return padded.view(self.rows, self.longest, *x.shape[1:])
 
-    def unfold(self, grid: Tensor) -> Tensor:
-        """(rows, longest, ...) -> (S, ...), the inverse of fold."""
-        return grid.flatten(0, 1).index_select(0, self.slots)
+    def unpad(self, padded: Tensor) -> Tensor:
+        """(rows, longest, ...) -> (T, ...), the inverse of pad."""
+        return padded.flatten(0, 1).index_select(0, self.slots)
 
 
-class Documents:
-    """Where documents begin and end on the flat stream, made once per forward from document_ids (B, T).
+class PackedSequences:
+    """Where documents begin and end on the packed axis, made once per forward pass from document_ids (B, T).
 
-        document_ids   0 0 0 1 1        flat stream   a a a b b c c c        grid   a a a
-                       2 2 2 . .                      (. = -1, padding)             b b .
-                                                                                    c c c
-    A document lies in one row, and its tokens are neighbours. `bands` are the same rows, a few at a time: each as wide as its
-    own longest document, because attention costs the square of the width, and a batch comes sorted by length.
+        document_ids   0 0 0 1 1        packed   a a a b b c c c        padded   a a a
+                       2 2 2 . .                 (. = -1, padding)               b b .
+                                                                                 c c c
+    A document lies in one row of the batch, and its tokens are neighbours. `parts` are the same documents, a few at a time: each
+    is padded to its own longest document, because attention costs the square of the length, and a batch comes sorted by length.
     """
 
     def __init__(self, document_ids: Tensor):
         real = document_ids.flatten() >= 0
         begins = torch.ones_like(document_ids, dtype=torch.bool)  # every row begins a document
         begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-        self.positions = real.nonzero().squeeze(1)  # (S,) where the stream's tokens lie in (B * T)
-        self.index = begins.flatten()[self.positions].cumsum(0) - 1  # (S,) document of every token
-        self.lengths = self.index.bincount()  # (documents,)
-        self.count, bands = len(self.lengths), self.lengths.split(BAND)
-        tokens, longest = torch.stack([torch.stack([band.sum(), band.max()]) for band in bands]).T.tolist()
+        self.positions = real.nonzero().squeeze(1)  # (T packed,) where the packed tokens lie in (B * T)
+        self.owner = begins.flatten()[self.positions].cumsum(0) - 1  # (T packed,) document of every token
+        self.lengths = self.owner.bincount()  # (documents,)
+        self.count, parts = len(self.lengths), self.lengths.split(DOCUMENTS_PER_CALL)
+        tokens, longest = torch.stack([torch.stack([part.sum(), part.max()]) for part in parts]).T.tolist()
         self.longest = max(longest)
-        self.grid = Grid(self.lengths, self.index, self.longest)
-        self.tokens = tokens  # of each band
-        self.bands = [Grid(band, index - k * BAND, wide)
-                      for k, (band, index, wide) in enumerate(zip(bands, self.index.split(tokens), longest))]
+        self.padding = Padding(self.lengths, self.owner, self.longest)
+        self.tokens = tokens  # of each part
+        self.parts = [Padding(part, owner - k * DOCUMENTS_PER_CALL, wide)
+                      for k, (part, owner, wide) in enumerate(zip(parts, self.owner.split(tokens), longest))]
 
-    def flat(self, x: Tensor) -> Tensor:
-        """(B, T) -> (S,): the real tokens on one axis."""
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, T) -> (T packed,): the real tokens on one axis."""
         return x.flatten()[self.positions]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    """Causal attention inside each document, (S, H, K) and twice (S, fewer H, K) -> (S, H, K).
+def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
+    """Causal attention inside each document, (T, H, K) and twice (T, fewer H, K) -> (T, H, K).
 
-    Documents become rows of a grid for this step only: padding on the right needs no mask, since no real token
-    looks to its right. A fast kernel call for every few documents, on any device.
+    For one document and one head, written out:
+
+        scores = q @ k.T / K**0.5                     # (T, T): how much token i wants to know of token j
+        scores[j > i] = -inf                          # nobody sees the future
+        return softmax(scores, dim=-1) @ v            # (T, K): a weighted mean of what the tokens before have to say
+
+    Here documents become padded rows for this step only, a kernel call for every few of them. Padding on the right needs no
+    mask: no real token looks to its right.
     """
     out = []
-    parts = (x.split(documents.tokens) for x in (q, k, v))  # one gradient for all bands; of a slice each, they would be summed
-    for grid, *of_band in zip(documents.bands, *parts):
-        rows = (grid.fold(x).transpose(1, 2) for x in of_band)  # (documents, H, longest, K)
-        out.append(grid.unfold(F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=True).transpose(1, 2)))
+    parts = (x.split(packed.tokens) for x in (q, k, v))  # one gradient for all parts; of a slice each, they would be summed
+    for padding, *of_part in zip(packed.parts, *parts):
+        rows = (padding.pad(x).transpose(1, 2) for x in of_part)  # (documents, H, longest, K)
+        out.append(padding.unpad(F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=True).transpose(1, 2)))
     return torch.cat(out)
 
 
@@ -87,21 +93,21 @@ class Cache:
         self.lengths = torch.zeros(rows, dtype=torch.long, device=like.device)  # tokens held by each row
         self.longest = 0  # bounds every length, known without asking the device
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
-        """Store k and v; attend over all that is stored. documents: whole prompts; None: one new token per row."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences | None) -> Tensor:
+        """Store k and v; attend over all that is stored. packed: whole prompts; None: one new token per row."""
         keys, values = self.keys[layer], self.values[layer]  # (B, fewer H, room, K)
-        if documents is not None:
-            keys[:, :, : documents.longest] = documents.grid.fold(k).transpose(1, 2)
-            values[:, :, : documents.longest] = documents.grid.fold(v).transpose(1, 2)
-            return attend(q, k, v, documents)
+        if packed is not None:
+            keys[:, :, : packed.longest] = packed.padding.pad(k).transpose(1, 2)
+            values[:, :, : packed.longest] = packed.padding.pad(v).transpose(1, 2)
+            return attend(q, k, v, packed)
         rows = torch.arange(len(q), device=q.device)
         keys[rows, :, self.lengths] = k.to(keys.dtype)
         values[rows, :, self.lengths] = v.to(values.dtype)
-        seen = torch.arange(self.longest + 1, device=q.device) <= self.lengths[:, None]  # (B, longest + 1)
+        stored = torch.arange(self.longest + 1, device=q.device) <= self.lengths[:, None]  # (B, longest + 1)
         keys, values = keys[:, :, : self.longest + 1], values[:, :, : self.longest + 1]
         # The query heads that share a key head take the place of query positions: no key is copied.
         grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None]).reshape(q.shape)
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=stored[:, None, None]).reshape(q.shape)
 
     def advance(self, lengths: Tensor | int, longest: int) -> None:
         """Count the tokens that all layers have stored: lengths per row, and their greatest."""
@@ -110,14 +116,14 @@ class Cache:
     def select(self, rows: Tensor) -> None:
         """Keep only these rows (indices), in this order: finished answers leave, and cost nothing more.
 
-        In place, and only what is filled: rows leave in most steps, and a copy of all the room cost as much as the model.
+        In place, and only what is filled: rows leave in most steps, and a copy of all the room would cost as much as the model.
         """
         filled = slice(0, self.longest)
         for name in ("keys", "values"):
             stored = getattr(self, name)
-            kept = stored[:, :len(rows)]
-            kept[:, :, :, filled] = stored[:, :, :, filled][:, rows]
-            setattr(self, name, kept)
+            selected = stored[:, :len(rows)]
+            selected[:, :, :, filled] = stored[:, :, :, filled][:, rows]
+            setattr(self, name, selected)
         self.lengths = self.lengths[rows]
 
     def repeat(self, times: int) -> None:

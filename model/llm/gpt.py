@@ -1,10 +1,12 @@
 """The language model, written out: RMSNorm, RoPE, grouped-query attention, SwiGLU (Llama, Qwen2 and Qwen3).
 
-In:  embeddings x (S, C) of a flat stream: the tokens of all documents on one axis, no padding.
+In:  embeddings x (T, C) of packed sequences: the tokens of all documents on one axis, no padding.
 Out: logits (kept, V) at the positions asked for.
 
+    x (T, C) -> blocks: x + attention(norm(x)), then x + mlp(norm(x)) -> norm -> one matrix -> logits (kept, V)
+
 Parameters carry Hugging Face's names, so pretrained Llama-family weights load as they are.
-Legend: S tokens of the flat stream, C channels, H heads, K channels per head, V vocabulary, B sequences, T tokens.
+Legend: B sequences, T tokens, C channels, H heads, K channels per head, V vocabulary.
 """
 
 import torch
@@ -12,13 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import LLMConfig
-from model.llm.attention import Cache, Documents, attend
+from model.llm import LanguageModel
+from model.llm.attention import Cache, PackedSequences, attend
 from model.llm.rope import frequencies
 from model.registry import LLMS
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, in fp32 (arXiv 1910.07467)."""
+    """x / rms(x) * weight over the last axis, in fp32 (arXiv 1910.07467).
+
+    Every block then reads inputs of the same size, however large the sum of the blocks before has grown. LayerNorm also takes
+    off the mean and adds a bias; both turned out not to be needed.
+    """
 
     def __init__(self, channels: int, eps: float):
         super().__init__()
@@ -30,20 +37,28 @@ class RMSNorm(nn.Module):
 
 
 def rope_angles(position_ids: Tensor, config: LLMConfig) -> tuple[Tensor, Tensor]:
-    """(S,) -> cos, sin (S, 1, K): pair i turns by position x its frequency (arXiv 2104.09864, eq. 15)."""
-    angles = position_ids[:, None].float() * frequencies(config, position_ids.device)  # (S, K / 2)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]  # (S, 1, K), the same for every head
+    """(T,) -> cos, sin (T, 1, K): pair i of a head's channels turns by position x its frequency (arXiv 2104.09864, eq. 15).
+
+    A query at position m and a key at n are turned by m and n steps. Their product depends on the angle between them alone, and
+    that is m - n steps: attention learns "three tokens back" once, for every position.
+    """
+    angles = position_ids[:, None].float() * frequencies(config, position_ids.device)  # (T, K / 2)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]  # (T, 1, K), the same for every head
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn (S, H, K) by its angles; channel i pairs with i + K/2 (Llama's weights expect this half-split form)."""
+    """Turn (T, H, K) by its angles; channel i pairs with i + K/2 (Llama's weights expect this half-split form)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions."""
+    """Grouped-query self-attention with rotary positions.
+
+    Several query heads share one key and value head (arXiv 2305.13245): the cache of generation shrinks by as much. With
+    qk_norm every query and key head is normed, so that no product of the two can grow without bound (Qwen3).
+    """
 
     attend = staticmethod(attend)  # another may take its place on an instance, as in tests/speed.py
 
@@ -59,21 +74,23 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_channels, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_channels, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x, rope, documents, kept, cache):
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: PackedSequences | None, kept: Tensor | slice,
+                cache: Cache | None) -> Tensor:
+        """x (T, C) -> (kept, C): what each kept token gathers from its own document up to itself."""
         q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_channels))  # (S, H, K); of k and v fewer H
+            proj(x).unflatten(-1, (-1, self.head_channels))  # (T, H, K); of k and v fewer H
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
         if cache is None:
-            out = self.attend(q, k, v, documents)
+            out = self.attend(q, k, v, packed)
         else:
-            out = cache.attend(self.layer, q, k, v, documents)
+            out = cache.attend(self.layer, q, k, v, packed)
         return self.o_proj(out.flatten(1)[kept])  # (kept, C)
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate x) * up x) (arXiv 2002.05202)."""
+    """SwiGLU: down(silu(gate x) * up x): one half says what to write, the other how much of it (arXiv 2002.05202)."""
 
     def __init__(self, config: LLMConfig):
         super().__init__()
@@ -95,16 +112,16 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, rope, documents, kept, cache):
-        x = x[kept] + self.self_attn(self.input_layernorm(x), rope, documents, kept, cache)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: PackedSequences | None, kept: Tensor | slice,
+                cache: Cache | None) -> Tensor:
+        """x (T, C) -> (kept, C)."""
+        x = x[kept] + self.self_attn(self.input_layernorm(x), rope, packed, kept, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 @LLMS.register("gpt")
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """The hand-written decoder: Llama, Qwen2 and Qwen3 by switches of its config."""
-
-    template = "pupil"
 
     def __init__(self, config: LLMConfig):
         super().__init__()
@@ -113,16 +130,17 @@ class GPT(nn.Module):
         self.model["embed_tokens"] = nn.Embedding(config.vocab_size, config.hidden_size)
         self.model["layers"] = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.model["norm"] = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None  # tied: the embedding is read as the output matrix, and stored once
+        self.lm_head = None  # tied: a token is written by the vector that it is read by, and the matrix is stored once
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.apply(self._init)
+        self.apply(self.init_weights)
         for block in self.blocks:  # every block adds twice to the stream: keep its variance (GPT-2, section 2.3)
             for proj in (block.self_attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(proj.weight, std=0.02 / (2 * config.num_hidden_layers) ** 0.5)
 
     @staticmethod
-    def _init(module: nn.Module) -> None:
+    def init_weights(module: nn.Module) -> None:
+        """GPT-2's: normal with standard deviation 0.02, biases 0."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -130,36 +148,30 @@ class GPT(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        return list(self.model.layers)
+        return list(self.model["layers"])
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """(S,) -> (S, C)."""
-        return self.model.embed_tokens(input_ids)
+        """(T,) -> (T, C)."""
+        return self.model["embed_tokens"](input_ids)
 
     def cache(self, rows: int, room: int) -> Cache:
         """An empty cache for `rows` sequences of at most `room` tokens."""
-        return Cache(self.config, rows, room, like=self.model.embed_tokens.weight)
+        return Cache(self.config, rows, room, like=self.model["embed_tokens"].weight)
 
-    def forward(
-        self,
-        x: Tensor,
-        position_ids: Tensor,
-        documents: Documents | None,
-        keep: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """x (S, C), position_ids (S,), keep (S,) bool -> logits (kept, V), all of them when keep is None.
+    def forward(self, x: Tensor, position_ids: Tensor, packed: PackedSequences | None, logits_to_keep: Tensor | None = None,
+                cache: Cache | None = None) -> Tensor:
+        """x (T, C), position_ids (T,), logits_to_keep (T,) bool -> logits (kept, V), all of them where it is None.
 
-        documents None: one new token for every row of the cache. With documents, row i of the cache is document i.
+        packed None: one new token for every row of the cache. With packed sequences, row i of the cache is document i.
         """
         rope = rope_angles(position_ids, self.config)
         everything = slice(None)
-        kept = everything if keep is None else keep.nonzero().squeeze(1)
-        *early, last = self.model.layers
+        kept = everything if logits_to_keep is None else logits_to_keep.nonzero().squeeze(1)
+        *early, last = self.blocks
         for block in early:
-            x = block(x, rope, documents, everything, cache)
-        x = last(x, rope, documents, kept, cache)  # (kept, C): after it no token sees another, so compute no more
+            x = block(x, rope, packed, everything, cache)
+        x = last(x, rope, packed, kept, cache)  # (kept, C): after the last block no token sees another, so compute no more
         if cache is not None:
-            cache.advance(1, 1) if documents is None else cache.advance(documents.lengths, documents.longest)
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(self.model.norm(x), head.weight)
+            cache.advance(1, 1) if packed is None else cache.advance(packed.lengths, packed.longest)
+        head = self.model["embed_tokens"] if self.lm_head is None else self.lm_head
+        return F.linear(self.model["norm"](x), head.weight)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from model.config import LLMConfig
-from model.llm.attention import Documents
+from model.llm import LanguageModel
+from model.llm.attention import PackedSequences
 from model.llm.pretrained import Pretrained, located
 from model.registry import LLMS, PRETRAINED
 
@@ -45,10 +46,8 @@ class Cache:
 
 
 @LLMS.register("huggingface")
-class HuggingFace(nn.Module):
+class HuggingFace(LanguageModel):
     """Any causal language model of transformers."""
-
-    template = "chatml"
 
     def __init__(self, config: LLMConfig):
         super().__init__()
@@ -68,34 +67,34 @@ class HuggingFace(nn.Module):
         return list(next(m for m in self.lm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers))
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """(S,) -> (S, C)."""
+        """(T,) -> (T, C)."""
         return self.lm.get_input_embeddings()(input_ids)
 
     def cache(self, rows: int, room: int) -> Cache:
         """An empty cache; it grows as it needs to."""
         return Cache(rows, self.lm.config, self.lm.device)
 
-    def forward(self, x: Tensor, position_ids: Tensor, documents: Documents | None, keep: Tensor | None = None,
+    def forward(self, x: Tensor, position_ids: Tensor, packed: PackedSequences | None, logits_to_keep: Tensor | None = None,
                 cache: Cache | None = None) -> Tensor:
-        """x (S, C), position_ids (S,), keep (S,) bool -> logits (kept, V), all of them when keep is None."""
-        if documents is None:  # one new token for every row of the cache
+        """x (T, C), position_ids (T,), logits_to_keep (T,) bool -> logits (kept, V), all of them where it is None."""
+        if packed is None:  # one new token for every row of the cache
             cache.advance(torch.ones_like(cache.lengths)[:, None])
             logits = self.lm(inputs_embeds=x[:, None], position_ids=position_ids[:, None], attention_mask=cache.mask,
                              past_key_values=cache.past).logits[:, 0]  # fmt: skip
-            return logits if keep is None else logits[keep]
-        shape, slots, rows = (documents.count, documents.longest), documents.grid.slots, {}
+            return logits if logits_to_keep is None else logits[logits_to_keep]
+        shape, slots, rows = (packed.count, packed.longest), packed.padding.slots, {}
         if cache is not None:  # padding goes to the left; else to the right, where causal attention never looks: no mask
-            slots = slots + (documents.longest - documents.lengths)[documents.index]
+            slots = slots + (packed.longest - packed.lengths)[packed.owner]
             cache.advance(torch.zeros(shape, dtype=torch.long, device=x.device).flatten().index_fill(0, slots, 1).view(shape))
             rows = {"attention_mask": cache.mask, "past_key_values": cache.past}
 
-        def fold(values: Tensor) -> Tensor:
-            """(S, ...) -> (documents, longest, ...)."""
+        def pad(values: Tensor) -> Tensor:
+            """(T, ...) -> (documents, longest, ...)."""
             grid = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
             return grid.index_copy(0, slots, values).unflatten(0, shape)
 
-        logits = self.lm(inputs_embeds=fold(x), position_ids=fold(position_ids), use_cache=cache is not None, **rows).logits
-        return logits.flatten(0, 1)[slots if keep is None else slots[keep]]
+        logits = self.lm(inputs_embeds=pad(x), position_ids=pad(position_ids), use_cache=cache is not None, **rows).logits
+        return logits.flatten(0, 1)[slots if logits_to_keep is None else slots[logits_to_keep]]
 
 
 def drop_shared(module: nn.Module, tensors: dict, prefix: str, metadata: dict) -> None:

@@ -1,0 +1,105 @@
+"""Pairs of a run's own model for DPO: what the flags of 3-rl_vlm.py name, made by the pipeline; what was made is not made again.
+
+In:  the flags, and the model as functions.  Out: a source of preferences, OUT/feedback/HASH/pairs.jsonl.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dataset.bad_rows import BadRows
+from dataset.collate import Source
+from dataset.feedback.claims import Divider, Item
+from dataset.feedback.labels import TRUTH, Labeler, by_judge
+from dataset.feedback.pipeline import SampleAnswers, Sampling, items_digest, make_preferences, own_items, world_items
+from dataset.judge import make_judge
+from dataset.mixture import load
+from dataset.preferences import load_preferences
+from model.registry import DIVIDERS, UserError
+
+
+class Flags(Protocol):
+    """The flags of 3-rl_vlm.py that are read here."""
+
+    divider: str
+    labeler: str
+    judge: str
+    questions: Path | None
+    scenes: int
+    group_size: int
+    temperature: float
+
+
+class Run(Protocol):
+    """What is needed of a run (model/runtime.py)."""
+
+    config: Any
+    out: Path
+    is_main: bool
+
+    def barrier(self) -> None: ...
+
+    def print0(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """The model whose answers are compared.
+
+    fingerprint   tells its weights from any others
+    answers       (prompts, N) -> N sampled answers to each
+    label         "self" or the folder of another checkpoint -> a labeler
+    """
+
+    fingerprint: str
+    answers: SampleAnswers
+    label: Callable[[str], Labeler]
+
+
+def divider_and_labeler(flags: Flags) -> tuple[Divider, Labeler | None]:
+    """What the flags name; None for a labeler that is a model, to be loaded by who can.
+
+    UserError for other words, and for those that do not go together.
+    """
+    labeler = flags.labeler
+    if labeler not in ("truth", "self", "judge") and not (Path(labeler) / "config.json").is_file():
+        raise UserError(f"--labeler is truth, self, judge or the folder of a checkpoint, not {labeler!r}")
+    if flags.questions and labeler == "truth":
+        raise UserError("--labeler truth knows the embedded world alone: with --questions, take self, judge or a checkpoint")
+    if labeler == "judge" and not flags.judge:
+        raise UserError("--labeler judge is a model at an address: add --judge http://localhost:8000/v1,model=NAME")
+    if flags.judge and labeler == "truth":
+        raise UserError("--labeler truth knows only what the rule divides, so --judge is no help to it: add --labeler judge")
+    if flags.judge and flags.divider.startswith("whole") and labeler != "judge":
+        raise UserError("--divider whole leaves --judge nothing to do: add --labeler judge, or leave it out")
+    judge = make_judge(flags.judge) if flags.judge else None
+    known = {"truth": TRUTH, **({"judge": by_judge(judge)} if judge else {})}
+    return DIVIDERS.make(flags.divider, judge=judge), known.get(labeler)
+
+
+def items_to_ask(flags: Flags, run: Run) -> list[Item]:
+    """Scenes of the world, or rows of --questions."""
+    if not flags.questions:
+        return world_items(flags.scenes, run.config.seed)
+    rows = load(flags.questions, run.config.image_folder, run.config.allow_urls, need_answer=False)
+    listed = run.out / "bad_questions.jsonl"
+    if run.is_main:
+        listed.unlink(missing_ok=True)  # they are all found now, also by a run that goes on
+    return own_items(rows, flags.scenes, run.config.seed, BadRows(listed, len(rows), run.config.max_bad), run.is_main)
+
+
+def own_pairs(flags: Flags, run: Run, model: OwnModel) -> Source:
+    """The preferences of the model's own answers, made by the first rank alone."""
+    divider, labeler = divider_and_labeler(flags)
+    labeler = labeler or model.label(flags.labeler)
+    sampling = Sampling(model.fingerprint, flags.group_size, flags.temperature, run.config.seed)
+    items = items_to_ask(flags, run)
+    facts = "|".join([labeler.name, divider.name, items_digest(items), repr(sampling)])
+    folder = run.out / "feedback" / hashlib.sha256(facts.encode()).hexdigest()[:12]
+    if run.is_main:
+        make_preferences(items, model.answers, folder, divider, labeler, sampling, run.print0)
+    run.barrier()
+    return load_preferences(folder / "pairs.jsonl")

@@ -1,0 +1,61 @@
+"""Where DPO's micro-batches of pairs come from: stored pairs, or answers that are sampled in every step.
+
+Both offer `next()`, this rank's micro-batches of a step, `stats` for the log, and `position`, saved for --resume.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dataset.chat import Pair
+from dataset.collate import Batches, Ranks, Stream
+from dataset.processor import Processor
+from dataset.rollouts import PATIENCE, Sampler, early_stop_reason, share_out
+
+
+class StoredPairs:
+    """Pairs that are known before the first step: `accumulate` micro-batches a step."""
+
+    def __init__(self, batches: Batches, accumulate: int, ranks: Ranks):
+        self.batches, self.accumulate, self.ranks = batches, accumulate, ranks
+        self.position = 0
+        self.stats: dict[str, float] = {}
+        self.stream: Stream | None = None
+
+    def next(self) -> list[dict]:
+        self.stream = self.stream or self.batches.stream(self.position, self.ranks)
+        micro_batches = [next(self.stream) for _ in range(self.accumulate)]
+        self.position = self.stream.position
+        return micro_batches
+
+
+class SampledPairs:
+    """The best and the worst answer to each of some problems, sampled from the policy as it is: online DPO."""
+
+    def __init__(self, sampler: Sampler, batch_size: int, processor: Processor):
+        self.sampler, self.batch_size, self.processor = sampler, batch_size, processor
+        self.stats: dict[str, float] = {}
+
+    @property
+    def position(self) -> int:
+        return self.sampler.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self.sampler.position = position
+
+    def next(self) -> list[dict]:
+        """RuntimeError where answers never differ in reward."""
+        for _ in range(PATIENCE):
+            rollout = self.sampler.next()
+            self.stats = rollout.stats
+            pairs = rollout.pairs()
+            if len(pairs) >= self.sampler.ranks.world_size:  # else no two answers differ: sample on
+                return self.micro_batches(pairs)
+        reason = early_stop_reason([self.stats] * PATIENCE, 0.0) or "raise --group_size or --prompts"
+        raise RuntimeError(f"{PATIENCE} times in a row no answer to any of {self.stats['asked']} problems was better than another: "
+                           f"{reason}")
+
+    def micro_batches(self, pairs: Sequence[Pair]) -> list[dict]:
+        """This rank's share of the pairs."""
+        join: Callable[[list[Pair]], dict] = self.processor.pair_batch
+        return [join([pairs[k] for k in places]) for places in share_out(len(pairs), self.batch_size, self.sampler.ranks)]

@@ -1,0 +1,56 @@
+"""Chat templates of other models, for pretrained language models: --llm gpt:FOLDER finds its own by itself (native.py).
+
+In:  a name.  Out: a `Template` (dataset/chat.py).  A new one is one more function in any file of this folder.
+"""
+
+from dataset.chat import Template
+from model.registry import TEMPLATES
+
+
+@TEMPLATES.register("chatml")
+def chatml() -> Template:
+    """<|im_start|>ROLE ... <|im_end|>: Qwen, SmolLM2, MiniMind 2."""
+    return Template(
+        control=("<|im_start|>", "<|im_end|>"),
+        system=("<|im_start|>system\n", "<|im_end|>\n"),
+        user=("<|im_start|>user\n", "<|im_end|>\n"),
+        assistant=("<|im_start|>assistant\n", "\n"),
+        stop="<|im_end|>",
+    )
+
+
+@TEMPLATES.register("llama")
+def llama() -> Template:
+    """<|start_header_id|>ROLE<|end_header_id|> ... <|eot_id|>: Llama 3."""
+    return Template(
+        control=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        begin="<|begin_of_text|>",
+        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+        assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", ""),
+        stop="<|eot_id|>",
+    )
+
+
+@TEMPLATES.register("zephyr")
+def zephyr() -> Template:
+    """<|user|> ... </s>: TinyLlama. Only </s> is a control token: who types <|user|> writes what the model reads as a turn."""
+    return Template(
+        control=("</s>",),
+        system=("<|system|>\n", "</s>\n"),
+        user=("<|user|>\n", "</s>\n"),
+        assistant=("<|assistant|>\n", "\n"),
+        stop="</s>",
+    )
+
+
+@TEMPLATES.register("minimind")
+def minimind() -> Template:
+    """<s>ROLE ... </s>: MiniMind v1 and MiniMind-V v1."""
+    return Template(
+        control=("<s>", "</s>"),
+        system=("<s>system\n", "</s>\n"),
+        user=("<s>user\n", "</s>\n"),
+        assistant=("<s>assistant\n", "\n"),
+        stop="</s>",
+    )

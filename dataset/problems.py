@@ -1,0 +1,99 @@
+"""Problems for RL: questions whose right answer is known, from tasks and from files.
+
+In:  what `--data` names.  Out: a list of `Problem`, each with its reward function.
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.bad_rows import BadRow, BadRows
+from dataset.chat import Conversation
+from dataset.collate import Source
+from dataset.formats.pass_rates import by_pass_rate
+from dataset.mixture import load, name_and_weight
+from dataset.rewards import RewardFunction, answer_reward, gold, matches_gold
+from dataset.tasks import Example, Task
+from model.registry import TASKS, UserError
+
+Check = Callable[[Conversation], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with its right answer, and what an answer to it is paid."""
+
+    example: Example
+    reward: RewardFunction
+
+    @property
+    def prompt(self) -> Conversation:
+        return self.example.prompt
+
+
+def of_task(task: Task, count: int, reward: RewardFunction | None) -> list[Problem]:
+    """`count` pictures' worth of the train split, after the rows that stage 2 learned from.
+
+    UserError for a task that gives a right answer in the right form nothing: its score does not read <answer>...</answer>.
+    """
+    examples = task.examples("train", task.rows + count)[task.rows:]
+    if examples and not reward and task.score(examples[0], f"<think>.</think><answer>{examples[0].answer}</answer>") < 1:
+        raise UserError(f"the score of {type(task).__name__} does not look for the final answer in <answer>...</answer>, so no "
+                        f"answer could be right: give a --reward my_file.py:function, or let its score look there")
+    reward = reward or answer_reward(task.score, task.reward)
+    return [Problem(example, reward) for example in examples]
+
+
+def of_rows(source: Source, count: int, reward: RewardFunction | None, bad_rows: BadRows, report: bool = True,
+            check: Check = lambda prompt: None) -> list[Problem]:
+    """The first `count` rows of conversations with a gold answer; an assistant's last turn is left out.
+
+    A row without a gold answer, or with one that nothing could match, and one that `check` refuses, is a bad row, now and not in
+    the middle of training. `report`: whether to name it.
+    """
+    found = []
+    for k in range(min(count, len(source))):
+        bad_rows.seen += 1
+        try:
+            row = source[k]
+            gold(row.answer)
+            messages = row.messages[:-1] if row.messages[-1].role == "assistant" else row.messages
+            prompt = dataclasses.replace(row, messages=messages, answer=None)
+            check(prompt)
+        except BadRow as bad:
+            bad_rows.add(bad, report)
+            continue
+        except ValueError as error:
+            bad_rows.add(BadRow(str(error), "every row of RL data has an answer that can be checked", row.id), report)
+            continue
+        found.append(Problem(Example(prompt, row.answer, "file"), reward or answer_reward(matches_gold)))
+    return found
+
+
+def problems(specs: Sequence[str], count: int, reward: RewardFunction | None, *, image_folder: Path | None = None,
+             allow_urls: bool = False, bad_rows: Path | None = None, max_bad: float = 0.01,
+             pass_rates: tuple[float, float] = (0.0, 1.0), report: bool = True,
+             check: Check = lambda prompt: None) -> list[Problem]:
+    """All that `--data` names, tasks and files, the first `count` of each (times its weight, "arithmetic:0.5").
+
+    reward      in place of the task's own score and of the comparison with the gold answer
+    pass_rates  of files: only rows whose own pass rate, where they tell one, lies between these two
+    bad_rows    where bad rows are listed; `report`: whether they are named at all
+    check       raises BadRow for a prompt that cannot be asked
+    UserError where there is no problem.
+    """
+    found = []
+    for spec in specs:
+        name, weight = name_and_weight(spec)
+        if name.partition(":")[0] in TASKS.names():
+            found += of_task(TASKS.make(name), round(weight * count), reward)
+        else:
+            source = load(name, image_folder, allow_urls, need_answer=False)
+            if pass_rates != (0.0, 1.0):
+                source = by_pass_rate(source, *pass_rates)
+            found += of_rows(source, round(weight * count), reward, BadRows(bad_rows, len(source), max_bad), report, check)
+    if not found:
+        raise UserError(f"no problem in {', '.join(specs)}: give --data a task or a file with answers, and --problems above 0")
+    return found

@@ -1,0 +1,212 @@
+"""Losses of preference learning, by name: `--algo dpo:beta=0.1`, `--algo simpo:beta=2,gamma=1`.
+
+In:  `Pairs`: the log-probabilities of N chosen and rejected answers under the policy and under its reference.
+Out: a loss for each pair, (N,). 3-rl_vlm.py adds the SFT term and takes the mean.
+
+Why a reference? A loss over the policy's log-probabilities alone could be lowered without end by making every rejected answer
+impossible, and the policy would forget how to speak. All but simpo ask how far an answer has moved from where it started.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.registry import PREFERENCE_LOSSES, UserError
+
+
+class Pairs(NamedTuple):
+    """N preference pairs, every field (N,), in nats and tokens.
+
+    chosen, rejected       log-probability of the whole answer, its end of turn included: the sum over its tokens
+    reference_chosen, ...  the same under the reference, a constant
+    chosen_tokens, ...     how many tokens the sums are over
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+
+    def per_token(self) -> "Pairs":
+        """Means in place of sums, so that long and short answers weigh alike."""
+        return Pairs(self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens,
+                     self.reference_chosen / self.chosen_tokens, self.reference_rejected / self.rejected_tokens,
+                     torch.ones_like(self.chosen_tokens), torch.ones_like(self.rejected_tokens))
+
+
+def rewards(pairs: Pairs, beta: float) -> tuple[Tensor, Tensor]:
+    """beta * (log pi - log ref) of both answers, (N,) each: the reward that the policy implies (arXiv 2305.18290, eq. 5)."""
+    return beta * (pairs.chosen - pairs.reference_chosen), beta * (pairs.rejected - pairs.reference_rejected)
+
+
+@dataclass
+class PreferenceLoss:
+    """What all of them share.
+
+    beta             how much a nat of log-ratio is worth; a small one lets the policy go far from its reference
+    per_token        compares means over tokens instead of sums
+    uses_reference   False where the formula has no reference
+    shift            what bco remembers from step to step, and a run saves
+    """
+
+    beta: float = 0.1
+    per_token = False
+    uses_reference = True
+    shift = 0.0
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise UserError(f"beta is above 0, not {self.beta}")
+        if not 0 <= (smoothing := getattr(self, "smoothing", 0.0)) < 0.5:
+            raise UserError(f"smoothing is the share of swapped pairs, 0 to below 0.5, not {smoothing}")
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        """The loss of each pair, (N,)."""
+        raise NotImplementedError
+
+    def rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """The implied rewards of both answers, (N,) each, for the log."""
+        return rewards(pairs.per_token() if self.per_token else pairs, self.beta)
+
+    def log(self, pairs: Pairs) -> dict[str, Tensor]:
+        """What the log tells of pairs, (N,) each: implied rewards and how often they agree, log-probabilities per token, lengths."""
+        chosen, rejected = self.rewards(pairs)
+        mean = pairs.per_token()
+        return {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected,
+                "reward_accuracy": (chosen > rejected).float(), "logp_chosen": mean.chosen, "logp_rejected": mean.rejected,
+                "length_chosen": pairs.chosen_tokens, "length_rejected": pairs.rejected_tokens}
+
+    def after_step(self, mean_reward: float) -> None:
+        """Told the mean reward of a step's answers, over all ranks. Nothing, but for bco."""
+
+
+@PREFERENCE_LOSSES.register("dpo")
+@dataclass
+class DPO(PreferenceLoss):
+    """-log sigmoid(r_c - r_r) (arXiv 2305.18290, eq. 7).
+
+    With smoothing e, its expectation over labels of which a share e is swapped, (1 - e) L(c, r) + e L(r, c): "conservative DPO"
+    (E. Mitchell 2023, ericmitchell.ai/cdpo.pdf).
+    """
+
+    smoothing: float = 0.0
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        chosen, rejected = rewards(pairs, self.beta)
+        e, margin = self.smoothing, chosen - rejected
+        return -(1 - e) * F.logsigmoid(margin) - e * F.logsigmoid(-margin)
+
+
+@PREFERENCE_LOSSES.register("robust")
+@dataclass
+class Robust(PreferenceLoss):
+    """((1 - e) L(c, r) - e L(r, c)) / (1 - 2e): DPO's loss without the bias of a share e of swapped labels (arXiv 2403.00409)."""
+
+    smoothing: float = 0.1
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        chosen, rejected = rewards(pairs, self.beta)
+        e, margin = self.smoothing, chosen - rejected
+        return (-(1 - e) * F.logsigmoid(margin) + e * F.logsigmoid(-margin)) / (1 - 2 * e)
+
+
+@PREFERENCE_LOSSES.register("ipo")
+@dataclass
+class IPO(PreferenceLoss):
+    """(log-ratio of c - log-ratio of r - 1 / (2 beta))^2 (arXiv 2310.12036, eq. 17), on means over tokens.
+
+    A margin to reach, not to exceed for ever. Means, as in TRL: with sums the target would mean less for a longer answer.
+    """
+
+    per_token = True
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        chosen, rejected = rewards(pairs.per_token(), beta=1.0)
+        return (chosen - rejected - 1 / (2 * self.beta)).square()
+
+
+@PREFERENCE_LOSSES.register("hinge")
+@dataclass
+class Hinge(PreferenceLoss):
+    """max(0, 1 - (r_c - r_r)): SLiC (arXiv 2305.10425) on DPO's rewards (arXiv 2309.06657, hinge-norm)."""
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        chosen, rejected = rewards(pairs, self.beta)
+        return F.relu(1 - (chosen - rejected))
+
+
+@PREFERENCE_LOSSES.register("simpo")
+@dataclass
+class SimPO(PreferenceLoss):
+    """-log sigmoid(beta * (mean logp of c - mean logp of r) - gamma), without a reference (arXiv 2405.14734, eq. 6).
+
+    gamma   the margin, in units of reward, that the chosen answer should have
+    """
+
+    beta: float = 2.0  # of means over tokens, which are smaller than sums
+    gamma: float = 1.0
+    per_token = True
+    uses_reference = False
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        mean = pairs.per_token()
+        return -F.logsigmoid(self.beta * (mean.chosen - mean.rejected) - self.gamma)
+
+
+@PREFERENCE_LOSSES.register("apo_zero")
+@dataclass
+class APOZero(PreferenceLoss):
+    """(1 - sigmoid(r_c)) + sigmoid(r_r): the chosen up and the rejected down, each for itself (arXiv 2408.06266, APO-zero)."""
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        chosen, rejected = rewards(pairs, self.beta)
+        return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
+
+
+@PREFERENCE_LOSSES.register("bco")
+@dataclass
+class BCO(PreferenceLoss):
+    """-log sigmoid(r_c - shift) - log sigmoid(-(r_r - shift)): is this one answer good? (arXiv 2404.04656, BCO).
+
+    `shift`, the reward that counts as neither good nor bad, is a moving average of the rewards so far.
+    """
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        chosen, rejected = rewards(pairs, self.beta)
+        return -F.logsigmoid(chosen - self.shift) - F.logsigmoid(self.shift - rejected)
+
+    def log(self, pairs: Pairs) -> dict[str, Tensor]:
+        """What the log tells of pairs, (N,) each: implied rewards and how often they agree, log-probabilities per token, lengths."""
+        chosen, rejected = self.rewards(pairs)
+        mean = pairs.per_token()
+        return {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected,
+                "reward_accuracy": (chosen > rejected).float(), "logp_chosen": mean.chosen, "logp_rejected": mean.rejected,
+                "length_chosen": pairs.chosen_tokens, "length_rejected": pairs.rejected_tokens}
+
+    def after_step(self, mean_reward: float) -> None:
+        self.shift = 0.9 * self.shift + 0.1 * mean_reward
+
+
+@PREFERENCE_LOSSES.register("mpo")
+@dataclass
+class MPO(BCO):
+    """0.8 dpo + 0.2 bco: preference and quality in MPO (arXiv 2411.10442). Its third term, 1.0 x generation, is the SFT term."""
+
+    smoothing: float = 0.0
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        return 0.8 * DPO(self.beta, self.smoothing)(pairs) + 0.2 * super().__call__(pairs)
+
+
+@PREFERENCE_LOSSES.register("sft_chosen")
+@dataclass
+class SFTChosen(PreferenceLoss):
+    """0: what is left is the SFT term, fine-tuning on the chosen answers. The control that every gain is compared with."""
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        return torch.zeros_like(pairs.chosen)

@@ -1,0 +1,127 @@
+"""What the reference thinks of preference pairs: the log-probabilities of both answers, computed in the cheapest way.
+
+In:  batches of pairs (dataset/preferences.py).  Out: `reference(batch) -> (2N,)`, chosen and rejected by turns, in nats.
+
+    no reference in the loss     zeros
+    pairs sampled in each step   computed when asked for, by a copy or with the adapters switched off (model/reference.py)
+    pairs known beforehand       computed once and kept in a file, OUT/reference.npz: no second model in training
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from model import checkpoint
+from model.generate import evaluating
+from model.losses import score, sum_by_document
+from model.reference import ReferenceModel, only_adapters_train, reference_model
+from model.registry import UserError
+from model.runtime import Run
+from model.vlm import VLM
+
+Reference = Callable[[dict], Tensor]
+
+
+class Stream(Protocol):
+    """Micro-batches by number, as dataset/collate.py makes them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, number: int) -> dict: ...
+
+
+@torch.no_grad()
+def answer_logps(model: VLM, run: Run, batch: dict) -> Tensor:
+    """(2N,): the log-probabilities of a batch's answers under a model in evaluation mode, in the run's precision."""
+    with evaluating(model), run.autocast():
+        scores = score(model, batch)
+    return sum_by_document(scores.logps, scores.owner, len(batch["ids"]))[0]
+
+
+def none(batch: dict) -> Tensor:
+    """Zeros: the loss has no reference."""
+    return torch.zeros(len(batch["ids"]), device=batch["input_ids"].device)
+
+
+def live(reference: ReferenceModel, run: Run) -> Reference:
+    """Computed when asked for."""
+
+    def logps(batch: dict) -> Tensor:
+        with reference() as model:
+            return answer_logps(model, run, batch)
+
+    return logps
+
+
+def precomputed(batches: Stream, steps: int, run: Run, model: VLM, fingerprint: str, file: Path | None) -> Reference:
+    """Of the micro-batches 0..steps-1 of a stream of pairs. Called before the first step, or in a resumed run.
+
+    Where adapters alone are trained, computed live. Else kept in `file`, which says what it was made by (`fingerprint`) and is
+    read where it exists; the default, in the run's folder, is read by a resumed run alone.
+    """
+    if only_adapters_train(model):
+        if file:
+            raise UserError("where adapters alone are trained the reference is the model without them: leave out --reference")
+        return live(reference_model(model), run)
+    stored = file or run.out / "reference.npz"
+    if run.config.resume or (file and file.is_file()):
+        known = StoredLogps.read(stored, fingerprint)
+    else:
+        logps: dict[str, tuple[float, float]] = {}
+        wanted = len(batches) if file else min(len(batches), steps)  # an epoch shows every pair; a file of one's own holds all
+        mine = range(run.rank, wanted, run.world_size)
+        for number in tqdm(mine, desc="reference", unit="batch", disable=not run.is_main):
+            batch = run.to_device(batches.batch(number))
+            pairs = answer_logps(model, run, batch).view(-1, 2).tolist()  # (N, 2)
+            logps.update(zip(batch["keys"], map(tuple, pairs), strict=True))
+        known = StoredLogps(run.all_gather(logps), fingerprint)
+        if run.is_main:
+            known.write(stored)
+    return lambda batch: known.of(batch).to(run.device)
+
+
+class StoredLogps:
+    """Log-probabilities of both answers under the reference, (chosen, rejected) in nats, by the key of the pair.
+
+    They were computed once by one policy, and a file of them is refused for any other: a stale reference trains towards nonsense
+    without a sign. Raises UserError, from `read` for another policy and from `of` for a pair that the file does not hold.
+    """
+
+    def __init__(self, logps: dict[str, tuple[float, float]], fingerprint: str):
+        self.logps, self.fingerprint = logps, fingerprint
+
+    def write(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+        def fill(temporary: Path) -> None:
+            with temporary.open("wb") as out:
+                np.savez(out, fingerprint=self.fingerprint, keys=list(self.logps),
+                         logps=np.array(list(self.logps.values()), np.float32))
+
+        checkpoint.write(file, fill)
+
+    @classmethod
+    def read(cls, file: Path, fingerprint: str) -> "StoredLogps":
+        if not file.is_file():
+            raise FileNotFoundError(f"no reference log-probabilities at {file}: start without --resume and --reference")
+        with np.load(file, allow_pickle=False) as stored:
+            if str(stored["fingerprint"]) != fingerprint:
+                raise UserError(
+                    f"{file} is stale: its log-probabilities were computed with other weights, another tokenizer, template or "
+                    f"precision ({stored['fingerprint']}) than the policy starts with now ({fingerprint}). Delete it and start "
+                    f"again without --resume, or restore the checkpoint in --init"
+                )
+            return cls(dict(zip(stored["keys"].tolist(), map(tuple, stored["logps"].tolist()), strict=True)), fingerprint)
+
+    def of(self, batch: dict) -> Tensor:
+        """(2N,): the sums of a batch's documents, in their order."""
+        unknown = [name for name, key in zip(batch["ids"][::2], batch["keys"], strict=True) if key not in self.logps]
+        if unknown:
+            raise UserError(f"the reference log-probabilities hold nothing about {', '.join(unknown[:4])}: the data changed "
+                            f"since they were computed; start again without --resume and --reference")
+        return torch.tensor([self.logps[key] for key in batch["keys"]]).flatten()
