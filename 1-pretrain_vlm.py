@@ -97,7 +97,7 @@ def main(config: Config) -> None:
     batches, steps = training_batches(source, processor, config, run)
     if run.only_looks:
         return
-    answer = Answerer(processor.on_one_rank(), run.generator(generate, model, max_new_tokens=64, temperature=0.0, **processor.sampling))
+    answer = Answerer.greedy(processor, run.generator, generate, model, max_new_tokens=64)
 
     first_step, position = run.resume(model, optimizer)
     stream = batches.stream(position, run)

@@ -2,9 +2,9 @@
 
 `grpo`, by rules: the model answers a problem eight times with its reasoning, a rule rewards each answer, and what made the right
 ones differ from the wrong ones becomes likelier (MM-EUREKA, arXiv 2503.07365; LMM-R1, arXiv 2503.07536).
-`dpo`, by preferences: it describes pictures, each claim is checked, and one loss raises a better answer over a worse one, measured
-against what the model said before (arXiv 2305.18290). Beside it the SFT term keeps the better answer likely in itself: without it
-the surest way never to be wrong is to say nothing.
+`dpo`, by preferences: the model describes pictures, each claim is checked, and one loss raises a better answer over a worse one,
+measured against the model before training (arXiv 2305.18290). Beside it the SFT term keeps the better answer likely in itself:
+without it the surest way never to be wrong is to say nothing.
 
 In:  out/sft, and problems (default: arithmetic), or preferences (default: the model's own answers about the embedded world).
 Out: out/grpo or out/dpo, as in stage 1.
@@ -28,7 +28,7 @@ from pathlib import Path
 
 from dataset.evaluation import Answerer, make_tasks, validate
 from dataset.feedback.labels import Labeler, YesNo, by_model
-from dataset.feedback.own_pairs import OwnModel, own_pairs
+from dataset.feedback.own_pairs import OwnModel, check_flags, own_pairs
 from dataset.feedback.pair_streams import SampledPairs, StoredPairs
 from dataset.mixture import training_batches
 from dataset.preferences import preference_mixture
@@ -48,7 +48,7 @@ from model.reference import policy_fingerprint, reference_model
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
 from model.rl import critic, kl
 from model.rl.clipping import DynamicClipping
-from model.runtime import Run, StepMetrics, draw_curves, prepare
+from model.runtime import Run, StepMetrics, prepare
 from model.vlm import VLM
 
 
@@ -66,10 +66,10 @@ class RolloutFlags:
 
 @dataclass
 class GRPO(RolloutFlags):
-    algo: str = "grpo"  # grpo | rloo | reinforce++ | reinforce++_baseline | ppo | cispo | gspo | cpgd, options behind a colon
+    algo: str = "grpo"  # grpo | rloo | reinforce++ | reinforce++_baseline | ppo | cispo | gspo | cpgd: gspo:clip_high=4e-4
     data: tuple[str, ...] = cli.data_flag(("arithmetic",))  # tasks, or files with answers, by weight
     keep_zero_variance: bool = cli.data_flag(False)  # learn from groups without reward variance, too, and resample none
-    num_iterations: int = cli.data_flag(1)  # steps on the answers of an update; from the second on they are those of an older policy
+    num_iterations: int = cli.data_flag(1)  # steps on the answers of an update; from the second on an older policy gave them
     entropy_floor: float = 0.005  # nats a token; where it stays below, nothing new is tried, and the run ends
     batch_size: int = 64  # answers a rank and micro-step
     init: Path = Path("out/sft")  # the checkpoint to start from
@@ -81,15 +81,15 @@ class GRPO(RolloutFlags):
 
 @dataclass
 class DPO:
-    algo: str = "dpo"  # dpo | ipo | hinge | robust | simpo | apo_zero | bco | mpo | sft_chosen (the control), options behind a colon
+    algo: str = "dpo"  # dpo | ipo | hinge | robust | simpo | apo_zero | bco | mpo | sft_chosen (the control): dpo:beta=0.1
     data: tuple[str, ...] = cli.data_flag(())  # files of preferences, by weight; none: pairs of the model's own answers
-    pairs: str = cli.data_flag("stored")  # policy: the best and worst of each group, sampled in every step (--pairs policy --help)
+    pairs: str = cli.data_flag("stored")  # policy: best and worst of answers sampled in every step; see --pairs policy --help
     scenes: int = cli.data_flag(400)  # without --data: scenes that the model describes in each iteration, or rows of --questions
     questions: Path | None = cli.data_flag(None)  # without --data: rows of one's own, a picture and a question each
     group_size: int = cli.data_flag(8)  # without --data: answers to each question, sampled alike
     max_new_tokens: int = cli.data_flag(128)  # without --data: of an answer
     temperature: float = cli.data_flag(0.7)  # without --data: of sampling
-    divider: str = cli.data_flag("claims")  # without --data: claims: each object that an answer names | claims:places=true | whole
+    divider: str = cli.data_flag("claims")  # without --data: claims: each object that is named | claims:places=true | whole
     labeler: str = cli.data_flag("truth")  # without --data: truth: the scene | self: the model | judge: --judge | a checkpoint
     judge: str = cli.data_flag("")  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can
     pairs_only: bool = False  # make the pairs, say where they are, and stop
@@ -132,14 +132,18 @@ def grpo(config: GRPO) -> None:
     """Sample answers, reward them, compare each with its group, and make what was better likelier: GRPO and its family."""
     algo, tasks = ALGORITHMS.make(config.algo), make_tasks(config.run.bench)
     run = Run(config.run, "grpo", config)
-    if config.run.save_every % config.num_iterations:
-        raise UserError(f"a run is saved between updates: --save_every is a multiple of --num_iterations, {config.num_iterations}")
+    if config.num_iterations < 1 or config.run.save_every % config.num_iterations:
+        raise UserError(f"--num_iterations is at least 1, and --save_every a multiple of it, because a run is saved between "
+                        f"updates: not {config.num_iterations} and {config.run.save_every}")
+    keep_all = config.keep_zero_variance or not algo.needs_groups  # groups without reward variance, too
+    if keep_all and config.resample_rounds != RolloutFlags.resample_rounds:
+        raise UserError("--resample_rounds has no use where every group is kept: leave it out")
     model, tokenizer, fingerprint = starting_policy(config, run)
     actor_critic = critic.apply(model) if algo.has_critic else None
     policy, optimizer = prepare(model, run, config.train, config.optim, module=actor_critic)
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     sample = run.generator(generate, model, max_new_tokens=config.max_new_tokens, **processor.sampling)
-    resample = None if config.keep_zero_variance or not algo.needs_groups else config.resample_rounds
+    resample = None if keep_all else config.resample_rounds
     updates = -(-config.optim.max_steps // config.num_iterations)
     sampler = make_sampler(config, run, processor, sample, resample, updates, max_prompt_tokens(model, config.max_new_tokens))
     if run.only_looks:
@@ -166,46 +170,48 @@ def grpo(config: GRPO) -> None:
         if last:
             break
 
-        if step % config.num_iterations == 0:
-            # The policy answers Q prompts G times each, and a rule rewards every answer.
-            rollout = sampler.next()
+        if step == first_step or step % config.num_iterations == 0:
+            rollout = sampler.next()  # the policy answers Q prompts G times each, and a rule rewards every answer
             rewards = rollout.rewards.to(run.device)  # (Q, G)
             batches = [run.to_device(batch) for batch in rollout.micro_batches(config.batch_size, processor, run)]
             if penalty:
                 rewards = penalty.off_rewards(rewards, batches)
-            # The advantage: was an answer better than its group? The group's mean says what was to be expected of the prompt.
             if actor_critic:
                 critic.add_advantages(batches, rewards, policy, algo.lam, run)
-            else:
-                add_to_tokens(batches, advantages=algo.advantages(rewards))  # (Q, G)
-            add_to_tokens(batches, weights=algo.token_weights(rollout.lengths).to(run.device))
+            else:  # was an answer better than its group? The mean says what was to be expected of the prompt
+                advantages = algo.advantages(rewards)  # (Q, G), grpo: rewards - rewards.mean(1, keepdim=True)
+                add_to_tokens(batches, advantages=advantages)  # every token of an answer has the answer's
+            add_to_tokens(batches, weights=algo.token_weights(rollout.lengths).to(run.device))  # grpo: 1
 
         sampled_tokens = run.sum(sum(len(batch["answer_ids"]) for batch in batches))
         metrics = StepMetrics(run)
         for batch in batches:
             with run.autocast():
-                scores = score_sampled(policy, batch)  # of the L sampled tokens
-            log_ratio = scores.logps - batch["rollout_logps"]
-            ratio = algo.ratio(log_ratio, scores.owner)  # (L,) 1 at the first step after sampling
-            losses = algo.loss(ratio, batch["advantages"], scores.logps)  # (L,)
+                scores = score_sampled(policy, batch)
+            log_ratio = scores.logps - batch["rollout_logps"]  # (L,) of the L sampled tokens: 0 at the first step after sampling
+            ratio = algo.ratio(log_ratio, scores.owner)  # (L,) grpo: exp(log_ratio)
+            losses = algo.loss(ratio, batch["advantages"], scores.logps)  # (L,) grpo: -min(ratio A, clip(ratio, .8, 1.28) A)
             if penalty:
                 losses = losses + penalty.of_tokens(scores.logps, batch, metrics)
             if actor_critic:
-                losses = losses + critic.weighted_value_loss(scores.values, batch, metrics)
+                losses = losses + critic.weighted_value_loss(scores, batch, metrics)
             loss = (batch["weights"] * losses).sum()
             (loss * run.world_size / sampled_tokens).backward()  # DDP takes the mean over ranks: undo it
             clipped_low, clipped_high = algo.clipped(ratio, batch["advantages"])
-            metrics.add(loss=loss, ratio=ratio, entropy=token_entropy(scores.logits), clipped_low=clipped_low, clipped_high=clipped_high)
+            metrics.add(loss=loss, ratio=ratio, entropy=token_entropy(scores.logits), clipped_low=clipped_low,
+                        clipped_high=clipped_high)
             metrics.peak(ratio_max=ratio, logp_gap=log_ratio.abs())
 
         rates = optimizer.scale_lr(lr_multiplier(step, warmup=config.optim.warmup, total=steps))
         clipped = clipping(model)
-        if not clipped.skip:  # no group differed, or the gradient is absurd
+        if not clipped.skip:  # skipped: no group had any variance, or the gradient is absurd
             optimizer.step()
         optimizer.zero_grad()
         run.log_step(step, batches, **rollout.stats, **metrics.reduce(sampled_tokens), **rates, **clipped.facts())
 
-    finish(run, best, held_out, "Reinforcement learning", validation, f"stopped at step {step} of {steps}: {stop}" if stop else "")
+    if stop and step < steps:
+        run.print0(f"stopped at step {step} of {steps}: {stop}")
+    finish(run, best, held_out, "Reinforcement learning", validation)
     run.finish(f"wrote {run.out}", f"python 4-eval_chat.py --model {run.out} --bench arithmetic,world, or "
                                    f"python web_demo.py --model {run.out}")
 
@@ -213,6 +219,10 @@ def grpo(config: GRPO) -> None:
 def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
     """Raise each chosen answer over the rejected one, measured against the reference: DPO and its family. False: only looked."""
     algo, tasks = PREFERENCE_LOSSES.make(config.algo), make_tasks(config.run.bench)
+    if config.algo.startswith("sft_chosen") and config.sft_weight == 0:
+        raise UserError("sft_chosen learns by the SFT term alone: --sft_weight must be above 0")
+    if isinstance(config, DPO):
+        check_flags(config)
     model, tokenizer, fingerprint = starting_policy(config, run)
     policy, optimizer = prepare(model, run, config.train, config.optim)
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
@@ -229,7 +239,7 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
                        partial(model_labeler, model, processor, run))
         source = preference_mixture(config.data, config.run) if config.data else own_pairs(config, run, own)
         if config.pairs_only:
-            run.print0(f"{len(source):,} pairs in {source.path}. Next: the same command without --pairs_only, to learn from them")
+            run.print0("Next: the same command without --pairs_only, to learn from them")
             return False
         batches, steps = training_batches(source, processor, config, run, pairs=True)
         pairs = StoredPairs(batches, config.accumulate, run)
@@ -238,19 +248,22 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
     if run.only_looks:
         return False
 
-    if not algo.uses_reference:
-        reference_logps = reference.none
-    elif isinstance(config, OnlineDPO):
-        reference_logps = reference.live(reference_model(model), run)
-    else:
-        wanted = steps * config.accumulate * run.world_size
-        reference_logps = reference.precomputed(batches, wanted, run, model, fingerprint, config.reference)
+    reference_logps: reference.ReferenceLogps = reference.none  # simpo's
+    if algo.uses_reference and isinstance(config, OnlineDPO):
+        reference_logps = reference.live(reference_model(model), run)  # of the model before --resume brings later weights
     first_step, pairs.position = run.resume(model, optimizer)
     run.require_same_start(fingerprint)
+    if algo.uses_reference and isinstance(config, DPO):
+        wanted = steps * config.accumulate * run.world_size
+        if config.reference and not config.reference.is_file():  # it will hold every pair, not only those of so few steps
+            processor.images.prepare(partial(batches.pictures, len(batches)), config.run.feature_cache_gb, run.print0)
+        reference_logps = reference.precomputed(batches, wanted, run, model, fingerprint, config.reference)
     algo.shift = run.state.get("shift", 0.0)
-    best, held_out = BestCheckpoint(run, "accuracy" if isinstance(config, OnlineDPO) else "(1 - CHAIR_s) x Cover"), HeldOutAnswers(run, tasks, answer, first_step)
+    best = BestCheckpoint(run, "accuracy" if isinstance(config, OnlineDPO) else "(1 - CHAIR_s) x Cover")
+    held_out = HeldOutAnswers(run, tasks, answer, first_step)
     for step in run.steps(first_step, steps):
-        last = step == steps
+        stop = early_stop_reason(run.history, entropy_floor=0.0)  # of pairs that are sampled: stored ones log no groups
+        last = step == steps or stop is not None
         if last or (step > first_step and step % config.run.save_every == 0):
             run.save(model, optimizer, tokenizer.file, step, pairs.position, fingerprint=fingerprint, shift=algo.shift)
         if last or (tasks and config.run.eval_every and step % config.run.eval_every == 0):  # step 0 too: what there was before
@@ -284,6 +297,8 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
         algo.after_step((measured["reward_chosen"] + measured["reward_rejected"]) / 2)
         run.log_step(step, micro_batches, **pairs.stats, **measured, **rates, gradient_norm=norm)
 
+    if stop and step < steps:
+        run.print0(f"stopped at step {step} of {steps}: {stop}")
     finish(run, best, held_out, "Preference learning", validation)
     return True
 
@@ -298,13 +313,9 @@ def model_labeler(model: VLM, processor: Processor, run: Run, name: str) -> Labe
     return by_model(policy_fingerprint(model, tokenizer.file.read_bytes(), str(run.dtype)), yes_no)
 
 
-def finish(run: Run, best: BestCheckpoint, held_out: HeldOutAnswers, title: str, validation: dict[str, float],
-           stopped: str = "") -> None:
+def finish(run: Run, best: BestCheckpoint, held_out: HeldOutAnswers, title: str, validation: dict[str, float]) -> None:
     """Keep the best checkpoint, and write scores and report."""
-    if stopped:
-        run.print0(stopped)
     if run.is_main:
-        draw_curves(run.history, run.out / "curves.png")
         validation = best.keep() or validation
         add_scores(run.out, validation)
         held_out.write_section(title, validation, compare=title == "Reinforcement learning")
@@ -324,6 +335,7 @@ if __name__ == "__main__":
     if name in ALGORITHMS.names():
         cli.run(grpo, GRPO)
     elif name in PREFERENCE_LOSSES.names():
-        cli.run(dpo_iterations, OnlineDPO if cli.given_value("pairs", "stored") == "policy" else DPO)
+        family: type[DPO | OnlineDPO] = OnlineDPO if cli.given_value("pairs", "stored") == "policy" else DPO
+        cli.run(dpo_iterations, family)
     else:
         raise SystemExit(cli.unknown_algorithm(name))

@@ -31,7 +31,7 @@ from dataset.feedback.best_of import AnswerScorer, BestOf
 from dataset.formats.conversations import image_values
 from dataset.formats.files import FileSource
 from dataset.images import Picture, from_file
-from dataset.mixture import load
+from dataset.mixture import load_file
 from dataset.processor import Processor
 from dataset.report import add_scores, poster, section, sheet, table
 from dataset.rewards import answer_reward, matches_gold
@@ -78,7 +78,8 @@ def main(config: Config) -> None:
     print(f"model: {folder}", file=sys.stderr)
     processor = Processor.of(model, tokenizer, run, config.feature_cache if config.bench else None)
     room = max_prompt_tokens(model, config.max_new_tokens)
-    sampling = dict(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, **processor.sampling)
+    sampling = dict(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
+                    **processor.sampling)
     if not (config.data or config.bench or config.best_of > 1):
         chat(config, Dialogue(lambda batch: stream(model, run.to_device(batch), **sampling), processor, room))
         return
@@ -89,7 +90,7 @@ def main(config: Config) -> None:
     if config.bench:
         benchmark(config, folder, answer)
     if config.data:
-        rows = load(config.data, config.image_folder, config.allow_urls, need_answer=False)
+        rows = load_file(config.data, config.image_folder, config.allow_urls, need_answer=False)
         Predictions(rows, answer, processor, room, config.samples).write(config.save or folder / "predictions.jsonl",
                                                                          config.batch_size)
     elif config.prompt and not config.bench:
@@ -99,7 +100,7 @@ def main(config: Config) -> None:
 def check_flags(config: Config, folder: Path) -> None:
     """UserError for flags that do not go together, or a reference that does not read and write as the model does."""
     if config.samples != 1 and (config.samples < 1 or not config.data or config.temperature <= 0 or config.best_of > 1):
-        raise UserError("--samples gives several answers to each row of --data: add --data and --temperature 1, leave out --best_of")
+        raise UserError("--samples answers each row of --data several times: add --data and --temperature 1, leave out --best_of")
     if config.data and not config.data.is_file():
         raise FileNotFoundError(f"--data takes one file of conversations; {config.data} is none")
     if config.best_of <= 1:

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,13 +75,13 @@ def turns(history: list[dict]) -> list[list[dict]]:
 
 def messages(history: list[dict]) -> list[Message]:
     """The conversation on the page, without what did not reach the model."""
-    said = []
+    read: list[list[dict]] = []
     for turn in turns(history):
         if (turn[0].get("metadata") or {}).get("title") == NOT_READ:
-            said.pop()  # the message that this note is about
+            read.pop()  # the message that this note is about
         else:
-            said.append(turn)
-    return [Message(turn[0]["role"], tuple(part(item) for entry in turn for item in entry["content"])) for turn in said]
+            read.append(turn)
+    return [Message(turn[0]["role"], tuple(part(item) for entry in turn for item in entry["content"])) for turn in read]
 
 
 def up_to_question(history: list[dict]) -> list[dict]:
@@ -97,7 +98,7 @@ CSS = """
 """
 
 
-def build_demo(new_dialogue: Callable[[list[Message]], Dialogue], examples: list[dict], about: str):
+def build_demo(new_dialogue: Callable[[list[Message]], Dialogue], examples: list[Any], about: str) -> Any:
     """The page; `new_dialogue` makes a Dialogue that goes on from these messages."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}  # tell and keep nothing
     import gradio as gr  # takes seconds, and --help should not
@@ -130,7 +131,7 @@ def build_demo(new_dialogue: Callable[[list[Message]], Dialogue], examples: list
         asked = turns(up_to_question(history))[-1]
         content = [item for entry in asked for item in entry["content"]]
         files = [item["file"]["path"] for item in content if item["type"] == "file"]
-        text = "".join(part(item) for item in content if item["type"] == "text")
+        text = "".join(html.unescape(item["text"]) for item in content if item["type"] == "text")
         return up_to_question(history)[: -len(asked)], {"files": files, "text": text}
 
     def answer(history: list[dict]) -> Iterator[list[dict]]:
@@ -181,12 +182,13 @@ def world_examples(folder: Path) -> list[dict]:
         return str(file)
 
     one, two, three, four = (sample_scene("test", index) for index in range(4))
-    changed, *change = changed_scene(four, rng)
+    changed, change, old, new = changed_scene(four, rng)
+    count = questions.count(two, "zh", rng, "nano")
     return [
         {"text": questions.ASK_CAPTION["en"][0], "files": [drawn(one)]},
-        {"text": questions.ask("count", two, "zh", rng).text, "files": [drawn(two)]},
+        {"text": count.text, "files": [drawn(two)]},
         {"text": questions.ASK_DESCRIPTION["zh"][0], "files": [drawn(three)]},
-        {"text": questions.difference(*change, "en").text, "files": [drawn(four), drawn(changed)]},
+        {"text": questions.difference(change, old, new, "en").text, "files": [drawn(four), drawn(changed)]},
     ]
 
 

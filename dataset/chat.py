@@ -1,8 +1,8 @@
 """Conversations, and the templates that say how one is written as tokens.
 
 `Conversation`   messages of text and pictures: what people write; `Preference`: one with two answers
-`Document`       token ids, and for each whether it is learned: what the model reads (dataset/processor.py makes one of the other);
-                 `Pair`: two of them
+`Document`       token ids, and for each whether it is learned: what the model reads; `Pair`: two of them. dataset/processor.py
+                 makes documents of conversations
 `Template`       the strings around each turn, as data. Other models' templates are in dataset/formats/templates.py
 """
 

@@ -77,7 +77,8 @@ class Dialogue:
 
 def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
     """What the system said, and the exchanges: a message of the user's with what was answered to it."""
-    system, exchanges = [], []
+    system: list[Message] = []
+    exchanges: list[list[Message]] = []
     for message in messages:
         if message.role == "system":
             system.append(message)

@@ -1,44 +1,26 @@
-"""Asking a model and scoring its answers, with two controls that a model which does not look cannot pass.
+"""Asking a model, and scoring its answers, with two controls that a model which does not look cannot pass.
 
 In:  a task, a split, and an `Answerer`: conversations -> answers.  Out: scores (a flat dict) and one row per question.
 
 `blank` shows an empty picture in place of the real one, `shuffled` that of another question: both should fall to the level
 of guessing. A benchmark that a model passes with either of them measures language, not sight.
-
-    python -m dataset.evaluation out/sft/predictions-mmhal.jsonl mmhal:path=...,images=...,judge=...
-scores answers that were saved before, without the model: with another judge, say, or with the first one.
 """
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
 from dataset.chat import Conversation, Message
 from dataset.images import Picture
 from dataset.processor import Processor
-from dataset.report import add_scores, table
+from dataset.protocols import Run
 from dataset.tasks import Example, Task, Truncated
 from model.registry import TASKS, UserError, specs
 
 BLANK = Picture("blank", lambda: Image.new("RGB", (96, 96), (240, 240, 240)))
-
-
-class Run(Protocol):
-    """What `validate` needs of a run (model/runtime.py)."""
-
-    is_main: bool
-
-    def gather(self) -> None: ...
-
-    def log(self, step: int, **metrics: float) -> None: ...
-
-    def barrier(self) -> None: ...
 
 
 Answer = Callable[[Sequence[Conversation]], list[str]]  # conversations -> the model's answers, in their order
@@ -56,6 +38,13 @@ class Answerer:
     generate: Callable[[dict], list]
     batch_size: int = 128
     progress: bool = False
+
+    @classmethod
+    def greedy(cls, processor: Processor, generator: Callable[..., Callable], generate: Callable, model: Any,
+               max_new_tokens: int) -> Answerer:
+        """The likeliest answers, for checks during training. `generator`: of the run (model/runtime.py)."""
+        return cls(processor.on_one_rank(), generator(generate, model, max_new_tokens=max_new_tokens, temperature=0.0,
+                                                      **processor.sampling))
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
         prompts = [self.processor.prompt(conversation) for conversation in conversations]
@@ -157,7 +146,8 @@ def evaluate(name: str, task: Task, split: str, answer: Answer, n: int, *, contr
     return result, rows
 
 
-def validate(tasks: dict[str, Task], answer: Answer, n: int, run: Run, step: int, *, kinds: Sequence[str] = ()) -> dict[str, float]:
+def validate(tasks: dict[str, Task], answer: Answer, n: int, run: Run, step: int, *,
+             kinds: Sequence[str] = ()) -> dict[str, float]:
     """Scores on the validation split, logged at this step; {} on all ranks but the first, which asks alone."""
     run.gather()
     scores: dict[str, float] = {}
@@ -167,23 +157,3 @@ def validate(tasks: dict[str, Task], answer: Answer, n: int, run: Run, step: int
     run.log(step, **scores)
     run.barrier()
     return scores
-
-
-def rescore(name: str, task: Task, rows: Sequence[dict], split: str = "test") -> tuple[dict[str, float], list[dict]]:
-    """What `evaluate` says without controls, from rows that it wrote: the model is not asked again, only a judge."""
-    saved = {row["id"]: (Truncated if row["truncated"] else str)(row["answer"]) for row in rows}
-    examples = [example for example in task.examples(split, task.size) if example.prompt.id in saved]
-    if not examples or len(examples) != len(rows):
-        raise UserError(f"of {len(rows)} saved answers {len(examples)} are to questions of {name!r}: "
-                        f"give the task the options that it had")
-    return scores_and_rows(name, task, examples, [saved[example.prompt.id] for example in examples])
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit("python -m dataset.evaluation PREDICTIONS.jsonl TASK:option=value,...")
-    predictions, spec = Path(sys.argv[1]), sys.argv[2]
-    saved_rows = [json.loads(line) for line in predictions.open(encoding="utf-8")]
-    new, _ = rescore(spec.partition(":")[0], TASKS.make(spec), saved_rows)
-    add_scores(predictions.parent, new)
-    print(f"{table(new)}\nwrote {predictions.parent / 'scores.json'}")

@@ -101,7 +101,7 @@ class Judge:
             replies = pool.map(lambda key: self.reply(client, key, new[key]), new)
             progress = tqdm(replies, total=len(new), desc=f"judge {self.model}", disable=not new, leave=False)
             failed = {key: reply for key, reply in zip(new, progress) if isinstance(reply, Failure)}
-        return [self.known.get(key, failed.get(key)) for key in keys]
+        return [self.known[key] if key in self.known else failed[key] for key in keys]
 
     def reply(self, client, key: str, messages: list[dict]) -> str | Failure:
         """One reply, kept under its key. It is read from the bare response, which may be a proxy's page of HTML."""
@@ -158,8 +158,8 @@ def judge_or_none(task: str, judge: str, model: str, key: str) -> Judge | None:
     try:
         return Judge(model, judge, key)
     except NoJudge as missing:
-        print(f"{task}: answers will be saved and not judged; {missing}. Later: python -m dataset.evaluation PREDICTIONS.jsonl "
-              f"{task}:judge=...,model=... with the same other options")  # fmt: skip
+        print(f"{task}: answers will be saved and not judged; {missing}. Later: python -m dataset.studies.rescore "
+              f"PREDICTIONS.jsonl {task}:judge=...,model=... with the same other options")
         return None
 
 

@@ -15,23 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from dataset.bad_rows import BadRow, BadRows
-from dataset.collate import Batches, Source, blocks
+from dataset.batches import Batches, blocks
 from dataset.formats.files import READERS, FileSource
 from dataset.processor import Processor
+from dataset.protocols import Run, Source
 from model.registry import TASKS, UserError
-
-
-class Run(Protocol):
-    """What `training_batches` needs of a run (model/runtime.py)."""
-
-    config: Any
-    out: Path
-    rank: int
-    world_size: int
-    device: Any
-    only_looks: bool
-
-    def print0(self, text: str) -> None: ...
 
 
 class TrainingFlags(Protocol):
@@ -89,6 +77,12 @@ def load(path: str | Path, image_folder: str | Path | None = None, allow_urls: b
         if not files:
             raise FileNotFoundError(f"no {', '.join(READERS)} file in {path}")
         return Mixture([(load(file, image_folder, allow_urls, need_answer, kind), 1) for file in files])
+    return load_file(path, image_folder, allow_urls, need_answer, kind)
+
+
+def load_file(path: Path, image_folder: str | Path | None = None, allow_urls: bool = False, need_answer: bool = True,
+              kind: type[FileSource] = FileSource) -> FileSource:
+    """The rows of one file; as `load`."""
     if not path.is_file():
         raise FileNotFoundError(f"no data at {path}; give a file or folder of {', '.join(READERS)}")
     if path.suffix not in READERS:

@@ -50,7 +50,7 @@ def preference(row: Any, id: str, find: Find) -> Preference:
 
 def image_values(row: dict) -> list:
     """The images of a row as written: `images`, `image`, or `image_path` where the picture itself is not in the row."""
-    value = next((row[field] for field in ("images", "image", "image_path") if row.get(field)), [])
+    value: Any = next((row[field] for field in ("images", "image", "image_path") if row.get(field)), [])
     return value if isinstance(value, list) else [value]
 
 
@@ -60,7 +60,7 @@ def answer(value: Any, field: str) -> str:
         if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
             raise BadRow(f"{field} is not one message of the assistant's", "put earlier turns into the prompt")
         content = value[0].get("content")
-        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        parts: list[Any] = content if isinstance(content, list) else [{"type": "text", "text": content}]
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
             raise BadRow(f"{field} holds something else than text", "an answer is text alone")
         value = "".join(part["text"] for part in parts)

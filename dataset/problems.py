@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dataset.bad_rows import BadRow, BadRows
 from dataset.chat import Conversation
-from dataset.collate import Source
 from dataset.formats.pass_rates import by_pass_rate
 from dataset.mixture import load, name_and_weight
+from dataset.protocols import Source
 from dataset.rewards import RewardFunction, answer_reward, gold, matches_gold
 from dataset.tasks import Example, Task
 from model.registry import TASKS, UserError

@@ -3,91 +3,31 @@
     conversation -> segments -> document -> batch
     messages        ids that      ids and      tensors on one axis, pixels or features of the pictures
     and pictures    belong        labels       (dataset/collate.py)
-                    together
-
-Labels are known by construction and never searched for: a conversation is rendered turn by turn into (ids, learn?) segments.
-What people wrote is encoded apart from the template's control tokens: a user who types "<|assistant|>" gets ordinary letters,
-not a turn.
+                    together (dataset/render.py)
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from dataset.bad_rows import BadRow
 from dataset.chat import Conversation, Document, Message, Pair, Preference, Prefill, Template
 from dataset.collate import collate, pad
-from dataset.images import Picture
+from dataset.protocols import Model, Ranks
+from dataset.render import Renderer, Segment, joined, truncated
 from dataset.tokenizer import Tokenizer
-from dataset.vision.image_processor import ImageProcessor, Ranks
-from model.config import VLMConfig
+from dataset.vision.image_processor import ImageProcessor
 from model.registry import TEMPLATES
 
 Result = TypeVar("Result")
 
 
-class Model(Protocol):
-    """What a processor needs of a model (model/vlm.py)."""
-
-    encoder: Any
-    config: VLMConfig
-
-    @property
-    def image_tokens(self) -> int: ...
-
-
-class Segment(NamedTuple):
-    """Ids that belong together. Those of a picture, all its tiles, are never cut apart."""
-
-    ids: list[int]
-    learn: bool
-    tiles: tuple[Picture, ...] = ()
-
-
-@functools.lru_cache(maxsize=256)  # a template has a handful of strings, and a conversation asks for each at every turn
-def markup(text: str, template: Template, tokenizer: Tokenizer) -> list[int]:
-    """A template's own string: its control tokens as single ids, the rest as text. The list is shared: not to be changed."""
-    pattern = "|".join(re.escape(token) for token in template.control) or "(?!)"  # (?!) never matches
-    ids = []
-    for part in re.split(f"({pattern})", text):
-        if part:
-            ids += [tokenizer.id(part)] if part in template.control else tokenizer.encode(part)
-    return ids
-
-
-def joined(name: str, segments: Sequence[Segment]) -> Document:
-    """Segments end to end as one document."""
-    return Document(
-        name,
-        [number for segment in segments for number in segment.ids],
-        [segment.learn for segment in segments for _ in segment.ids],
-        tuple(tile for segment in segments for tile in segment.tiles),
-    )
-
-
-def truncated(segments: Sequence[Segment], max_length: int) -> list[Segment]:
-    """At most `max_length` ids, never half a picture, and nothing after the last learned one, which would teach nothing."""
-    result: list[Segment] = []
-    room = max_length
-    for segment in segments:
-        if len(segment.ids) > room and segment.tiles:
-            break
-        result.append(segment._replace(ids=segment.ids[:room]))
-        room -= len(result[-1].ids)
-        if len(result[-1].ids) < len(segment.ids):
-            break
-    while result and not (result[-1].learn and result[-1].ids):
-        result.pop()
-    return result
-
-
-class Processor:
+class Processor(Renderer):
     """Chat template, tokenizer, image tokens and image processor of one model.
 
     image_tokens     placeholders that one picture, or one tile of it, takes in the text
@@ -95,8 +35,8 @@ class Processor:
     """
 
     def __init__(self, template: Template, tokenizer: Tokenizer, image_tokens: int, images: ImageProcessor, context_length: int):
-        self.template, self.tokenizer, self.images = template, tokenizer, images
-        self.image_tokens, self.context_length = image_tokens, context_length
+        super().__init__(template, tokenizer, image_tokens, images)
+        self.context_length = context_length
 
     @classmethod
     def of(cls, model: Model, tokenizer: Tokenizer, ranks: Ranks, cache: Path | None = None) -> Processor:
@@ -115,8 +55,9 @@ class Processor:
 
         A conversation longer than `max_length` tokens loses its end. Raises BadRow when nothing is left to learn.
         """
+        max_length = min(max_length, self.context_length)
         segments = self.segments(conversation.id, conversation.messages)
-        document = joined(conversation.id, truncated(segments, min(max_length, self.context_length)))
+        document = joined(conversation.id, truncated(segments, max_length))
         if document.input_ids:
             return document
         if not any(segment.learn for segment in segments):
@@ -139,7 +80,7 @@ class Processor:
             if all(isinstance(part, Prefill) for part in messages[-1].parts):
                 prefill = messages[-1].text + prefill
             messages = messages[:-1]
-        segments = self.segments(conversation.id, messages)
+        segments = [segment._replace(learn=False) for segment in self.segments(conversation.id, messages)]
         segments.append(Segment(self.markup(self.template.assistant[0]), False))
         if prefill:
             segments.append(Segment(self.tokenizer.encode(prefill), False))
@@ -160,44 +101,16 @@ class Processor:
 
         Both are cut at the same token. Raises BadRow when that leaves nothing to learn, or nothing to tell them apart.
         """
-        pair = Pair(*(self.answered(preference.prompt, answer, max_length) for answer in (preference.chosen, preference.rejected)))
+        max_length = min(max_length, self.context_length)
+        pair = Pair(self.answered(preference.prompt, preference.chosen, max_length),
+                    self.answered(preference.prompt, preference.rejected, max_length))
         if not (pair.chosen.input_ids and pair.rejected.input_ids):
             raise BadRow(f"nothing left to learn: the prompt alone takes the {max_length} tokens that there may be",
                          "raise --max_length, or use fewer images", preference.id)
         if pair.chosen.input_ids == pair.rejected.input_ids:
-            raise BadRow(f"the first {max_length} tokens of chosen and rejected are the same", "raise --max_length", preference.id)
+            raise BadRow(f"the first {max_length} tokens of chosen and rejected are the same", "raise --max_length",
+                         preference.id)
         return pair
-
-    def segments(self, name: str, messages: Sequence[Message]) -> list[Segment]:
-        """Whole turns, after the one beginning of the document. A picture that does not open is a bad row of this name."""
-        try:
-            return list(self.turns(messages))
-        except BadRow as bad:
-            bad.where = bad.where or name
-            raise
-
-    def turns(self, messages: Sequence[Message]) -> Iterator[Segment]:
-        """The segments of messages one after another."""
-        yield Segment(self.markup(self.template.begin), False)
-        pictures = 0
-        for message in messages:
-            before, after = getattr(self.template, message.role)
-            answers = message.role == "assistant"
-            yield Segment(self.markup(before), False)
-            for part in message.parts:
-                if isinstance(part, Picture):
-                    pictures += 1
-                    number = self.tokenizer.encode(self.template.picture.format(n=pictures))
-                    tiles = self.images.tiles(part)  # the picture alone, or its thumbnail and tiles
-                    yield Segment([*number, *[self.tokenizer.image] * self.image_tokens * len(tiles)], False, tiles)
-                elif answers or not self.template.drop_user_text:
-                    yield Segment(self.tokenizer.encode(part), answers and not isinstance(part, Prefill))
-            if answers:
-                yield Segment(self.markup(self.template.stop), True)
-            yield Segment(self.markup(after), False)
-
-    def markup(self, text: str) -> list[int]:
-        return markup(text, self.template, self.tokenizer)
 
     # ------------------------------------------------------------ documents -> batch
 
@@ -270,5 +183,4 @@ class Processor:
 
     def on_one_rank(self) -> Processor:
         """The same for one rank that works alone, as in evaluation: its image processor does not wait for the others."""
-        other = Processor(self.template, self.tokenizer, self.image_tokens, self.images.on_one_rank(), self.context_length)
-        return other
+        return Processor(self.template, self.tokenizer, self.image_tokens, self.images.on_one_rank(), self.context_length)

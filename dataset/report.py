@@ -8,11 +8,11 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset.chat import Conversation
+from dataset.protocols import Run
 from dataset.tasks import Example, Task
 
 
@@ -112,19 +112,6 @@ def poster(file: Path, page: Path, examples: Sequence[Example], answers: Sequenc
 
 
 # ---------------------------------------------------------------- the section of a run
-
-
-class Run(Protocol):
-    """What a section is written about (model/runtime.py)."""
-
-    out: Path
-    is_main: bool
-    history: list[dict]
-
-    @property
-    def seconds(self) -> float: ...
-
-    def barrier(self) -> None: ...
 
 
 Answer = Callable[[Sequence[Conversation]], list[str]]

@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,32 +29,12 @@ from dataset.chat import Document, Pair
 from dataset.images import Picture
 from dataset.problems import Problem, problems
 from dataset.processor import Processor
+from dataset.protocols import Ranks, Run
 from dataset.rewards import Reward, reward_function
 from dataset.tasks import Truncated
 from model.registry import UserError
 
 CHUNK = 32  # prompts that are sampled together, with one sequence of random numbers
-
-
-class Ranks(Protocol):
-    """What sampling needs of a run (model/runtime.py)."""
-
-    device: torch.device
-    rank: int
-    world_size: int
-
-    def all_gather(self, found: dict) -> dict: ...
-
-
-class Run(Ranks, Protocol):
-    """What `make_sampler` needs of a run."""
-
-    config: Any
-    out: Path
-    is_main: bool
-    only_looks: bool
-
-    def print0(self, text: str) -> None: ...
 
 
 class RolloutFlags(Protocol):
@@ -69,6 +48,7 @@ class RolloutFlags(Protocol):
     batch_size: int
     reward: str
     temperature: float
+    optim: Any
 
 
 @dataclass(frozen=True)
@@ -266,6 +246,8 @@ def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: 
     for name in ("prompts", "group_size", "batch_size"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} is at least 1, not {getattr(flags, name)}")
+    if updates < 1:
+        raise UserError(f"--max_steps is at least 1, not {flags.optim.max_steps}")
     if flags.temperature <= 0:
         raise UserError("--temperature is above 0: answers that are all alike teach nothing")
     bad_rows = None if run.only_looks else run.out / "bad_problems.jsonl"
@@ -329,7 +311,8 @@ def early_stop_reason(history: Sequence[dict], entropy_floor: float, updates: in
     rows = [row for row in history if "all_wrong" in row][-updates:]
     if len(rows) < updates:
         return None
-    share = {name: mean([row.get(name, math.inf) for row in rows]) for name in ("all_wrong", "all_right", "zero_variance", "entropy")}
+    names = ("all_wrong", "all_right", "zero_variance", "entropy")
+    share = {name: mean([row.get(name, math.inf) for row in rows]) for name in names}
     if min(share["all_wrong"], share["zero_variance"]) > 0.8:
         return (f"{share['all_wrong']:.0%} of the groups hold no right answer: RL makes likelier what is already said at times. "
                 f"Fine-tune longer on such problems (2-sft_vlm.py), or begin with easier ones")

@@ -23,7 +23,7 @@ SPACE_SIGN = "\u2581"  # sentencepiece writes a space as this sign, so the sign 
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back.
+    """Text to ids and back; hashable, as ordinary objects are.
 
     bos, pad, image   ids of what begins a document, of padding, and of one visual token
     """
@@ -33,6 +33,8 @@ class Tokenizer(Protocol):
     bos: int
     pad: int
     image: int
+
+    def __hash__(self) -> int: ...
 
     def id(self, piece: str) -> int:
         """The id of a piece, control tokens included; KeyError for an unknown one."""

@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from model import lora
 from model.config import VLMConfig
 from model.optimizer import OptimizerGroup
+from model.registry import UserError
 from model.vlm import VLM
 
 STAGES = {  # folder under out/, last stage first: the command that makes it
@@ -109,7 +111,7 @@ def write(file: Path, fill) -> None:
 def load(folder: Path, device: torch.device | str = "cpu", template: str = "") -> VLM:
     """The model of a checkpoint, in evaluation mode; `template`: another one than it was trained with.
 
-    Raises FileNotFoundError where there is none, ValueError with all missing and unexpected names, or shapes, or another
+    Raises FileNotFoundError where there is none, UserError with all missing and unexpected names, or shapes, or another
     encoder than the one it was trained with: nothing is filled in silently.
     """
     folder = require(Path(folder))
@@ -123,24 +125,24 @@ def load(folder: Path, device: torch.device | str = "cpu", template: str = "") -
 
 
 def holds_encoder(file: Path, model: VLM) -> bool:
-    """Whether the weights of a file include the encoder; ValueError when it was left out and the model has another one."""
+    """Whether the weights of a file include the encoder; UserError when it was left out and the model has another one."""
     with safe_open(file, "pt") as opened:
         trained_with = (opened.metadata() or {}).get("encoder")
     if trained_with != "stored" and trained_with != model.encoder.fingerprint():
-        raise ValueError(f"{file} was trained with another {model.config.encoder} than the one installed here "
+        raise UserError(f"{file} was trained with another {model.config.encoder} than the one installed here "
                          f"({trained_with} != {model.encoder.fingerprint()}): train it again, or restore those weights")
     return trained_with == "stored"
 
 
-def load_weights(model: VLM, tensors: dict[str, torch.Tensor], source: str, with_encoder: bool) -> int:
-    """Copy tensors into the model and return how many matched; ValueError unless names and shapes agree one to one."""
+def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str, with_encoder: bool) -> int:
+    """Copy tensors into the model and return how many matched; UserError unless names and shapes agree one to one."""
     expected = weights(model.state_dict(), with_encoder)
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     wrong = [f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
              for name in sorted(expected.keys() & tensors.keys()) if tensors[name].shape != expected[name].shape]
     matched = len(expected) - len(missing) - len(wrong)
     if missing or unexpected or wrong:
-        raise ValueError(f"{source} does not fit the model: {matched} tensors match, {len(missing)} missing {missing[:8]}, "
+        raise UserError(f"{source} does not fit the model: {matched} tensors match, {len(missing)} missing {missing[:8]}, "
                          f"{len(unexpected)} unexpected {unexpected[:8]}, {len(wrong)} of another shape {wrong[:8]}. "
                          f"It was saved with another config: use the config.json beside it")
     with torch.no_grad():
@@ -187,7 +189,7 @@ def load_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, rank: int, 
         raise FileNotFoundError(f"nothing to resume in {folder}: no step was saved yet; start without --resume")
     state = json.loads((steps[-1] / "state.json").read_text())
     if state.pop("world_size") != world_size:
-        raise ValueError(f"{steps[-1]} was saved by another number of processes than {world_size}: resume with the same number")
+        raise UserError(f"{steps[-1]} was saved by another number of processes than {world_size}: resume with the same number")
     file = steps[-1] / "model.safetensors"
     load_weights(model, load_file(file), str(file), holds_encoder(file, model))
     optimizer.load_state_dict(torch.load(steps[-1] / "optimizer.pt", "cpu", weights_only=True))

@@ -121,11 +121,10 @@ def split_config_file(arguments: list[str]) -> tuple[Path | None, list[str]]:
 def given_value(flag: str, default: str, arguments: Sequence[str] | None = None) -> str:
     """The value of one flag before the others are parsed, from the command line or from the file of --config."""
     file, given = split_config_file(list(sys.argv[1:] if arguments is None else arguments))
-    for name, value in zip(given, [*given[1:], ""]):
-        if name == f"--{flag}":
-            return value
-        if name.startswith(f"--{flag}="):
-            return name.partition("=")[2]
+    values = [value if name == f"--{flag}" else name.partition("=")[2] for name, value in zip(given, [*given[1:], ""])
+              if name == f"--{flag}" or name.startswith(f"--{flag}=")]
+    if values:
+        return values[-1]  # of a flag that is given twice the last value counts
     stored = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
     return str(stored.get(flag, default)) if isinstance(stored, dict) else default
 

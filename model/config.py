@@ -7,13 +7,16 @@ Run: python -c "from model.config import PRESETS; print(PRESETS['nano'].to_json(
 
 import dataclasses
 import json
+from typing import Any
+
+from model.registry import UserError
 
 
 def from_dict(cls: type, values: dict):
     """A dataclass from a dict, refusing unknown keys by name: a typo must not become a default."""
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
     if unknown:
-        raise ValueError(f"unknown key(s) for {cls.__name__}: {', '.join(unknown)}")
+        raise UserError(f"unknown key(s) for {cls.__name__}: {', '.join(unknown)}")
     return cls(**values)
 
 
@@ -39,17 +42,17 @@ class LLMConfig:
 
     def __post_init__(self):
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
+            raise UserError(
                 f"num_attention_heads {self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
+            raise UserError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}: "
                 f"set head_dim"
             )
         if self.head_channels % 2:
-            raise ValueError(f"RoPE turns pairs of channels: head_dim {self.head_channels} must be even")
+            raise UserError(f"RoPE turns pairs of channels: head_dim {self.head_channels} must be even")
 
     @property
     def head_channels(self) -> int:
@@ -72,7 +75,7 @@ class VLMConfig:
 
     def __post_init__(self):
         if self.tiles < 0 or self.tiles == 1:
-            raise ValueError(f"tiles {self.tiles}: the most tiles of a picture are 0 (none) or at least 2")
+            raise UserError(f"tiles {self.tiles}: the most tiles of a picture are 0 (none) or at least 2")
 
     def to_dict(self) -> dict:
         """Plain values, nested as the dataclasses are."""
@@ -80,7 +83,7 @@ class VLMConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "VLMConfig":
-        """The inverse of to_dict; ValueError names unknown keys."""
+        """The inverse of to_dict; UserError names unknown keys."""
         return from_dict(cls, {**values, "llm": from_dict(LLMConfig, values["llm"])})
 
     def to_json(self) -> str:
@@ -89,7 +92,7 @@ class VLMConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "VLMConfig":
-        """The inverse of to_json; ValueError names unknown keys."""
+        """The inverse of to_json; UserError names unknown keys."""
         return cls.from_dict(json.loads(text))
 
 
@@ -139,10 +142,10 @@ PRESETS = {
 }
 
 
-def preset(name: str, *, vocab_size: int, image_token_id: int, **names: str | int) -> VLMConfig:
+def preset(name: str, *, vocab_size: int, image_token_id: int, **names: Any) -> VLMConfig:
     """The config of a preset for a tokenizer, with other parts where a name is not empty (or 0)."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     base = PRESETS[name]
     llm = dataclasses.replace(base.llm, vocab_size=vocab_size)
     return dataclasses.replace(

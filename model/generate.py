@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from model.llm.attention import Cache, PackedSequences
+from model.llm.attention import PackedSequences
+from model.llm.cache import Cache
 from model.losses import sampling_logits
 from model.registry import UserError
 from model.vlm import VLM
@@ -80,11 +81,12 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """(B, V) -> tokens (B,), and their log-probabilities (B,) under exactly the distribution they were drawn from.
 
-    Order: ban, temperature, then the smallest set of tokens that holds top_p (1.0: all; nucleus sampling, arXiv 1904.09751). Temperature 0 takes the likeliest token, with certainty: log-probability 0. ValueError for a temperature
-    below 0, or a top_p that is not a share above 0.
+    Order: ban, temperature, then the smallest set of tokens that holds top_p (1.0: all; nucleus sampling, arXiv 1904.09751).
+    Temperature 0 takes the likeliest token, with certainty: log-probability 0. ValueError for a temperature below 0, or a top_p
+    that is not a share above 0.
     """
     if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"a temperature is at least 0, top_p above 0 and at most 1, not {temperature} and {top_p}")
+        raise UserError(f"a temperature is at least 0, top_p above 0 and at most 1, not {temperature} and {top_p}")
     logits = sampling_logits(logits, temperature or 1.0, banned)
     if temperature == 0:
         tokens = logits.argmax(-1)
@@ -183,8 +185,8 @@ def stream(
             if should_stop is not None and should_stop():
                 return
             token, _ = sample(logits, temperature, top_p, banned, generator)
-            if token.item() in stop_ids:
+            if int(token) in stop_ids:
                 return
-            yield token.item()
+            yield int(token)
             if remaining > 0:
                 logits = decode(model, token, cache)

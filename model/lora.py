@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from model.registry import UserError
+from model.vlm import VLM
 
 
 def adapter_pair(weight: Tensor, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -152,7 +153,7 @@ def switched_off(module: nn.Module) -> Iterator[None]:
 
 # ---------------------------------------------------------------- adapters alone
 
-def facts(model: nn.Module) -> dict[str, dict[str, float]]:
+def facts(model: VLM) -> dict[str, dict[str, float]]:
     """Part -> rank and alpha of its adapters, for the parts that have them."""
     found = {name: adapters(part) for name, part in model.parts.items()}
     return {name: {"rank": parts[0].lora_a.shape[0], "alpha": parts[0].alpha} for name, parts in found.items() if parts}
@@ -166,7 +167,7 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def save(model: nn.Module, file: Path) -> None:
+def save(model: VLM, file: Path) -> None:
     """Write all that was trained, and nothing else: the adapters, and the tensors of parts that were trained without.
 
     The file's metadata say rank and alpha for each part, and a hash of what it belongs to, all that was not trained.
@@ -178,7 +179,7 @@ def save(model: nn.Module, file: Path) -> None:
               {"adapters": json.dumps(facts(model)), "base": base})
 
 
-def load(model: nn.Module, file: Path) -> None:
+def load(model: VLM, file: Path) -> None:
     """Put a saved file on the base that it was trained on: the same model as when it was saved, to use or to train further.
 
     Parts that have no adapters yet get them. Raises FileNotFoundError, and UserError where rank or alpha, names, shapes or the

@@ -80,7 +80,7 @@ def score(model: nn.Module, batch: dict, temperature: float = 1.0, banned: Seque
 
 
 def sum_by_document(logps: Tensor, owner: Tensor, documents: int) -> tuple[Tensor, Tensor]:
-    """(L,), (L,) -> (documents,) log-probability of each document's learned tokens together, and (documents,) how many they are."""
+    """(L,), (L,) -> (documents,) log-probability of each document's learned tokens together, (documents,) how many these are."""
     return logps.new_zeros(documents).index_add(0, owner, logps), torch.bincount(owner, minlength=documents)
 
 

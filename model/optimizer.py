@@ -1,30 +1,27 @@
-"""Optimizers: Muon for the matrices of the blocks and the connector, AdamW for everything else; the learning rate; clipping.
+"""The optimizer, the learning rate over time, and clipping.
 
-In:  a model and a learning rate.  Out: one object with `step`, `zero_grad`, `scale_lr`, `state_dict`.
-
-Muon (K. Jordan 2024, kellerjordan.github.io/posts/muon) makes each update of a matrix orthogonal, so that it moves in all
-directions alike instead of in the few that dominate the gradient. Scaled to half the size of an AdamW update (after arXiv
-2502.16982) it shares AdamW's learning rate.
+In:  a model and a learning rate.  Out: one object with `step`, `zero_grad`, `scale_lr`, `state_dict`: Muon (muon.py) for the
+     matrices of the blocks and the connector, AdamW for everything else.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_map
 
 from model import sharding
+from model.muon import Muon
 from model.recipe import Train
 from model.registry import UserError
 from model.vlm import VLM
 
 
 def lr_multiplier(step: int, *, warmup: int, total: int, floor: float = 0.05) -> float:
-    """The share of its peak that a learning rate has at a step: linear warm-up over `warmup` steps, then a cosine down to `floor`.
+    """The share of its peak that a learning rate has at a step: linear warm-up, then a cosine down to `floor` at step `total`.
 
-    The cosine ends at step `total` (arXiv 1608.03983). UserError for a floor outside 0..1.
+    Source: arXiv 1608.03983. UserError for a floor outside 0..1.
     """
     if not 0 <= floor <= 1:
         raise UserError(f"the last learning rate is a share of the peak, 0 to 1, not {floor} (--lr_end)")
@@ -35,55 +32,11 @@ def lr_multiplier(step: int, *, warmup: int, total: int, floor: float = 0.05) ->
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:
-    """Scale the gradients down to a norm of `max_norm` at most; returns the norm before. FloatingPointError where it is not finite."""
+    """Scale the gradients down to a norm of `max_norm` at most; returns the norm before. FloatingPointError if not finite."""
     norm = sharding.clip_grad_norm([p for p in model.parameters() if p.grad is not None], max_norm).item()
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient norm is {norm}: lower --lr, or look at the data with --check_data")
     return norm
-
-
-def orthogonal(updates: Tensor, steps: int = 5) -> Tensor:
-    """(n, A, B) -> (n, A, B): each matrix with its singular values moved to about 1, by Newton-Schulz iteration.
-
-    The quintic x -> a x + b x^3 + c x^5 is steep at 0, so five steps bring all but the tiniest values to 0.7..1.2.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = updates.mT if updates.shape[1] > updates.shape[2] else updates  # the smaller side first: smaller products
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b gram + c gram^2) x
-    return x.mT if updates.shape[1] > updates.shape[2] else x
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal, for matrices alone; matrices of one shape are treated together."""
-
-    def __init__(self, params: Iterable, *, lr: float, weight_decay: float, momentum: float = 0.85):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape[p.shape].append(p)
-            for shape, matrices in by_shape.items():
-                update = orthogonal(torch.stack([sharding.full(self.momentum(p, group["momentum"])) for p in matrices]))
-                scale = 0.1 * max(shape) ** 0.5  # half the root mean square of AdamW's updates: embeddings want twice the rate
-                for p, direction in zip(matrices, update):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(sharding.divided(direction, p), alpha=-group["lr"] * scale)
-
-    def momentum(self, p: nn.Parameter, beta: float) -> Tensor:
-        """Nesterov's: the running mean of the gradients, looked at one step ahead."""
-        state = self.state[p]
-        if not state:
-            state["mean"], state["step"] = torch.zeros_like(p), torch.tensor(0.0)
-        state["step"] += 1  # as AdamW keeps it: a checkpoint tells how many updates it holds
-        state["mean"].lerp_(p.grad, 1 - beta)
-        return p.grad.lerp(state["mean"], beta)
 
 
 class OptimizerGroup:
@@ -156,7 +109,9 @@ def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float, tra
 
     hidden = [p for p in trained if name == "muon" and p in inside]
     others = [p for p in trained if p not in set(hidden)]
-    optimizers: list[torch.optim.Optimizer] = [Muon(groups(hidden, weight_decay), lr=lr, weight_decay=weight_decay)] if hidden else []
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:
+        optimizers.append(Muon(groups(hidden, weight_decay), lr=lr, weight_decay=weight_decay))
     if others or not hidden:
         optimizers.append(torch.optim.AdamW(
             groups([p for p in others if p.ndim >= 2], weight_decay) + groups([p for p in others if p.ndim < 2], 0.0),

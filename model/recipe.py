@@ -50,7 +50,7 @@ class Mode:
     @classmethod
     def parse(cls, text: str) -> "Mode":
         """`lora:8,lr=1e-3` -> Mode("lora", 8, 1e-3); UserError for anything else."""
-        number = r"[0-9.]+(?:[eE][-+]?[0-9]+)?"
+        number = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
         found = re.fullmatch(rf"(freeze|full|(partial|lora):(\d+))(?:[:,]lr=({number}))?", text)
         if not found:
             raise UserError(f"a part is trained freeze, full, partial:K or lora:R, perhaps with its own learning rate as "
@@ -98,4 +98,5 @@ def apply(model: VLM, train: Train, checkpointing: bool = False, adapter: Path |
 
 def summary(model: VLM) -> str:
     """"encoder 2,416,704 (0 trained), connector ..., llm ...": one line for people."""
-    return ", ".join(f"{name} {count_parameters(part):,} ({count_trainable(part):,} trained)" for name, part in model.parts.items())
+    return ", ".join(f"{name} {count_parameters(part):,} ({count_trainable(part):,} trained)"
+                     for name, part in model.parts.items())

@@ -171,7 +171,7 @@ def listing(registries: Sequence[Registry]) -> str:
     for registry in registries:
         for name in registry.names():
             description = (inspect.getdoc(registry.factories[name]) or "").partition("\n")[0]
-            lines.append(f"{registry.kind:15} {name:14} {count_parameters(registry, name):>10}  {description}")
+            lines.append(f"{registry.kind:15} {name:21} {count_parameters(registry, name):>10}  {description}")
     return "\n".join(lines)
 
 
@@ -179,5 +179,5 @@ if __name__ == "__main__":
     # Parts register themselves in the imported module; this running copy, called __main__, stays empty.
     registries = importlib.import_module("model.registry")
     kinds = ("LLMS", "ENCODERS", "CONNECTORS", "TEMPLATES", "TASKS", "ALGORITHMS", "PREFERENCE_LOSSES", "DIVIDERS")
-    print("kind            name           parameters of it in `nano`; - where it needs options or fits no other part of nano")
+    print("kind            name                  parameters of it in `nano`; - where it needs options or does not fit nano")
     print(registries.listing([getattr(registries, name) for name in kinds]))

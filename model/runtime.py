@@ -77,6 +77,7 @@ class Run:
         torch.manual_seed(config.seed)  # the same weights everywhere ...
         self.started = time.time()
         self.history: list[dict] = []
+        self.drawn = 0  # rows of it that curves.png shows
         self.state: dict = {}  # what a resumed run was saved with
         self.bar = tqdm(disable=True)
         self.tokens, self.counted_from = 0, time.time()
@@ -103,9 +104,11 @@ class Run:
     # ------------------------------------------------------------ computing
 
     def restart(self, config: RunFlags, settings: Any) -> None:
-        """Another run in the same process, with its own folder, seed and log."""
+        """Another run in the same process, with its own folder, seed and log. The one before it is drawn."""
+        if self.is_main and self.history:
+            draw_curves(self.history, self.out / "curves.png")
         self.config, self.settings, self.out = config, settings, Path(config.out)
-        self.history, self.state = [], {}
+        self.history, self.drawn, self.state = [], 0, {}
         torch.manual_seed(config.seed)
 
     def feature_cache(self, model: VLM) -> Path | None:
@@ -126,11 +129,13 @@ class Run:
         """
         torch.manual_seed(self.config.seed + self.rank)  # ... and other random numbers on each rank
         if shard != "ddp":
+            if not isinstance(model, VLM):
+                raise UserError(f"--shard {shard} divides a model without a value head")
             self.sharded = model
             if self.config.compile:
                 raise UserError(f"--compile and --shard {shard} do not go together: leave one of them out")
             return sharding.apply(model, shard, self.device)
-        wrapped = torch.compile(model, dynamic=True) if self.config.compile else model
+        wrapped: Any = torch.compile(model, dynamic=True) if self.config.compile else model
         of_llm = [p for name, p in model.named_parameters() if name.removeprefix("model.").startswith("llm.")]
         if of_llm and not any(p.requires_grad for p in of_llm):
             return sharding.Averaged(wrapped, [p for p in model.parameters() if p.requires_grad])
@@ -140,7 +145,7 @@ class Run:
         return DistributedDataParallel(wrapped, find_unused_parameters=True)
 
     def gather(self) -> None:
-        """Make a sharded model whole on every rank until the next step, so that one rank may use it alone; all of them call this."""
+        """Make a sharded model whole on every rank until the next step, so that one may use it alone; all ranks call this."""
         if self.sharded:
             sharding.gather(self.sharded)
 
@@ -188,7 +193,7 @@ class Run:
 
     # ------------------------------------------------------------ saving
 
-    def save(self, model: nn.Module, optimizer: OptimizerGroup, tokenizer_file: Path, step: int, position: int,
+    def save(self, model: VLM, optimizer: OptimizerGroup, tokenizer_file: Path, step: int, position: int,
              **more: float | str) -> None:
         """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`."""
         state = {"step": step, "position": position, "seconds": self.seconds, "data": data_settings(self.settings), **more}
@@ -197,7 +202,7 @@ class Run:
                 checkpoint.save(self.out, model, tokenizer_file)
             checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world_size)
 
-    def resume(self, model: nn.Module, optimizer: OptimizerGroup) -> tuple[int, int]:
+    def resume(self, model: VLM, optimizer: OptimizerGroup) -> tuple[int, int]:
         """(step, data position) to go on from; (0, 0) without --resume. The log loses what came after that step."""
         log = self.out / "log.jsonl"
         if not self.config.resume:
@@ -280,11 +285,16 @@ class Run:
             if shown:
                 self.bar.set_postfix_str(" ".join(f"{name} {value:.3g}" for name, value in shown.items()))
 
+    def draw_curves(self) -> None:
+        """curves.png, unless what it shows is all that was logged."""
+        if self.is_main and self.drawn != len(self.history):
+            draw_curves(self.history, self.out / "curves.png")
+        self.drawn = len(self.history)
+
     def finish(self, wrote: str, then: str) -> None:
         """Close everything and tell what was written and what to run next."""
         self.bar.close()
-        if self.is_main:
-            draw_curves(self.history, self.out / "curves.png")
+        self.draw_curves()
         if self.wandb:
             self.wandb.finish()
         self.print0(f"{wrote} in {self.seconds:.0f} s. Next: {then}")
@@ -296,7 +306,8 @@ class StepMetrics:
     """What is logged of a step: sums over its tokens or pairs, and largest values, over micro-batches and ranks."""
 
     def __init__(self, run: Run):
-        self.run, self.sums, self.peaks = run, Counter[str](), {}
+        self.run, self.sums = run, Counter[str]()
+        self.peaks: dict[str, float] = {}
 
     def add(self, **values: Tensor) -> None:
         """Values of a micro-batch's tokens or pairs, (...): their sum is counted."""
@@ -332,7 +343,10 @@ def pick_device(wanted: str) -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no GPU: use --device cpu, or install torch with CUDA")
     if kind != "cuda":
-        return torch.device(kind)
+        try:
+            return torch.device(kind)
+        except RuntimeError as error:
+            raise UserError(f"--device is auto, cpu, cuda or mps, not {wanted!r}") from error
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
@@ -402,9 +416,9 @@ def draw_curves(history: list[dict], file: Path) -> None:
         points = [(row["step"], row[name]) for row in history if name in row]
         axis.plot(*zip(*points), linewidth=1, marker="." if len(points) < 20 else None)
         axis.set_title(name, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
     for axis in axes.flat[len(names):]:
         axis.set_axis_off()
-    figure.tight_layout()
+    figure.supxlabel("step", fontsize=9)
+    figure.subplots_adjust(left=0.06, right=0.98, top=1 - 0.4 / (2.6 * rows), bottom=0.5 / (2.6 * rows), hspace=0.35)
     figure.savefig(file, dpi=80)
     plt.close(figure)

@@ -12,32 +12,34 @@ picture does not use them, and a divided part that one process leaves out would 
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, get_world_size, is_initialized
 
+from model.registry import UserError
 from model.vlm import VLM
 
 KINDS = ("ddp", "zero2", "zero3")
 
 
-def is_divided(value) -> bool:
+def is_divided(value: Any) -> bool:
     """Whether something is a DTensor: told by what it can do, for to import the class takes a second that most runs can save."""
     return hasattr(value, "full_tensor")
 
 
-def divided_modules(model: nn.Module) -> list[nn.Module]:
+def divided_modules(model: nn.Module) -> list[Any]:
     """The modules that `fully_shard` was called on."""
     return [module for module in model.modules() if hasattr(module, "unshard")]
 
 
-def full(value):
+def full(value: Any) -> Any:
     """A divided tensor gathered, on every process, which all must call this; anything else as it is."""
     return value.full_tensor() if is_divided(value) else value
 
 
-def divided(value, like: Tensor):
+def divided(value: Any, like: Any) -> Any:
     """A whole tensor divided as a tensor of the same shape is; anything else as it is."""
     if not (is_divided(like) and isinstance(value, Tensor) and value.shape == like.shape):
         return value
@@ -84,26 +86,26 @@ class Sharded(Averaged):
 
     def __init__(self, model: VLM, kind: str):
         super().__init__(model, [p for part in (model.encoder, model.connector) for p in part.parameters() if p.requires_grad])
-        self.kind = kind
+        self.kind, self.blocks = kind, list[Any](model.llm.blocks)
 
-    def forward(self, batch: dict, keep: Tensor) -> Tensor:
-        for block in self.model.llm.blocks:
+    def forward(self, batch: dict, keep: Tensor) -> Tensor | tuple[Tensor, ...]:
+        for block in self.blocks:
             block.set_reshard_after_forward(self.kind == "zero3")
         return super().forward(batch, keep)
 
 
 def apply(model: VLM, kind: str, device: torch.device) -> Sharded:
-    """Divide the language model among all processes; ValueError for another kind, or where there is only one process."""
+    """Divide the language model among all processes; UserError for another kind, or where there is only one process."""
     if kind not in KINDS:
-        raise ValueError(f"--shard is {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {kind!r}")
+        raise UserError(f"--shard is {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {kind!r}")
     if not is_initialized():
-        raise ValueError(f"--shard {kind} divides a model among processes, and there is one: torchrun --nproc_per_node 2 ...")
+        raise UserError(f"--shard {kind} divides a model among processes, and there is one: torchrun --nproc_per_node 2 ...")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (get_world_size(),))
     whole = {p for part in (model.encoder, model.connector) for p in part.parameters()}
-    modules = [*model.llm.blocks, model]  # what is in no block, the embedding and the last norm, belongs to the model
+    modules: list[Any] = [*model.llm.blocks, model]  # what is in no block, the embedding and the last norm, belongs to the model
     for module in modules:
         fully_shard(module, mesh=mesh, reshard_after_forward=kind == "zero3", ignored_params=whole)
     # The next to gather in the backward pass. By default it is what was seen in the forward pass, but the first process also sees
@@ -125,8 +127,8 @@ def whole(model: nn.Module, write: bool = False) -> Iterator[None]:
     """Inside the block the parameters are ordinary whole tensors, to save or, with `write`, to load. Every process enters it."""
     for module in divided_modules(model):
         module.reshard()
-    places = [(owner._parameters, name, p) for owner in model.modules() for name, p in owner._parameters.items()
-              if is_divided(p)]
+    places: list[tuple[dict, str, Any]] = [(owner._parameters, name, p) for owner in model.modules()
+                                           for name, p in owner._parameters.items() if is_divided(p)]
     gathered: dict[Tensor, nn.Parameter] = {}  # one in two places, an embedding that is also the head, stays one
     for parameters, name, p in places:
         if p not in gathered:
@@ -145,7 +147,7 @@ def whole(model: nn.Module, write: bool = False) -> Iterator[None]:
 def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     """torch's clip_grad_norm_ where some gradients are divided: scaled together, by the norm of all; returns that."""
     kinds = [[p for p in parameters if is_divided(p) is kind] for kind in (False, True)]
-    norms = [full(nn.utils.get_total_norm([p.grad for p in chosen])) for chosen in kinds if chosen]
+    norms = [full(nn.utils.get_total_norm([p.grad for p in chosen if p.grad is not None])) for chosen in kinds if chosen]
     norm = functools.reduce(torch.hypot, norms) if norms else torch.tensor(0.0)
     for chosen in kinds:
         nn.utils.clip_grads_with_norm_(chosen, max_norm, norm)

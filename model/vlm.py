@@ -1,6 +1,6 @@
 """The vision-language model: an image's tokens, projected, replace the placeholders in the text.
 
-    "<s> <|user|> 1 [9 x image] What is it? <|assistant|> ..."      the picture is a foreign language, the connector its dictionary
+    "<s> <|user|> 1 [9 x image] What is it? <|assistant|> ..."     the picture is a foreign language, the connector its dictionary
                      |
     pixels -> encoder -> features (N, P, D) -> connector -> (N, tokens, C): as many vectors as there are placeholders
 

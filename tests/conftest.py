@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,13 +50,14 @@ class Launcher:
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
-    def start(self, script: str, *arguments, cwd: Path, stdin: str = "", env: dict | None = None, die_at_step=None) -> Started:
+    def start(self, script: str | Path, *arguments, cwd: Path, stdin: str = "", env: dict | None = None, die_at_step=None,
+              fresh: bool = False) -> Started:
         self.runs += 1
         streams = {name: self.folder / f"{self.runs}.{name}" for name in ("stdin", "stdout", "stderr")}
         streams["stdin"].write_text(stdin)
         pid = self.request({"start": {
             "argv": [str(ROOT / script), *map(str, arguments)], "cwd": str(cwd), "env": env or {}, "die_at_step": die_at_step,
-            **{name: str(file) for name, file in streams.items()}}})  # fmt: skip
+            "fresh": fresh, **{name: str(file) for name, file in streams.items()}}})  # fmt: skip
         return Started(pid, streams)
 
     def wait(self, started: Started, timeout: float = 120) -> Done:
@@ -81,6 +83,26 @@ def run_script(launcher) -> Callable[..., Done]:
         return done
 
     return run_script
+
+
+@pytest.fixture(scope="session")
+def run_ranks(launcher) -> Callable[..., list[Done]]:
+    """`run_ranks("2-sft_vlm.py", "--lr", 1e-3, cwd=folder)`: a finished run of two ranks, started as torchrun does."""
+
+    def run_ranks(script: str, *arguments, cwd: Path) -> list[Done]:
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [launcher.start(script, *arguments, cwd=cwd, env={"RANK": rank, "LOCAL_RANK": rank, **common}) for rank in "01"]
+        done = [launcher.wait(rank) for rank in ranks]
+        assert [rank.status for rank in done] == [0, 0], f"{script} {arguments}: {done[0].err[-3000:]}\n{done[1].err[-3000:]}"
+        return done
+
+    return run_ranks
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 In:  one JSON request a line: {"start": {...}} or {"wait": pid, "timeout": seconds}.  Out: one JSON answer a line.
 A forked child runs the script exactly as `python SCRIPT ARGUMENTS` would, with its own folder, environment and streams.
 `die_at_step` makes it kill itself with SIGKILL once that step is logged: a crash at a known place.
+`fresh` makes it import the packages `model` and `dataset` anew, those beside the script: a copy with other files.
 """
 
 import json
@@ -56,6 +57,9 @@ def child(request: dict) -> int:
     os.environ.update(request["env"])
     sys.argv = request["argv"]
     sys.path[0] = os.path.dirname(sys.argv[0])
+    if request["fresh"]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("model", "dataset")]:
+            del sys.modules[name]
     if request["die_at_step"] is not None:
         die_at(request["die_at_step"])
     try:

@@ -1,5 +1,6 @@
 """Small files with the columns of the official ones, and pictures for them."""
 
+import io
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,13 @@ def picture(file: Path, colour: str) -> Path:
     return file
 
 
+def png(colour: str) -> bytes:
+    """The bytes of a file with 8 x 8 pixels of a colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    return file.getvalue()
+
+
 def lines(file: Path, rows: list[dict]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
@@ -25,6 +33,22 @@ def talk(question: str, answer: str, names: tuple[str, ...] = ("from", "value", 
 
 
 OPENAI = ("role", "content", "user", "assistant")
+
+
+def llava(question, answer="An apple.", **more) -> dict:
+    """A row of LLaVA's."""
+    return {"conversations": talk(question, answer), **more}
+
+
+def minimind_tables(n: int) -> tuple:
+    """Parquet tables of n rows: with the bytes of one picture each, red and blue in turn; with a list of both."""
+    import pyarrow
+
+    turns = json.dumps(talk("<image>\nWhat?", "An apple.", OPENAI))
+    two = turns.replace("<image>", "<image><image>")
+    one_each = {"conversations": [turns] * n, "image_bytes": [png("red"), png("blue")] * (n // 2)}
+    lists = {"conversations": [two] * n, "image_bytes": [[png("red"), png("blue")]] * n}
+    return pyarrow.table(one_each), pyarrow.table(lists)
 
 
 def write_all(folder: Path) -> Path:

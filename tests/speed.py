@@ -1,4 +1,4 @@
-"""How fast a training step is: the flat form of this repository against ordinary padded training, side by side.
+"""How fast a training step is: the packed form of this repository against ordinary padded training, side by side.
 
 In:  fixed pretraining-like rows (about 93 tokens: an image's 50, a question, a caption of about 18 learned ones), random weights.
 Out: printed: samples/s of both forms, their ratio with its range, the machine's GEMM rate in the same minutes, memory.
@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.chat import Document
-from dataset.collate import collate, pad
+from dataset.collate import Images, collate, pad
 from dataset.images import Picture
 from model import cli
 from model.config import PRESETS, VLMConfig
-from model.llm.attention import Documents
-from model.losses import IGNORE, cross_entropy_sum, next_token_targets
-from model.optimizer import make_optimizer
-from model.runtime import clip_gradients
+from model.encoder import Encoder
+from model.llm.attention import PackedSequences
+from model.losses import IGNORE, next_token_targets
+from model.optimizer import clip_gradients, make_optimizer
 from model.vlm import VLM, count_parameters
 
 IMAGE, PAD = 4, 2  # ids of the placeholder and of padding; any would do
@@ -65,7 +65,7 @@ LADDER = (
     Form("+ padded to the longest", "longest", everywhere=True, cached=False),
     Form("+ learned positions only", "longest", everywhere=False, cached=False),
     Form("+ cached features", "longest", everywhere=False, cached=True),
-    Form("flat (ours)", "", everywhere=False, cached=True),
+    Form("packed (ours)", "", everywhere=False, cached=True),
 )
 NAIVE, OURS = LADDER[0], LADDER[-1]
 
@@ -82,12 +82,12 @@ def make_documents(count: int, image_tokens: int, vocabulary: int, seed: int) ->
         caption = int(torch.empty(1).log_normal_(2.8, 0.42, generator=generator).round().clamp(5, 80))
         text = torch.randint(IMAGE + 1, vocabulary, (question + caption,), generator=generator).tolist()
         learn = [False] * (image_tokens + question) + [True] * caption
-        picture = Picture(f"picture {index}", load=None)  # only its key is used: a look-up stands for its tensor
+        picture = Picture(f"picture {index}", load=None)  # only its key is used: a table holds its tensor
         documents.append(Document(f"row {index}", [IMAGE] * image_tokens + text, learn, (picture,)))
     return documents
 
 
-def look_ups(documents: list[Document], encoder: torch.nn.Module, seed: int) -> dict[bool, object]:
+def image_tables(documents: list[Document], encoder: Encoder, seed: int) -> dict[bool, Images]:
     """How a batch gets its images: {cached: pictures -> features (N, P, D), not cached: pictures -> pixels (N, 3, S, S)}."""
     generator = torch.Generator().manual_seed(seed)
     pixels, features = {}, {}
@@ -101,12 +101,12 @@ def look_ups(documents: list[Document], encoder: torch.nn.Module, seed: int) -> 
     }
 
 
-def make_batch(documents: list[Document], form: Form, maximum: int, looks: dict) -> dict:
+def make_batch(documents: list[Document], form: Form, maximum: int, tables: dict[bool, Images]) -> dict:
     """The micro-batch as this form computes it. In a padded one padding is part of the row: every position is computed."""
-    look = looks[form.cached]
+    images = tables[form.cached]
     if not form.padded:
-        return collate(documents, look)
-    batch = pad(documents, look, PAD)
+        return collate(documents, images)
+    batch = pad(documents, images, PAD)
     rows, longest = batch["input_ids"].shape
     length = maximum if form.padded == "maximum" else longest
     if longest > length:
@@ -121,9 +121,9 @@ def make_batch(documents: list[Document], form: Form, maximum: int, looks: dict)
 # ---------------------------------------------------------------- one leg
 
 
-def attend_rows(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    """What a padded implementation does: rows of one length lie in a grid already, so nothing is copied."""
-    q, k, v = (x.unflatten(0, (documents.count, documents.longest)).transpose(1, 2) for x in (q, k, v))
+def attend_rows(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
+    """What a padded implementation does: rows of one length are padded already, so nothing is copied."""
+    q, k, v = (x.unflatten(0, (packed.count, packed.longest)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(0, 1)
 
 
@@ -143,8 +143,9 @@ class Leg:
         """The mean over learned tokens."""
         targets = next_token_targets(batch["labels"], batch["document_ids"])
         learned = targets != IGNORE
-        keep = torch.ones_like(learned) if self.form.everywhere else learned
-        return cross_entropy_sum(self.model(batch, keep), targets[keep]) / learned.sum()
+        wanted = torch.ones_like(learned) if self.form.everywhere else learned
+        logits = self.model(batch, wanted)
+        return F.cross_entropy(logits, targets[wanted], ignore_index=IGNORE, reduction="sum") / learned.sum()
 
     def step(self, batch: dict) -> float:
         """One update; returns the loss before it."""
@@ -169,10 +170,10 @@ def make_legs(config: Config, model_config: VLMConfig) -> list[Leg]:
     model = VLM(model_config)
     model.encoder.requires_grad_(False)
     documents = make_documents(config.steps * config.rows, model.image_tokens, model_config.llm.vocab_size, config.seed)
-    looks = look_ups(documents, model.encoder, config.seed)
-    cut = [documents[start : start + config.rows] for start in range(0, len(documents), config.rows)]
+    tables = image_tables(documents, model.encoder, config.seed)
+    parts = [documents[start : start + config.rows] for start in range(0, len(documents), config.rows)]
     return [
-        Leg(form, model, [make_batch(part, form, config.maximum, looks) for part in cut])
+        Leg(form, model, [make_batch(part, form, config.maximum, tables) for part in parts])
         for form in (LADDER if config.ladder else (NAIVE, OURS))
     ]
 
@@ -216,10 +217,10 @@ def spread(values: list[float], digits: int) -> str:
 def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     legs = make_legs(config, replace(PRESETS[config.preset], encoder=config.encoder, image_token_id=IMAGE))
-    model, flat = legs[0].model, legs[-1].batches
+    model, packed = legs[0].model, legs[-1].batches
     rows = config.steps * config.rows
-    tokens = sum(batch["input_ids"].numel() for batch in flat) / rows
-    learned = sum(int((batch["labels"] != IGNORE).sum()) for batch in flat) / rows
+    tokens = sum(batch["input_ids"].numel() for batch in packed) / rows
+    learned = sum(int((batch["labels"] != IGNORE).sum()) for batch in packed) / rows
     print(f"{config.preset}: {count_parameters(model.llm, model.connector):,} parameters trained, "
           f"{count_parameters(model.encoder):,} frozen; fp32, {config.threads} thread(s), PyTorch {torch.__version__}\n"
           f"{config.steps} micro-batches of {config.rows} rows, {tokens:.1f} tokens a row, {learned:.1f} learned")

@@ -1,15 +1,12 @@
 """The page "Adding a part" of the README: its four files, as they stand there, in a copy of the packages."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import ROOT
 
 SECTION = re.search(r"\n## Adding a part\n(.*?)\n## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", SECTION, re.DOTALL))
@@ -32,7 +29,7 @@ def test_there_is_one_short_file_for_each_kind_of_part():
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory):
+def copy(run_script, tmp_path_factory):
     """(a copy of the packages and scripts with the four files in it, what the commands of the page printed there)."""
     folder = tmp_path_factory.mktemp("copy")
     for name in ("model", "dataset"):
@@ -44,10 +41,8 @@ def copy(tmp_path_factory):
     three_steps = ("--max_steps", "3", "--batch_size", "8", "--eval_examples", "4")
     quick = {"1": three_steps, "2": three_steps, "4": ("--examples", "8", "--max_new_tokens", "4")}
     runs = [[argument.strip('"') for argument in command] + [*quick[command[0][0]], "--device", "cpu"] for command in COMMANDS]
-    done = subprocess.run([sys.executable, "-c", RUN, json.dumps(runs)], cwd=folder, env={**os.environ, **ENVIRONMENT}, text=True,
-                          capture_output=True, timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done.stdout
+    (folder / "run.py").write_text(RUN)
+    return folder, run_script(folder / "run.py", json.dumps(runs), cwd=folder, fresh=True).out
 
 
 def test_each_file_is_found_by_its_name(copy):

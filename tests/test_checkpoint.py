@@ -15,7 +15,7 @@ from model import checkpoint
 from model.checkpoint import load, load_resume, save, save_resume
 from model.encoder.clip import clip_random
 from model.optimizer import make_optimizer
-from model.recipe import trainable
+from model.recipe import Mode, set_trainable
 from model.registry import ENCODERS
 from tests import tiny
 from tests.conftest import mixed_arguments
@@ -63,7 +63,7 @@ def test_a_frozen_pretrained_encoder_is_named_and_not_stored(tmp_path, named):
 
 
 def test_a_trained_encoder_is_stored_and_stays_so_when_a_later_stage_freezes_it(tmp_path, named):
-    trainable(named.encoder, "partial:1")
+    set_trainable(named.encoder, Mode("partial", 1))
     with torch.no_grad():
         named.encoder.blocks[-1].ln_1.weight.add_(1)
     for _ in range(2):
@@ -71,7 +71,7 @@ def test_a_trained_encoder_is_stored_and_stays_so_when_a_later_stage_freezes_it(
         assert "encoder.conv1.weight" in load_file(tmp_path / "model.safetensors")
         back = load(tmp_path)
         assert same_weights(back, named)
-        trainable(back.encoder, "freeze")
+        set_trainable(back.encoder, Mode("freeze"))
         named = back
 
 
@@ -176,7 +176,7 @@ def trained_a_little(model, steps: int = 2):
 def test_a_crash_while_saving_for_resume_leaves_the_step_before(tmp_path, monkeypatch, writer):
     model = tiny.vlm()
     optimizer = trained_a_little(model)
-    save_resume(tmp_path, model, optimizer, {"step": 1}, rank=0, world=1)
+    save_resume(tmp_path, model, optimizer, {"step": 1}, rank=0, world_size=1)
     saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def crash(*arguments, **options):
@@ -186,10 +186,10 @@ def test_a_crash_while_saving_for_resume_leaves_the_step_before(tmp_path, monkey
         patched.setattr(f"model.checkpoint.{writer}", crash)
         trained_a_little(model)
         with pytest.raises(Crash):
-            save_resume(tmp_path, model, optimizer, {"step": 2}, rank=0, world=1)
-    assert load_resume(tmp_path, model, optimizer, rank=0, world=1) == {"step": 1}
+            save_resume(tmp_path, model, optimizer, {"step": 2}, rank=0, world_size=1)
+    assert load_resume(tmp_path, model, optimizer, rank=0, world_size=1) == {"step": 1}
     assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())
-    save_resume(tmp_path, model, optimizer, {"step": 2}, rank=0, world=1)  # what the crash left is in nobody's way
+    save_resume(tmp_path, model, optimizer, {"step": 2}, rank=0, world_size=1)  # what the crash left is in nobody's way
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["000002"]
 
 
@@ -201,13 +201,13 @@ def test_resuming_puts_everything_back(tmp_path):
     optimizer = trained_a_little(model)
     torch.manual_seed(3)
     torch.rand(10)
-    save_resume(tmp_path, model, optimizer, {"step": 7, "position": 28, "seconds": 1.5}, rank=0, world=1)
+    save_resume(tmp_path, model, optimizer, {"step": 7, "position": 28, "seconds": 1.5}, rank=0, world_size=1)
     expected, noise = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.rand(4)
     memory = optimizer.state_dict()
 
     other = tiny.vlm()
     fresh = make_optimizer(other, "muon", lr=5.0, weight_decay=0.0)
-    assert load_resume(tmp_path, other, fresh, rank=0, world=1) == {"step": 7, "position": 28, "seconds": 1.5}
+    assert load_resume(tmp_path, other, fresh, rank=0, world_size=1) == {"step": 7, "position": 28, "seconds": 1.5}
     assert torch.equal(torch.rand(4), noise)
     assert all(torch.equal(expected[name], tensor) for name, tensor in other.state_dict().items())
     restored = fresh.state_dict()
@@ -223,32 +223,32 @@ def test_only_the_newest_step_is_kept(tmp_path):
     model = tiny.vlm()
     optimizer = trained_a_little(model)
     for step in (5, 900, 1000000, 1000000):
-        save_resume(tmp_path, model, optimizer, {"step": step}, rank=0, world=1)
+        save_resume(tmp_path, model, optimizer, {"step": step}, rank=0, world_size=1)
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["1000000"]
 
 
 def test_a_frozen_pretrained_encoder_is_not_stored_for_resuming_either(tmp_path, named, monkeypatch):
     optimizer = trained_a_little(named)
-    save_resume(tmp_path, named, optimizer, {"step": 1}, rank=0, world=1)
+    save_resume(tmp_path, named, optimizer, {"step": 1}, rank=0, world_size=1)
     (file,) = tmp_path.rglob("model.safetensors")
     assert not [name for name in load_file(file) if name.startswith("encoder.")]
-    load_resume(tmp_path, named, optimizer, rank=0, world=1)
+    load_resume(tmp_path, named, optimizer, rank=0, world_size=1)
     named.encoder = pretrained(seed=2).requires_grad_(False)
     with pytest.raises(ValueError, match="another pretrained than the one installed here"):
-        load_resume(tmp_path, named, optimizer, rank=0, world=1)
+        load_resume(tmp_path, named, optimizer, rank=0, world_size=1)
 
 
 def test_resuming_with_another_number_of_processes_is_refused(tmp_path):
     model = tiny.vlm()
     optimizer = trained_a_little(model)
-    save_resume(tmp_path, model, optimizer, {"step": 1}, rank=0, world=1)
+    save_resume(tmp_path, model, optimizer, {"step": 1}, rank=0, world_size=1)
     with pytest.raises(ValueError, match="another number of processes than 2"):
-        load_resume(tmp_path, model, optimizer, rank=0, world=2)
+        load_resume(tmp_path, model, optimizer, rank=0, world_size=2)
 
 
 def test_resuming_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing to resume.*without --resume"):
-        load_resume(tmp_path, tiny.vlm(), None, rank=0, world=1)
+        load_resume(tmp_path, tiny.vlm(), None, rank=0, world_size=1)
 
 
 @pytest.fixture(scope="session")

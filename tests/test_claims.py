@@ -9,17 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.chat import alone
-from dataset.feedback.claims import Claim, Failed, Item, by_rule, claims_by_judge, claims_by_rule, facts_of, sentences, whole
-from dataset.feedback.labels import NO, TRUTH, YES, Asked, YesNo, by_judge, by_model, prompt, yes_or_no
+from dataset.feedback.claims import Claim, Item, by_rule, claims_by_judge, claims_by_rule, facts_of, sentences, whole
+from dataset.feedback.labels import NO, TRUTH, YES, ClaimQuestion, YesNo, by_judge, by_model, prompt, yes_or_no
+from dataset.judge import Failure
 from dataset.tasks import dialogue
 from dataset.tasks.world import picture
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import SentencePieceTokenizer
 from dataset.world.openmoji import LANGUAGES, categories
 from dataset.world.questions import exists
 from dataset.world.scenes import Object, Scene, draw_scene, sample_scene
 from dataset.world.words import caption, description
-from model.registry import TEMPLATES
+from model.registry import DIVIDERS
+from tests import tiny
 
 BUS, KEY, ANT = (next(c for c in categories() if c.en == name) for name in ("bus", "key", "ant"))
 SCENE = Scene("hand-made", tuple(Object(category, cell, cell % 3 * 32, cell // 3 * 32, 24)
@@ -32,7 +33,7 @@ def item(language: str = "en", scene: Scene | None = SCENE) -> Item:
 
 def questions(answer: str, language: str = "en", **options) -> list[str]:
     found = claims_by_rule(answer, language, "nano", **options)
-    assert not isinstance(found, Failed), found.reason
+    assert not isinstance(found, Failure), found.reason
     return [claim.question for claim in found]
 
 
@@ -45,13 +46,13 @@ def questions(answer: str, language: str = "en", **options) -> list[str]:
     ("There is an ant at the top.", "en", False), ("At the top is one ant.", "en", False),
     ("Two ants and the bus.", "en", False), ("左上有一个蚂蚁。", "zh", False),
 ])  # fmt: skip
-def test_a_sentence_that_is_none_of_its_language_is_a_malformed_claim(text, language, malformed):
+def test_a_sentence_that_is_not_one_of_its_language_is_a_malformed_claim(text, language, malformed):
     claims = claims_by_rule(text, language, "nano")
     assert [claim.malformed for claim in claims] == [malformed] * len(claims)
     assert (claims == [Claim(text, "", malformed=True)]) == malformed
 
 
-def test_a_description_claims_each_thing_once_a_sentence():
+def test_a_description_claims_each_object_once_a_sentence():
     text = "There is a bus at the top left. There is a key at the center. There is a bus at the right."
     assert questions(text) == ["Is there a bus?", "Is there a key?", "Is there a bus?"]
     assert questions("A bus, a key and a bus.") == ["Is there a bus?", "Is there a key?"]
@@ -68,16 +69,16 @@ def test_every_description_and_caption_of_the_world_is_divided_and_true(language
             continue  # a name that is also the word for "there is": the rule leaves it alone
         for text in (description(shown, language), caption(shown, language)):
             claims = claims_by_rule(text, language, which, places=True)
-            assert not isinstance(claims, Failed), claims
+            assert not isinstance(claims, Failure), claims
             assert {claim.objects[0][0] for claim in claims} == {category.en for category in shown.counts}
-            margins = TRUTH.margins([Asked(claim, item(language, shown)) for claim in claims])
+            margins = TRUTH.margins([ClaimQuestion(claim, item(language, shown)) for claim in claims])
             assert margins == [1.0] * len(claims)
 
 
 def test_a_claim_is_asked_as_the_instructions_ask_it():
-    asked = {exists(SCENE, language, random.Random(k), "nano").text for language in LANGUAGES for k in range(40)}
+    wordings = {exists(SCENE, language, random.Random(k), "nano").text for language in LANGUAGES for k in range(40)}
     for language in LANGUAGES:
-        assert questions(caption(SCENE, language), language)[0] in asked
+        assert questions(caption(SCENE, language), language)[0] in wordings
 
 
 def test_places_are_claims_of_their_own_only_when_wanted():
@@ -105,16 +106,16 @@ def test_the_stop_inside_a_name_ends_no_sentence():
 ])  # fmt: skip
 def test_a_sentence_that_says_more_than_the_rule_sees_is_not_divided(text, language, why):
     found = claims_by_rule(text, language, "nano")
-    assert isinstance(found, Failed) and why in found.reason
+    assert isinstance(found, Failure) and why in found.reason
 
 
 def test_a_whole_answer_is_one_claim_true_when_all_of_it_is():
     good, bad, odd = "There is a bus. There is a key.", "There is a bus. There is an ant.", "A wug."
-    found = whole("nano").divide([(item(), text) for text in (good, bad, odd, "")])
-    assert [len(claims) for claims in found[:3]] == [1, 1, 1] and isinstance(found[3], Failed)
+    found = whole(None).divide([(item(), text) for text in (good, bad, odd, "")])
+    assert [len(claims) for claims in found[:3]] == [1, 1, 1] and isinstance(found[3], Failure)
     assert good in found[0][0].question
-    margins = TRUTH.margins([Asked(claims[0], item()) for claims in found[:3]])
-    assert margins[:2] == [1.0, -1.0] and isinstance(margins[2], Failed)
+    margins = TRUTH.margins([ClaimQuestion(claims[0], item()) for claims in found[:3]])
+    assert margins[:2] == [1.0, -1.0] and isinstance(margins[2], Failure)
 
 
 # ---------------------------------------------------------------- dividing by a language model
@@ -126,14 +127,13 @@ class Judge:
     model = "table"
 
     def __init__(self, table: dict):
-        self.table, self.asked = table, []
+        self.table, self.requests = table, []
 
     def ask(self, conversations: list) -> list:
         texts = [messages[-1]["content"] for messages in conversations]
         texts = [text if isinstance(text, str) else text[-1]["text"] for text in texts]
-        self.asked += conversations
-        return [next((reply for end, reply in self.table.items() if text.endswith(end)), SimpleNamespace(reason="HTTP 500"))
-                for text in texts]
+        self.requests += conversations
+        return [next((reply for end, reply in self.table.items() if text.endswith(end)), Failure("HTTP 500")) for text in texts]
 
 
 TABLE = {"Answer: A dog on a sofa.": "- There is a dog.\n- The dog is on a sofa.", "Answer: A dog.": "* There is a dog.",
@@ -148,24 +148,42 @@ def test_a_judge_divides_what_it_can_and_each_fact_is_turned_into_a_question_onc
     assert sofa == [Claim("There is a dog.", "Is there a dog?"), Claim("The dog is on a sofa.", "Is the dog on a sofa?")]
     assert dog == [Claim("There is a dog.", "Is there a dog?")]
     assert "no fact in the reply 'NONE'" in nice.reason and "no question in the reply 'It is.'" in cat.reason
-    assert bird == Failed("HTTP 500")
-    assert len(judge.asked) == 5 + 3  # answers, different facts
+    assert bird == Failure("HTTP 500")
+    assert len(judge.requests) == 5 + 3  # answers, different facts
 
 
 def test_only_what_the_rule_cannot_divide_goes_to_the_judge():
     judge = Judge(TABLE)
     answered = [(item(), text) for text in ("There is a bus.", "A dog.", "")]
-    bus, dog, nothing = by_rule("nano", judge=judge).divide(answered)
+    bus, dog, nothing = by_rule(judge).divide(answered)
     assert [claims[0].question for claims in (bus, dog)] == ["Is there a bus?", "Is there a dog?"]
-    assert isinstance(nothing, Failed)
-    assert len(judge.asked) == 2  # the dog, and its one fact
-    assert all(isinstance(claims, Failed) for claims in by_rule("nano").divide(answered[1:]))
-    assert by_rule("nano", judge=judge).name != by_rule("nano").name != by_rule("nano", places=True).name
+    assert isinstance(nothing, Failure)
+    assert len(judge.requests) == 2  # the dog, and its one fact
+    assert all(isinstance(claims, Failure) for claims in by_rule(None).divide(answered[1:]))
+
+
+def test_dividers_are_made_by_name_with_their_options_and_tell_them_in_their_own_name():
+    """So that files made with one of them are not taken for another's (dataset/feedback/pipeline.py)."""
+    specs = ("claims", "claims:places=true", "claims:categories=all", "whole", "whole:categories=all")
+    dividers = [DIVIDERS.make(spec, judge=None) for spec in specs] + [DIVIDERS.make("claims", judge=Judge({}))]
+    assert len({divider.name for divider in dividers}) == 6
+    answered = [(item(), "There is a bus at the top left."), (item(), "There is a St. Lucia.")]
+    found = [[len(claims) if isinstance(claims, list) else 0 for claims in divider.divide(answered)] for divider in dividers]
+    assert found == [[1, 0], [2, 0], [1, 1], [1, 1], [1, 1], [1, 0]]
+    for spec, message in (("half", "unknown divider 'half'"), ("whole:places=true", "has no option 'places=true'")):
+        with pytest.raises(ValueError, match=message):
+            DIVIDERS.make(spec, judge=None)
+
+
+def test_a_judge_that_answers_nothing_at_all_is_an_error_and_no_claims_are_kept():
+    """An endpoint that is down: every answer would be undivided, and stay so in the file."""
+    with pytest.raises(ValueError, match="the judge table answered none of 2 requests: HTTP 500"):
+        claims_by_judge(Judge({}), [(item(), "A dog."), (item(), "A cat.")])
 
 
 def test_a_judge_is_not_called_for_nothing():
     assert claims_by_judge(Judge({}), []) == []
-    assert isinstance(facts_of("There is a dog, I think."), Failed)
+    assert isinstance(facts_of("There is a dog, I think."), Failure)
 
 
 # ---------------------------------------------------------------- labelling
@@ -175,8 +193,8 @@ def test_a_judge_is_not_called_for_nothing():
 def test_the_truth_accepts_what_is_there_and_rejects_what_is_not(language):
     true = [Claim("", "", ((BUS.en, None),)), Claim("", "", ((BUS.en, 4),)), Claim("", "", ((BUS.en, 0), (KEY.en, 2)))]
     false = [Claim("", "", ((ANT.en, None),)), Claim("", "", ((BUS.en, 2),)), Claim("", "", ((BUS.en, 0), (ANT.en, 2)))]
-    assert TRUTH.margins([Asked(claim, item(language)) for claim in true]) == [1.0] * 3
-    assert TRUTH.margins([Asked(claim, item(language)) for claim in false]) == [-1.0] * 3
+    assert TRUTH.margins([ClaimQuestion(claim, item(language)) for claim in true]) == [1.0] * 3
+    assert TRUTH.margins([ClaimQuestion(claim, item(language)) for claim in false]) == [-1.0] * 3
 
 
 @pytest.mark.parametrize(("text", "language", "expected"), [
@@ -185,26 +203,24 @@ def test_the_truth_accepts_what_is_there_and_rejects_what_is_not(language):
     (f"左上有一个{BUS.zh}。上方有一个{ANT.zh}。", "zh", [1, 1, -1, -1]),
     (f"左边有一个{KEY.zh}。", "zh", [1, -1]),
 ])  # fmt: skip
-def test_hallucinated_things_and_places_are_rejected_and_the_others_accepted(text, language, expected):
+def test_hallucinated_objects_and_places_are_rejected_and_the_others_accepted(text, language, expected):
     claims = claims_by_rule(text, language, "nano", places=True)
-    assert TRUTH.margins([Asked(claim, item(language)) for claim in claims]) == expected
+    assert TRUTH.margins([ClaimQuestion(claim, item(language)) for claim in claims]) == expected
 
 
 def test_the_truth_says_nothing_about_what_it_does_not_know():
-    photo = TRUTH.margins([Asked(Claim("", "Is there a bus?", ((BUS.en, None),)), item(scene=None))])
-    fact = TRUTH.margins([Asked(Claim("It rains.", "Does it rain?"), item())])
-    assert isinstance(photo[0], Failed) and isinstance(fact[0], Failed)
+    photo = TRUTH.margins([ClaimQuestion(Claim("", "Is there a bus?", ((BUS.en, None),)), item(scene=None))])
+    fact = TRUTH.margins([ClaimQuestion(Claim("It rains.", "Does it rain?"), item())])
+    assert isinstance(photo[0], Failure) and isinstance(fact[0], Failure)
 
 
-def test_a_model_is_asked_the_bare_question_unless_it_needs_to_be_told_how_to_answer():
-    seen = []
-    asked = [Asked(Claim("", f"有{BUS.zh}吗？"), item("zh")), Asked(Claim("", "Is there a bus?"), item("en"))]
-    assert by_model("a", lambda prompts: seen.extend(prompts) or [0.1, 0.2]).margins(asked) == [0.1, 0.2]
-    assert by_model("a", lambda prompts: seen.extend(prompts) or [0.0, 0.0], please=True).margins(asked) == [0.0, 0.0]
-    texts = [one.messages[-1].text for one in seen]
-    assert texts[:2] == [f"有{BUS.zh}吗？", "Is there a bus?"]
-    assert texts[2:] == [f"有{BUS.zh}吗？请回答是或否。", "Is there a bus? Please answer yes or no."]
-    assert all(one.pictures == item().prompt.pictures for one in seen)
+def test_a_model_is_asked_the_bare_question_about_the_pictures():
+    prompts = []
+    questions = [ClaimQuestion(Claim("", f"有{BUS.zh}吗？"), item("zh")), ClaimQuestion(Claim("", "Is there a bus?"), item("en"))]
+    labeler = by_model("a", lambda conversations: prompts.extend(conversations) or [0.1, 0.2])
+    assert labeler.margins(questions) == [0.1, 0.2] and labeler.name == "a"
+    assert [one.messages[-1].text for one in prompts] == [f"有{BUS.zh}吗？", "Is there a bus?"]
+    assert all(one.pictures == item().prompt.pictures for one in prompts)
 
 
 @pytest.mark.parametrize(("reply", "margin"), [
@@ -217,15 +233,17 @@ def test_the_first_word_of_a_reply_decides(reply, margin):
 
 @pytest.mark.parametrize("reply", ["", "There is no bus.", "Not sure", "No idea", "Yesterday", "是否有？", "不确定", "对不起"])
 def test_a_reply_without_a_decision_is_a_failure(reply):
-    assert isinstance(yes_or_no(reply), Failed)
+    assert isinstance(yes_or_no(reply), Failure)
 
 
 def test_a_judge_sees_the_picture_and_what_it_does_not_answer_has_failed():
-    judge = Judge({"Is there a bus? Please answer yes or no.": "Yes.", "Is there an ant? Please answer yes or no.": "Hm."})
-    asked = [Asked(Claim("", f"Is there {name}?"), item()) for name in ("a bus", "an ant", "a key")]
-    bus, ant, key = by_judge(judge).margins(asked)
-    assert bus == 1.0 and "Hm." in ant.reason and key == Failed("HTTP 500")
-    shown, text = judge.asked[0][0]["content"]
+    judge = Judge({"Is there a bus? Please answer yes or no.": "Yes.", "Is there an ant? Please answer yes or no.": "Hm.",
+                   f"有{BUS.zh}吗？请回答是或否。": "是。"})  # a model that was not tuned to is told how to answer
+    questions = [ClaimQuestion(Claim("", f"Is there {name}?"), item()) for name in ("a bus", "an ant", "a key")]
+    chinese = ClaimQuestion(Claim("", f"有{BUS.zh}吗？"), item("zh"))
+    bus, ant, key, again = by_judge(judge).margins([*questions, chinese])
+    assert bus == again == 1.0 and "Hm." in ant.reason and key == Failure("HTTP 500")
+    shown, text = judge.requests[0][0]["content"]
     data = base64.b64decode(shown["image_url"]["url"].removeprefix("data:image/png;base64,"))
     assert Image.open(io.BytesIO(data)).tobytes() == draw_scene(SCENE).tobytes()
     assert text == {"type": "text", "text": "Is there a bus? Please answer yes or no."}
@@ -233,17 +251,7 @@ def test_a_judge_sees_the_picture_and_what_it_does_not_answer_has_failed():
 
 # ---------------------------------------------------------------- a model's own labels
 
-TOKENIZER, TEMPLATE = Tokenizer(), TEMPLATES.make("pupil")
-
-
-class Eyes:
-    views = staticmethod(alone)
-
-    def prepare(self, pictures):
-        self.prepared = list(pictures)
-
-    def __call__(self, pictures):
-        return torch.zeros(len(pictures), 2, 3)
+TOKENIZER = SentencePieceTokenizer()
 
 
 def first(word: str) -> int:
@@ -258,11 +266,12 @@ def test_margins_are_the_probabilities_of_every_yes_less_those_of_every_no_in_th
     def first_logits(batch: dict) -> torch.Tensor:
         sizes.append(len(batch["input_ids"]))
         user, assistant, image = (TOKENIZER.id(name) for name in ("<|user|>", "<|assistant|>", "<image>"))
-        said = [[n for n in ids[ids.index(user) + 1 : ids.index(assistant)] if n != image] for ids in batch["input_ids"].tolist()]
-        return torch.stack([logits[TOKENIZER.decode(ids).removeprefix("1")] for ids in said])
+        rows = batch["input_ids"].tolist()
+        spoken = [[n for n in ids[ids.index(user) + 1 : ids.index(assistant)] if n != image] for ids in rows]
+        return torch.stack([logits[TOKENIZER.decode(ids).removeprefix("1")] for ids in spoken])
 
-    label = YesNo(TEMPLATE, TOKENIZER, 2, Eyes(), first_logits, batch_size=2)
-    margins = label([prompt(Asked(Claim("", text), item()), False) for text in texts])
+    label = YesNo(tiny.processor(), first_logits, batch_size=2)
+    margins = label([prompt(ClaimQuestion(Claim("", text), item())) for text in texts])
     for text, margin in zip(texts, margins, strict=True):
         p = logits[text].softmax(-1)
         expected = sum(p[first(word)] for word in YES) - sum(p[first(word)] for word in NO)
@@ -274,4 +283,4 @@ def test_margins_are_the_probabilities_of_every_yes_less_those_of_every_no_in_th
 def test_yes_and_no_that_begin_alike_are_refused():
     same = SimpleNamespace(encode=lambda text: [7, 8])
     with pytest.raises(ValueError, match="begins yes and no with the same tokens"):
-        YesNo(TEMPLATE, same, 2, Eyes(), lambda batch: None)([])
+        YesNo(tiny.processor(tokenizer=same), lambda batch: None)([])

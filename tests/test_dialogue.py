@@ -7,17 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset.bad_rows import BadRow
 from dataset.chat import Message, pupil
 from dataset.dialogue import Dialogue, split
-from dataset.images import BadRow, from_bytes, from_image
-from dataset.tokenizer import Tokenizer
+from dataset.images import from_bytes, from_image
+from dataset.processor import Processor
+from dataset.tokenizer import SentencePieceTokenizer
+from dataset.vision.image_processor import OneRank
 from model.config import VLMConfig
 from model.generate import stream
 from model.vlm import VLM
-from tests.tiny import llm_config
+from tests import tiny
+from tests.tiny import IMAGE_TOKENS, llm_config
 
-TOKENIZER = Tokenizer()
-IMAGE_TOKENS = 5
+TOKENIZER = SentencePieceTokenizer()
 RED, BLUE, GREEN = (from_image(Image.new("RGB", (8, 8), colour)) for colour in ("red", "blue", "green"))
 
 
@@ -48,9 +51,14 @@ class Model:
         return [TOKENIZER.model.id_to_piece(token) for token in self.batches[-1]["input_ids"][0].tolist()]
 
 
-def dialogue(model, max_length: int = 1000, **changes) -> Dialogue:
-    facts = {"template": pupil(), "tokenizer": TOKENIZER, "image_tokens": IMAGE_TOKENS, "max_length": max_length}
-    return Dialogue(model, look, **{**facts, **changes})
+class Colours(tiny.Images):
+    """In the place of an image processor: of every picture its colour."""
+
+    __call__ = staticmethod(look)
+
+
+def dialogue(model, max_prompt_tokens: int = 1000, messages=()) -> Dialogue:
+    return Dialogue(model, tiny.processor(tokenizer=TOKENIZER, images=Colours()), max_prompt_tokens, messages)
 
 
 def test_the_second_message_is_answered_in_view_of_the_first_and_of_every_picture():
@@ -119,7 +127,7 @@ def test_a_model_that_ends_at_once_still_answers():
 
 def test_what_no_longer_fits_is_left_out_by_whole_exchanges_the_oldest_first():
     model = Model(*"abcdef")
-    talk = dialogue(model, max_length=40)
+    talk = dialogue(model, max_prompt_tokens=40)
     forgotten = []
     for number in range(6):
         list(talk.say([(RED, BLUE, GREEN)[number % 3], f"question {number}"]))
@@ -138,7 +146,7 @@ def test_what_no_longer_fits_is_left_out_by_whole_exchanges_the_oldest_first():
 
 def test_what_the_system_said_is_never_left_out():
     model = Model("a", "b")
-    talk = dialogue(model, max_length=20, messages=[Message("system", ("be brief",))])
+    talk = dialogue(model, max_prompt_tokens=20, messages=[Message("system", ("be brief",))])
     list(talk.say(["one two three four five"]))
     list(talk.say(["six seven eight nine ten"]))
     assert talk.forgotten == 1
@@ -150,7 +158,7 @@ def test_what_the_system_said_is_never_left_out():
 @pytest.mark.parametrize("parts", [[RED, RED, RED, "too many pictures"], [from_bytes(b"no image"), "what is this?"]])
 def test_a_message_that_cannot_be_used_is_refused_and_changes_nothing(parts):
     model = Model("a", "b")
-    talk = dialogue(model, max_length=18)
+    talk = dialogue(model, max_prompt_tokens=18)
     list(talk.say(["hello"]))
     before = list(talk.messages)
     with pytest.raises(BadRow, match="cannot be opened|tokens long"):
@@ -180,10 +188,8 @@ def test_a_real_model_talks_over_two_turns_with_pictures_in_both():
     spec = "clip_random:size=8,patch=4,width=16,layers=1,heads=2"
     config = VLMConfig(llm_config(vocab_size=TOKENIZER.vocab_size), spec, "linear", TOKENIZER.image)
     model = VLM(config)
-    talk = dialogue(
-        partial(stream, model, max_new_tokens=6, stop_ids={TOKENIZER.end}, temperature=1.0, banned=[TOKENIZER.image]),
-        max_length=100, image_tokens=model.image_tokens,
-    )  # fmt: skip
+    processor = Processor.of(model, TOKENIZER, OneRank())
+    talk = Dialogue(partial(stream, model, max_new_tokens=6, temperature=1.0, **processor.sampling), processor, 100)
     first = list(talk.say([RED, BLUE, "?"]))[-1]
     second = list(talk.say([GREEN, "?"]))[-1]
     assert [message.text for message in talk.messages] == ["?", first, "?", second]

@@ -1,7 +1,8 @@
 """Stage 3 from pairs to a checkpoint: the self-tests of DPO, the bugs that others have had, and the script as people run it.
 
-The eight self-tests: step 0 is exactly ln 2, swapping flips the margin, padding and batch size change nothing, LoRA starts as the
-base, a cached reference is the live one, five pairs overfit, a shuffled picture lowers accuracy, iterations renew the reference.
+The eight self-tests: step 0 is exactly ln 2, swapping flips the margin (test_dpo_losses.py), padding and batch size change
+nothing, LoRA starts as the base, a stored reference is the live one, six pairs overfit, a shuffled picture lowers accuracy,
+iterations renew the reference.
 """
 
 import dataclasses
@@ -16,53 +17,46 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dataset import preferences
-from dataset.chat import Conversation, Message
-from dataset.collate import pad
+from dataset.chat import Conversation, Message, Pair, Preference
 from dataset.images import from_image
-from dataset.preferences import Preference, join
-from dataset.tokenizer import MODEL_FILE, Tokenizer
+from dataset.preferences import load_preferences
+from dataset.processor import Processor
+from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
 from model import checkpoint, lora
-from model.best import Chosen, quality
-from model.by_preferences import answer_logps, preference_objective, sums_now
-from model.config import preset
+from model.best import BestCheckpoint, chair_and_cover
+from model.cli import from_mapping
+from model.dpo import reference
+from model.dpo.losses import Pairs, rewards
+from model.dpo.reference import answer_logps
 from model.generate import Answer, generate
-from model.losses import IGNORE, PREFERENCE_LOSSES, PreferenceOptions, answer_sums, as_pairs, next_token_targets, rewards
-from model.optimizer import make_optimizer
-from model.recipe import trainable
-from model.reference import of_pairs
-from model.registry import TEMPLATES
+from model.losses import score, sum_by_document
+from model.recipe import Mode, set_trainable
+from model.reference import policy_fingerprint, reference_model
+from model.registry import PREFERENCE_LOSSES, UserError
 from model.runtime import Run
 from model.vlm import VLM
-from tests.conftest import ENCODER, ROOT, torchrun
+from tests import tiny
+from tests.conftest import ROOT
 from tests.miniatures import lines
-from tests.test_preferences import OFFICIAL, write_official
+from tests.test_preferences import GOOD, OFFICIAL, WRONG, write_official
 
 SCRIPT = SimpleNamespace(**runpy.run_path(str(ROOT / "3-rl_vlm.py")))
-TOKENIZER, TEMPLATE = Tokenizer(), TEMPLATES.make("pupil")
+TOKENIZER = SentencePieceTokenizer()
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 ORDERS = list(itertools.permutations(COLOURS, 2))  # (right, wrong): every colour is as often one as the other
-
-
-def tiny_model() -> VLM:
-    """The nano language model's little sister with a random encoder."""
-    torch.manual_seed(0)
-    config = preset("nano", encoder=ENCODER, vocab_size=TOKENIZER.vocab_size, image_token_id=TOKENIZER.image)
-    llm = dataclasses.replace(config.llm, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                              intermediate_size=96)  # fmt: skip
-    return VLM(dataclasses.replace(config, llm=llm))
 
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Path:
     """A checkpoint to start from."""
     folder = tmp_path_factory.mktemp("start")
-    checkpoint.save(folder, tiny_model(), MODEL_FILE)
+    checkpoint.save(folder, tiny.nano(), MODEL_FILE)
     return folder
 
 
@@ -77,26 +71,42 @@ def about_colours(count: int) -> list[Preference]:
     return rows
 
 
-def rendered(rows: list[Preference], model: VLM, max_length: int = 1000) -> list[preferences.Pair]:
-    return [preferences.render(row, TEMPLATE, TOKENIZER, model.image_tokens, max_length) for row in rows]
+def processor(model: VLM) -> Processor:
+    return Processor.of(model, TOKENIZER, tiny.Ranks())
 
 
-def eyes(model: VLM):
-    from dataset.vision.image_processor import Eyes
-
-    return Eyes(model.encoder, model.config.fit, model.config.tiles, torch.device("cpu"), cache=None)
+def rendered(rows: list[Preference], model: VLM) -> list[Pair]:
+    return [processor(model).pair(row, 1000) for row in rows]
 
 
-def a_run(tmp_path, dtype: str = "fp32") -> Run:
-    return Run(SimpleNamespace(out=tmp_path, device="cpu", dtype=dtype, seed=0, wandb=False, resume=False), "test")
+def batch_of(rows: list[Preference], model: VLM) -> dict:
+    return processor(model).pair_batch(rendered(rows, model))
 
 
-def scored(model: VLM, batch: dict, reference: torch.Tensor, beta: float = 0.1):
-    """The pairs of a batch under the model, and the accuracy of their rewards."""
-    with torch.no_grad():
-        pairs = as_pairs(*answer_logps(model, batch), reference)
-    chosen, rejected = rewards(pairs, beta)
-    return pairs, (chosen > rejected).float().mean().item()
+def train(model: VLM, llm: str, connector: str = "freeze") -> None:
+    for name, mode in (("llm", llm), ("connector", connector), ("encoder", "freeze")):
+        set_trainable(model.parts[name], Mode.parse(mode))
+
+
+def a_run(tmp_path: Path, dtype: str = "fp32") -> Run:
+    return Run.inference(tmp_path, "cpu", dtype, 0)
+
+
+def logps_now(model: VLM, batch: dict) -> torch.Tensor:
+    """(2N,) in fp32."""
+    return answer_logps(model, a_run(Path("unused")), batch)
+
+
+def as_pairs(logps: torch.Tensor, lengths: torch.Tensor, of_reference: torch.Tensor) -> Pairs:
+    """Chosen and rejected answers by turns."""
+    return Pairs(logps[0::2], logps[1::2], of_reference[0::2], of_reference[1::2], lengths[0::2], lengths[1::2])
+
+
+def reward_accuracy(model: VLM, batch: dict, of_reference: torch.Tensor) -> float:
+    """How often the chosen answer has the higher reward under the model as it is."""
+    logps = logps_now(model, batch)
+    chosen, rejected = rewards(as_pairs(logps, torch.ones_like(logps), of_reference), 0.1)
+    return (chosen > rejected).float().mean().item()
 
 
 # ---------------------------------------------------------------- log-probabilities of answers
@@ -104,210 +114,259 @@ def scored(model: VLM, batch: dict, reference: torch.Tensor, beta: float = 0.1):
 
 def test_the_sum_is_that_of_the_answer_and_its_end_one_token_at_a_time():
     """Against the plainest way: the prompt and the answer through the model, and log-softmax at each place."""
-    model = tiny_model().eval()
-    pairs = rendered(about_colours(2), model)
-    sums = sums_now(model, a_run(Path("unused")), join(pairs, eyes(model)))
-    for k, document in enumerate(document for pair in pairs for document in (pair.chosen, pair.rejected)):
-        batch = join([dataclasses.replace(pairs[0], chosen=document, rejected=document)], eyes(model))
-        half = {name: value[:, : len(document)] if name != "pixels" else value[:1] for name, value in batch.items()
-                if torch.is_tensor(value)}  # fmt: skip
+    model, rows = tiny.nano().eval(), about_colours(2)
+    sums = logps_now(model, batch_of(rows, model))
+    answers = [answer for row in rows for answer in (row.chosen, row.rejected)]
+    documents = [document for pair in rendered(rows, model) for document in (pair.chosen, pair.rejected)]
+    for document, answer, found in zip(documents, answers, sums.tolist(), strict=True):
+        batch = processor(model).batch([document])
         with torch.no_grad():
-            logps = model(half, half["document_ids"] >= 0).double().log_softmax(-1)  # (T, V)
+            logps = model(batch, batch["document_ids"] >= 0).double().log_softmax(-1)  # (T, V)
         expected = sum(logps[t - 1, document.input_ids[t]].item() for t in range(len(document)) if document.learn[t])
-        assert sums[k].item() == pytest.approx(expected, abs=1e-3)
-        assert sum(document.learn) == len(TOKENIZER.encode(about_colours(2)[k // 2].chosen if k % 2 == 0 else
-                                                           about_colours(2)[k // 2].rejected)) + 1  # fmt: skip
+        assert found == pytest.approx(expected, abs=1e-3)
+        assert sum(document.learn) == len(TOKENIZER.encode(answer)) + 1
 
 
-def test_what_the_sampler_said_is_scored_as_the_sampler_scored_it():
-    model = tiny_model().eval()
-    row = about_colours(1)[0]
-    prompt = preferences.render(row, TEMPLATE, TOKENIZER, model.image_tokens, 1000).chosen
-    length = prompt.learn.index(True)
-    asked = dataclasses.replace(prompt, input_ids=prompt.input_ids[:length], learn=prompt.learn[:length])
-    (answer,) = generate(model, pad([asked], eyes(model), TOKENIZER.pad), max_new_tokens=6, stop_ids={TOKENIZER.end},
+def test_what_was_sampled_is_scored_as_it_was_when_it_was_sampled():
+    model = tiny.nano().eval()
+    pair = rendered(about_colours(1), model)[0]
+    length = pair.chosen.learn.index(True)
+    prompt = dataclasses.replace(pair.chosen, input_ids=pair.chosen.input_ids[:length], learn=pair.chosen.learn[:length])
+    (answer,) = generate(model, processor(model).padded([prompt]), max_new_tokens=6, stop_ids={TOKENIZER.id("<|end|>")},
                          temperature=1.0, generator=torch.Generator().manual_seed(1))  # fmt: skip
-    tokens = answer.tokens + [TOKENIZER.end] * answer.stopped
-    said = dataclasses.replace(prompt, input_ids=asked.input_ids + tokens, learn=asked.learn + [True] * len(tokens))
-    sums = sums_now(model, a_run(Path("unused")), join([preferences.Pair(said, said)], eyes(model)))
+    tokens = answer.tokens + [TOKENIZER.id("<|end|>")] * answer.stopped
+    document = dataclasses.replace(prompt, input_ids=prompt.input_ids + tokens, learn=prompt.learn + [True] * len(tokens))
+    sums = logps_now(model, processor(model).pair_batch([Pair(document, document)]))
     assert sums.tolist() == pytest.approx([sum(answer.logps)] * 2, abs=1e-4)
 
 
 def test_padding_and_batch_size_leave_log_probabilities_unchanged():
-    model = tiny_model().eval()
+    model = tiny.nano().eval()
     pairs = rendered(about_colours(6), model)
-    run = a_run(Path("unused"))
-    together = sums_now(model, run, join(pairs, eyes(model)))
-    alone = torch.cat([sums_now(model, run, join([pair], eyes(model))) for pair in pairs])
+    together = logps_now(model, processor(model).pair_batch(pairs))
+    alone = torch.cat([logps_now(model, processor(model).pair_batch([pair])) for pair in pairs])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
-    documents = [document for pair in pairs for document in (pair.chosen, pair.rejected)]
-    padded = pad(documents, eyes(model), TOKENIZER.pad)
-    torch.testing.assert_close(sums_now(model, run, padded), together, atol=1e-4, rtol=0)
+    padded = processor(model).padded([document for pair in pairs for document in (pair.chosen, pair.rejected)])
+    torch.testing.assert_close(logps_now(model, padded), together, atol=1e-4, rtol=0)
 
 
-def test_the_reference_is_taken_in_evaluation_mode_without_gradient_and_leaves_the_mode_as_it_was(tmp_path):
+def test_the_reference_is_taken_in_evaluation_mode_without_gradient_and_leaves_the_mode_as_it_was():
     """`the reference in train mode or another dtype`."""
-    model = tiny_model().train()
+    model = tiny.nano().train()
     model.llm.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: output + 100 * module.training)
-    batch = join(rendered(about_colours(2), model), eyes(model))
-    sums = sums_now(model, a_run(tmp_path), batch)
+    batch = batch_of(about_colours(2), model)
+    sums = logps_now(model, batch)
     assert model.training and not sums.requires_grad
-    torch.testing.assert_close(sums, sums_now(model.eval(), a_run(tmp_path), batch))
+    torch.testing.assert_close(sums, logps_now(model.eval(), batch))
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("full", "fp32"), ("full", "bf16"), ("lora:4", "fp32"), ("lora:4", "bf16")])
 def test_the_loss_at_step_zero_is_exactly_ln_2(tmp_path, mode, dtype):
     """Bit for bit: policy and reference go through one function in one precision, the policy in train mode."""
-    model = tiny_model().train()
-    for name, part in model.parts.items():
-        trainable(part, mode if name == "llm" else "freeze")
-    batch = join(rendered(about_colours(4), model), eyes(model))
-    run = a_run(tmp_path, dtype)
-    reference = made_reference(model, [batch], tmp_path, run)
+    model = tiny.nano().train()
+    train(model, mode)
+    batch, run = batch_of(about_colours(4), model), a_run(tmp_path, dtype)
+    of_reference = precomputed(model, [batch], run)(batch)
     with run.autocast():
-        logps, documents = answer_logps(model, batch)
-    pairs = as_pairs(logps, documents, reference(batch))
-    loss = PREFERENCE_LOSSES["dpo"](pairs, PreferenceOptions(0.1))
-    assert torch.equal(loss, torch.full((4,), math.log(2)))
-    total, measured = preference_objective(pairs, PreferenceOptions(0.1), "dpo", 0.0)
-    assert total.item() == pytest.approx(4 * math.log(2)) and measured["margin"] == measured["accuracy"] == 0
+        scores = score(model, batch)
+    pairs = as_pairs(*sum_by_document(scores.logps, scores.owner, 8), of_reference)
+    dpo = PREFERENCE_LOSSES.make("dpo")
+    assert torch.equal(dpo(pairs), torch.full((4,), math.log(2)))
+    assert not dpo.log(pairs)["margin"].any() and not dpo.log(pairs)["reward_accuracy"].any()
 
 
-class Given(list):
-    """Batches that are there already."""
+class Batches(list):
+    """Batches that are there already, in the place of a stream of them."""
 
     batch = list.__getitem__
 
 
-def made_reference(model: VLM, batches: list[dict], tmp_path, run: Run | None = None, resume: bool = False):
+def precomputed(model: VLM, batches: list[dict], run: Run, resume: bool = False):
     """What dpo compares these batches with."""
-    return of_pairs(Given(batches), len(batches), "dpo", run or a_run(tmp_path), model, "made", None, resume)
+    run.config = dataclasses.replace(run.config, resume=resume)
+    return reference.precomputed(Batches(batches), len(batches), run, model, "made", None)
 
 
-def test_a_cached_reference_is_the_live_one_and_stays_where_the_policy_leaves(tmp_path):
+def test_a_stored_reference_is_the_live_one_and_stays_where_the_policy_leaves(tmp_path):
     """`the reference re-copied each step (loss stays ln 2)`: with the policy's own weights the margin could never move."""
-    model = tiny_model()
-    batches = [join(rendered(about_colours(6)[k : k + 2], model), eyes(model)) for k in (0, 2, 4)]
-    live = [sums_now(model, a_run(tmp_path), batch) for batch in batches]
-    reference = made_reference(model, batches, tmp_path)
+    model, run = tiny.nano(), a_run(tmp_path)
+    batches = [batch_of(about_colours(6)[k : k + 2], model) for k in (0, 2, 4)]
+    now = [logps_now(model, batch) for batch in batches]
+    copy = reference.live(reference_model(model), run)  # of pairs that are sampled in each step
+    stored = precomputed(model, batches, run)
     with torch.no_grad():
         model.connector.proj.weight.add_(0.5)
-    assert all(torch.equal(reference(batch), expected) for batch, expected in zip(batches, live))
-    assert not torch.allclose(sums_now(model, a_run(tmp_path), batches[0]), live[0])
-    from_file = made_reference(model, batches, tmp_path, resume=True)  # read back, not computed with the weights of now
-    assert all(torch.equal(from_file(batch), expected) for batch, expected in zip(batches, live))
+    from_file = precomputed(model, batches, run, resume=True)  # read back, not computed with the weights of now
+    for batch, expected in zip(batches, now):
+        assert all(torch.equal(of(batch), expected) for of in (copy, stored, from_file))
+    assert not torch.allclose(logps_now(model, batches[0]), now[0])
 
 
-def test_with_lora_the_reference_is_the_model_before_and_needs_no_file(tmp_path):
-    model = tiny_model()
-    batch = join(rendered(about_colours(3), model), eyes(model))
-    before = sums_now(model, a_run(tmp_path), batch)
-    for name, part in model.parts.items():
-        trainable(part, "lora:4" if name == "llm" else "freeze")
-    reference = made_reference(model, [batch], tmp_path)
+def test_with_lora_the_reference_is_the_model_before_and_needs_neither_a_second_model_nor_a_file(tmp_path):
+    model = tiny.nano()
+    batch = batch_of(about_colours(3), model)
+    before = logps_now(model, batch)
+    train(model, "lora:4")
+    of_pairs = precomputed(model, [batch], a_run(tmp_path))
     for part in lora.adapters(model):
         torch.nn.init.normal_(part.lora_b)
-    assert torch.equal(reference(batch), before)
-    assert not torch.allclose(sums_now(model, a_run(tmp_path), batch), before)
+    assert torch.equal(of_pairs(batch), before)
+    assert not torch.allclose(logps_now(model, batch), before)
+    with reference_model(model)() as the_reference:
+        assert the_reference is model
     assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="the reference is the model without them: leave out --reference"):
+        reference.precomputed(Batches([batch]), 1, a_run(tmp_path), model, "made", tmp_path / "reference.npz")
 
 
-def test_adapters_switched_off_are_no_reference_where_the_connector_moves_too(tmp_path):
-    model = tiny_model()
-    batch = join(rendered(about_colours(3), model), eyes(model))
-    before = sums_now(model, a_run(tmp_path), batch)
-    for name, mode in (("llm", "lora:4"), ("connector", "full"), ("encoder", "freeze")):
-        trainable(model.parts[name], mode)
-    reference = made_reference(model, [batch], tmp_path)
+def test_adapters_switched_off_are_not_the_reference_where_the_connector_is_trained_too(tmp_path):
+    model = tiny.nano()
+    batch = batch_of(about_colours(3), model)
+    before = logps_now(model, batch)
+    train(model, "lora:4", connector="full")
+    of_pairs = precomputed(model, [batch], a_run(tmp_path))
     with torch.no_grad():
         model.connector.proj.weight.add_(0.5)
-    assert torch.equal(reference(batch), before)
+    assert torch.equal(of_pairs(batch), before)
+    with reference_model(model)() as the_reference:
+        assert the_reference is not model
+
+
+def test_a_loss_without_a_reference_compares_with_nothing():
+    model = tiny.nano()
+    assert torch.equal(reference.none(batch_of(about_colours(3), model)), torch.zeros(6))
 
 
 # ---------------------------------------------------------------- learning
 
 
-def trained(model: VLM, pairs, steps: int, lr: float, algo: str = "dpo", nll_weight: float = 0.0, beta: float = 0.1):
-    """Whole-batch steps of the script's own functions; returns the batch and the reference."""
-    batch = join(pairs, eyes(model))
-    reference = sums_now(model, a_run(Path("unused")), batch)
-    optimizer = make_optimizer(model, "adamw", lr=lr, weight_decay=0.0)
-    for _ in range(steps):
-        loss, _ = preference_objective(as_pairs(*answer_logps(model, batch), reference),
-                                              PreferenceOptions(beta), algo, nll_weight)  # fmt: skip
-        (loss / len(pairs)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return batch, reference
+def flags(kind: str = "DPO", **given):
+    """The script's dataclass with these flags, by their names on the command line."""
+    return from_mapping(getattr(SCRIPT, kind)(), {"device": "cpu", "bench": "", "log_every": 1, **given}, "test")
 
 
-@pytest.mark.parametrize(("algo", "mode"), [(algo, "full") for algo in PREFERENCE_LOSSES if algo != "sft_chosen"]
-                         + [("dpo", "lora:8")])  # fmt: skip
-def test_five_pairs_overfit_to_accuracy_one(algo, mode):
-    model = tiny_model()
-    for name, part in model.parts.items():
-        trainable(part, "freeze" if name == "encoder" else mode if name == "llm" else "freeze")
-    pairs = rendered(about_colours(5), model)
-    batch, reference = trained(model, pairs, steps=40, lr=3e-3, algo=algo)
-    _, accuracy = scored(model, batch, reference)
-    assert accuracy == 1.0
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch):
+    """Runs inside this process draw none: each takes a second, and test_runtime.py tests them."""
+    monkeypatch.setattr("model.runtime.draw_curves", lambda history, file: None)
 
 
-def test_a_shuffled_picture_lowers_reward_accuracy():
+def write_pairs(folder: Path, rows: list[Preference]) -> Path:
+    """Pipeline jsonl, with the pictures beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for k, row in enumerate(rows):
+        row.pictures[0].load().save(folder / f"{k}.png")
+        found.append({"image_path": f"{k}.png", "question": row.prompt.messages[0].text, "chosen": row.chosen,
+                      "rejected": row.rejected})  # fmt: skip
+    return lines(folder / "pairs.jsonl", found)
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def overfit(start, tmp_path_factory):
+    """`overfit("dpo:beta=0.1")`: the folder of a run of the script on six pairs, all of them in each of its 12 steps."""
+    folder, done = tmp_path_factory.mktemp("overfit"), {}
+    data = write_pairs(folder / "data", about_colours(len(ORDERS)))
+
+    def overfit(algo: str, **more) -> Path:
+        name = f"{algo}{sorted(more.items())}"
+        if name not in done:
+            done[name] = folder / str(len(done))
+            SCRIPT.dpo_iterations(flags(algo=algo, init=start, data=[str(data)], out=done[name], batch_size=len(ORDERS), lr=3e-3,
+                                        warmup=1, max_steps=12, feature_cache=folder / "features", **more))  # fmt: skip
+        return done[name]
+
+    return overfit
+
+
+@pytest.mark.parametrize("algo", PREFERENCE_LOSSES.names())
+def test_every_loss_overfits_six_pairs_to_accuracy_one(algo, overfit, start):
+    """The preference loss alone, without the SFT term; sft_chosen, the control, has nothing else."""
+    weight = float(algo == "sft_chosen")
+    folder = overfit(algo, sft_weight=weight)
+    *rows, end = log_of(folder)
+    assert [row["step"] for row in rows] == list(range(12)) and end["step"] == 12
+    assert rows[-1]["reward_accuracy"] == 1 and rows[-1]["margin"] > 0 and rows[-1]["loss"] < rows[0]["loss"]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["preference_loss"] + weight * row["sft_loss"], rel=1e-5)
+        assert row["margin"] == pytest.approx(row["reward_chosen"] - row["reward_rejected"], abs=1e-4)
+        assert row["sft_loss"] == pytest.approx(-row["logp_chosen"])
+        assert (row["preference_loss"] == 0) == (algo == "sft_chosen") and row["lr"] > 0
+    unmoved = {"dpo": math.log(2), "robust": math.log(2), "hinge": 1.0, "apo_zero": 1.0, "bco": 2 * math.log(2), "ipo": 25.0,
+               "mpo": 1.2 * math.log(2), "sft_chosen": 0.0}  # fmt: skip
+    if algo in unmoved:
+        assert rows[0]["preference_loss"] == pytest.approx(unmoved[algo], rel=1e-5)
+        assert rows[0]["margin"] == rows[0]["reward_chosen"] == rows[0]["reward_accuracy"] == 0
+    assert (folder / "reference.npz").is_file() == (algo != "simpo")
+    moved = changed(start, folder)
+    assert moved and all(name.startswith("llm.") for name in moved)
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """The tensors that differ between two checkpoints of the same model."""
+    one, two = (load_file(folder / "model.safetensors") for folder in (before, after))
+    assert one.keys() == two.keys()
+    return {name for name in one if not torch.equal(one[name], two[name])}
+
+
+def test_lora_overfits_six_pairs_too_and_stores_no_reference(overfit, start):
+    folder = overfit("dpo", sft_weight=0.0, train={"llm": "lora:8"})
+    rows = log_of(folder)
+    assert rows[0]["preference_loss"] == pytest.approx(math.log(2), rel=1e-6) and rows[11]["reward_accuracy"] == 1
+    assert not (folder / "reference.npz").exists() and changed(start, folder)
+
+
+def test_what_is_compared_is_the_stored_reference_of_each_answer(overfit, start):
+    """Chosen and rejected answers by turns: at step 0 the log's means are those of the file, each side by its own tokens."""
+    folder = overfit("dpo", sft_weight=0.0)
+    pairs = {pair.key: pair for pair in rendered([*load_preferences(folder.parent / "data")], checkpoint.load(start))}
+    with np.load(folder / "reference.npz") as stored:
+        logps = dict(zip(stored["keys"].tolist(), stored["logps"].tolist(), strict=True))
+    assert logps.keys() == pairs.keys()
+    for side, name in enumerate(("chosen", "rejected")):
+        lengths = {key: sum(getattr(pair, name).learn) for key, pair in pairs.items()}
+        row = log_of(folder)[0]
+        assert row[f"length_{name}"] == pytest.approx(sum(lengths.values()) / 6)
+        assert row[f"logp_{name}"] == pytest.approx(sum(logps[key][side] / lengths[key] for key in pairs) / 6, rel=1e-5)
+
+
+def test_a_shuffled_picture_lowers_reward_accuracy(overfit, start):
     """Each answer is chosen as often as it is rejected, so words alone decide nothing."""
-    model = tiny_model()
-    model.encoder.requires_grad_(False)
     rows = about_colours(len(ORDERS))
-    batch, reference = trained(model, rendered(rows, model), steps=60, lr=3e-3)
-    assert scored(model, batch, reference)[1] == 1.0
     pictures = {row.chosen: row.pictures[0] for row in rows}
     shuffled = [dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, messages=(
         Message("user", (pictures[row.rejected], "What colour is it?")),))) for row in rows]  # fmt: skip
-    other = join(rendered(shuffled, model), eyes(model))
-    assert scored(model, other, sums_now(tiny_model(), a_run(Path("unused")), other))[1] <= 0.5
+    before, after = (checkpoint.load(folder) for folder in (start, overfit("dpo", sft_weight=0.0)))
+    accuracies = []
+    for found in (rows, shuffled):
+        batch = batch_of(found, before)
+        accuracies.append(reward_accuracy(after, batch, logps_now(before, batch)))
+    assert accuracies[0] == 1.0 and accuracies[1] <= 0.5
 
 
-def test_the_anchor_keeps_the_chosen_answer_likely():
+def test_the_sft_term_keeps_the_chosen_answer_likely(overfit):
     """DPO alone is content to lower both answers as long as the rejected one falls faster."""
-    ends = {}
-    for weight in (0.0, 1.0):
-        model = tiny_model()
-        batch, reference = trained(model, rendered(about_colours(5), model), steps=40, lr=3e-3, nll_weight=weight)
-        ends[weight] = (scored(model, batch, reference)[0].per_token().chosen - reference[0::2]).mean().item()
-        assert scored(model, batch, reference)[1] == 1.0
-    assert ends[1.0] > ends[0.0] + 1
-
-
-def test_sft_on_the_chosen_minimises_their_likelihood_alone():
-    model = tiny_model()
-    batch = join(rendered(about_colours(3), model), eyes(model))
-    pairs = as_pairs(*answer_logps(model, batch), torch.randn(6))
-    loss, _ = preference_objective(pairs, PreferenceOptions(0.1), "sft_chosen", 1.0)
-    targets = next_token_targets(batch["labels"], batch["document_ids"])
-    learned = targets != IGNORE
-    logps, documents = answer_logps(model, batch)
-    sums, tokens = answer_sums(logps, documents, 6)
-    assert learned.sum() == tokens.sum()
-    torch.testing.assert_close(loss, (-sums / tokens)[0::2].sum())
+    ends = {weight: log_of(overfit("dpo", sft_weight=weight))[11] for weight in (0.0, 1.0)}
+    assert all(end["reward_accuracy"] == 1 for end in ends.values())
+    assert ends[1.0]["logp_chosen"] > ends[0.0]["logp_chosen"] + 1
 
 
 # ---------------------------------------------------------------- the script
 
 
-def write_pairs(folder: Path, count: int = 24) -> Path:
-    """Pipeline jsonl of pairs about colours, of different lengths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for k, row in enumerate(about_colours(count)):
-        row.pictures[0].load().save(folder / f"{k}.png")
-        rows.append({"image_path": f"{k}.png", "question": "What colour is it?" * (1 + k % 3), "chosen": row.chosen,
-                     "rejected": row.rejected + " And a dog." * (k % 4)})  # fmt: skip
-    return lines(folder / "pairs.jsonl", rows)
-
-
 @pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
+    """Pairs about colours, of different lengths."""
+    rows = about_colours(24)
+    for k, row in enumerate(rows):
+        question = Message("user", (row.pictures[0], "What colour is it?" * (1 + k % 3)))
+        rows[k] = dataclasses.replace(row, prompt=dataclasses.replace(row.prompt, messages=(question,)),
+                                      rejected=row.rejected + " And a dog." * (k % 4))  # fmt: skip
+    return write_pairs(tmp_path_factory.mktemp("pairs"), rows)
 
 
 def arguments(start: Path, pairs: Path, *more) -> tuple:
@@ -315,12 +374,15 @@ def arguments(start: Path, pairs: Path, *more) -> tuple:
             "--max_steps", 5, "--epochs", 1, "--save_every", 2, "--log_every", 1, "--warmup", 2, "--lr", 1e-3, *more)  # fmt: skip
 
 
-def log_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+LOGGED = {"step", "seconds", "loss", "preference_loss", "sft_loss", "reward_chosen", "reward_rejected", "margin",
+          "reward_accuracy", "logp_chosen", "logp_rejected", "length_chosen", "length_rejected", "lr", "gradient_norm",
+          "tokens_per_second"}  # fmt: skip
+TIMES = {"seconds", "tokens_per_second"}
 
 
-LOGGED = {"step", "seconds", "loss", "preference_loss", "nll", "reward_chosen", "reward_rejected", "margin", "accuracy",
-          "logp_chosen", "logp_rejected", "length_chosen", "length_rejected", "lr", "gradient_norm", "tokens_per_second"}
+def timeless(folder: Path) -> list[dict]:
+    """The log without what no two runs share."""
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in log_of(folder)]
 
 
 @pytest.fixture(scope="session")
@@ -339,17 +401,15 @@ def test_a_run_writes_a_checkpoint_a_log_and_the_reference(one, start):
     assert rows[4]["loss"] < rows[0]["loss"]
     assert {"model.safetensors", "config.json", "tokenizer.model", "reference.npz", "curves.png"} <= {
         path.name for path in one.iterdir()}  # fmt: skip
-    before, after = load_file(start / "model.safetensors"), load_file(one / "model.safetensors")
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {name for name in before if name.startswith("llm.")}
+    assert changed(start, one) == {name for name in load_file(start / "model.safetensors") if name.startswith("llm.")}
     assert checkpoint.load(one)
 
 
-def test_two_processes_equal_one_that_accumulates(one, start, pairs_file, tmp_path):
-    torchrun(2, "3-rl_vlm.py", *arguments(start, pairs_file, "--algo", "mpo"), cwd=tmp_path)
+def test_two_processes_equal_one_that_accumulates(one, start, pairs_file, run_ranks, tmp_path):
+    run_ranks("3-rl_vlm.py", *arguments(start, pairs_file, "--algo", "mpo"), cwd=tmp_path)
     two = tmp_path / "out" / "dpo"
     for a, b in zip(log_of(one)[:5], log_of(two)[:5], strict=True):
-        assert all(a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5) for name in LOGGED - {"seconds", "tokens_per_second"})
+        assert all(a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5) for name in LOGGED - TIMES)
     begun, ends = load_file(start / "model.safetensors"), [load_file(folder / "model.safetensors") for folder in (one, two)]
     for name, weight in begun.items():
         assert (ends[0][name] - ends[1][name]).norm() <= 1e-3 * (ends[0][name] - weight).norm(), name
@@ -365,77 +425,88 @@ def test_a_killed_run_goes_on_to_exactly_the_same_weights(mode, one, start, pair
         run_script("3-rl_vlm.py", *given, "--out", whole, cwd=tmp_path)
     run_script("3-rl_vlm.py", *given, cwd=tmp_path, die_at_step=3, expect=-signal.SIGKILL)
     run_script("3-rl_vlm.py", *given, "--resume", cwd=tmp_path)
-    ends = [load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "out" / "dpo")]
-    assert ends[0].keys() == ends[1].keys() == load_file(start / "model.safetensors").keys()  # merged: an ordinary checkpoint
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-    logs = [[{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in log_of(folder)]
-            for folder in (whole, tmp_path / "out" / "dpo")]  # fmt: skip
-    assert logs[0] == logs[1]
-    resumed = load_file(next((tmp_path / "out" / "dpo" / "resume").iterdir()) / "model.safetensors")
-    assert any("lora_a" in name for name in resumed) == (mode != "full")
+    resumed = tmp_path / "out" / "dpo"
+    assert changed(whole, resumed) == set() and timeless(whole) == timeless(resumed)
+    assert changed(start, resumed)  # of the same names: merged, an ordinary checkpoint
+    saved = load_file(next((resumed / "resume").iterdir()) / "model.safetensors")
+    assert any("lora_a" in name for name in saved) == (mode != "full")
 
 
-def test_resuming_from_another_start_is_refused(start, pairs_file, run_script, tmp_path):
+def test_a_stale_reference_is_refused_and_so_is_going_on_from_another_start(one, pairs_file, tmp_path):
     """`a stale reference cache silently reused`."""
-    moved = shutil.copytree(start, tmp_path / "start")
-    run_script("3-rl_vlm.py", *arguments(moved, pairs_file, "--max_steps", 2), cwd=tmp_path)
-    model = tiny_model()
+    out, moved = shutil.copytree(one, tmp_path / "dpo"), tiny.nano()
     with torch.no_grad():
-        model.connector.proj.weight.add_(0.1)
-    checkpoint.save(moved, model, MODEL_FILE)
-    done = run_script("3-rl_vlm.py", *arguments(moved, pairs_file, "--max_steps", 4), "--resume", cwd=tmp_path, expect=1)
-    assert "was started from other weights" in done.err and "start again without --resume" in done.err
-    shared = tmp_path / "out" / "dpo" / "reference.npz"
-    more = ("--reference", shared, "--out", "other")
-    done = run_script("3-rl_vlm.py", *arguments(moved, pairs_file), *more, cwd=tmp_path, expect=1)
-    assert "reference.npz is stale" in done.err
-    run_script("3-rl_vlm.py", *arguments(moved, pairs_file, "--max_steps", 1), cwd=tmp_path)  # a fresh start makes its own
+        moved.connector.proj.weight.add_(0.1)
+    checkpoint.save(tmp_path / "moved", moved, MODEL_FILE)
+    given = dict(algo="mpo", init=tmp_path / "moved", data=[str(pairs_file)], batch_size=2, accumulate=2, epochs=1,
+                 feature_cache=tmp_path / "features")  # fmt: skip
+    with pytest.raises(UserError, match="was started from other weights than those of --init now.*start again without --resume"):
+        SCRIPT.dpo_iterations(flags(**given, out=out, max_steps=7, resume=True))
+    with pytest.raises(UserError, match="reference.npz is stale.*Delete it"):
+        SCRIPT.dpo_iterations(flags(**given, out=tmp_path / "other", reference=out / "reference.npz"))
+    stored = (out / "reference.npz").read_bytes()
+    SCRIPT.dpo_iterations(flags(**given, out=out, max_steps=1))  # a fresh start makes its own
+    assert (out / "reference.npz").read_bytes() != stored
+    assert log_of(out)[0]["preference_loss"] == pytest.approx(1.2 * math.log(2), rel=1e-5)
 
 
-@pytest.fixture(scope="session")
-def official(tmp_path_factory) -> Path:
-    return write_official(tmp_path_factory.mktemp("official_dpo"))
+def test_a_reference_file_of_ones_own_holds_all_pairs_and_serves_other_runs(start, pairs_file, tmp_path):
+    given = dict(init=start, data=[str(pairs_file)], batch_size=4, reference=tmp_path / "shared.npz",
+                 feature_cache=tmp_path / "features")  # fmt: skip
+    for out, algo in (("a", "dpo"), ("b", "ipo")):
+        SCRIPT.dpo_iterations(flags(**given, algo=algo, out=tmp_path / out, max_steps=1))
+        assert not (tmp_path / out / "reference.npz").exists()
+        if out == "a":
+            written = (tmp_path / "shared.npz").stat().st_mtime_ns
+    assert (tmp_path / "shared.npz").stat().st_mtime_ns == written
+    with np.load(tmp_path / "shared.npz") as stored:
+        assert len(stored["keys"]) == 24
 
 
-def test_every_official_format_trains_three_steps(official, start, run_script, tmp_path):
-    files = [official / name for name in OFFICIAL]
-    more = ("--data", *files, "--batch_size", 7, "--max_steps", 0)  # an epoch: every row of every file
-    done = run_script("3-rl_vlm.py", *arguments(start, Path()), *more, cwd=tmp_path)
-    assert "20 pairs, 3 steps of 7 on 1 x cpu" in done.out
-    rows = log_of(tmp_path / "out" / "dpo")
+def test_every_official_format_trains_and_a_bad_row_is_named(start, tmp_path, capsys):
+    official = write_official(tmp_path)
+    rows = [json.loads(line) for line in (official / "pipeline.jsonl").read_text().splitlines()]
+    bad = lines(official / "bad.jsonl", [{**rows[0], "rejected": rows[0]["chosen"]}])
+    files = [str(file) for file in (*(official / name for name in OFFICIAL), bad)]
+    SCRIPT.dpo_iterations(flags(init=start, data=files, batch_size=7, epochs=1, warmup=2, lr=1e-3, max_bad=0.1,
+                                out=tmp_path / "out", feature_cache=tmp_path / "features"))  # fmt: skip
+    printed = capsys.readouterr()
+    assert "21 pairs, 3 steps of 7 on 1 x cpu" in printed.out  # an epoch: every row of every file
+    rows = log_of(tmp_path / "out")
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert rows[0]["preference_loss"] == pytest.approx(math.log(2), rel=1e-6)
     assert rows[2]["margin"] > 0
+    assert [rows[0][f"length_{side}"] for side in ("chosen", "rejected")] == [len(TOKENIZER.encode(text)) + 1
+                                                                               for text in (GOOD, WRONG)]
+    assert printed.err.count("skipped ") == 1
+    assert f"skipped {bad}:1: chosen and rejected are the same answer" in printed.err
+    (named,) = map(json.loads, (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines())
+    assert named["row"] == f"{bad}:1"
 
 
-def test_a_bad_row_is_named_and_the_rest_trains(start, pairs_file, run_script, tmp_path):
-    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
-    rows[3]["rejected"] = rows[3]["chosen"]
-    bad = lines(pairs_file.parent / "bad.jsonl", rows)
-    done = run_script("3-rl_vlm.py", *arguments(start, bad, "--max_bad", 0.1, "--max_steps", 0, "--batch_size", 4), cwd=tmp_path)
-    assert "24 pairs, 6 steps of 4" in done.out
-    assert f"skipped {bad}:4: chosen and rejected are the same answer" in done.err
-    assert len((tmp_path / "out" / "dpo" / "bad_rows.jsonl").read_text().splitlines()) == 1
-
-
-@pytest.mark.parametrize("algo", ["robust", "simpo", "sft_chosen"])
-def test_losses_with_needs_of_their_own_train(algo, start, pairs_file, run_script, tmp_path):
-    more = ("--smoothing", 0.1) if algo == "robust" else ("--beta", 2.0) if algo == "simpo" else ()
-    run_script("3-rl_vlm.py", *arguments(start, pairs_file, "--algo", algo, "--max_steps", 3, *more), cwd=tmp_path)
-    rows = log_of(tmp_path / "out" / "dpo")
-    assert rows[2]["loss"] < rows[0]["loss"]
-    assert (tmp_path / "out" / "dpo" / "reference.npz").is_file() == (algo != "simpo")
-
-
-def test_a_trained_encoder_sees_pixels_and_its_reference_is_stored(start, pairs_file, run_script, tmp_path):
-    run_script("3-rl_vlm.py", *arguments(start, pairs_file, "--max_steps", 3, "--train.encoder", "lora:2", "--train.connector",
-                                         "full"), cwd=tmp_path)  # fmt: skip
-    assert not list(tmp_path.rglob("out/features/**/*.npy"))
-    before, after = load_file(start / "model.safetensors"), load_file(tmp_path / "out" / "dpo" / "model.safetensors")
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert before.keys() == after.keys()
+def test_a_trained_encoder_sees_pixels_and_its_reference_is_stored(start, pairs_file, tmp_path):
+    SCRIPT.dpo_iterations(flags(init=start, data=[str(pairs_file)], batch_size=2, max_steps=2, lr=1e-3, warmup=1,
+                                train={"encoder": "lora:2", "connector": "full"}, out=tmp_path / "out",
+                                feature_cache=tmp_path / "features"))  # fmt: skip
+    assert not (tmp_path / "features").exists() and (tmp_path / "out" / "reference.npz").is_file()
+    moved = changed(start, tmp_path / "out")
     assert {"connector.proj.weight", "encoder.transformer.resblocks.0.mlp.c_fc.weight"} <= moved
     assert "encoder.conv1.weight" not in moved
+
+
+@pytest.mark.parametrize("mode", ["full", "lora:4"])
+def test_pairs_of_the_policy_itself_begin_at_ln_2_and_are_compared_with_the_start(mode, start, tmp_path):
+    reward = tmp_path / "mine.py"
+    reward.write_text("def even(example, answer):\n    return float(len(answer) % 2 == 0)\n")
+    SCRIPT.dpo_iterations(flags(
+        "OnlineDPO", init=start, data=["arithmetic:rows=0"], problems=4, prompts=4, group_size=4, reward=f"{reward}:even",
+        max_new_tokens=6, max_steps=3, lr=1e-3, warmup=1, batch_size=3, train={"llm": mode}, out=tmp_path / "out",
+        feature_cache=tmp_path / "features"))  # fmt: skip
+    *rows, _ = log_of(tmp_path / "out")
+    assert len(rows) == 3 and all(LOGGED <= row.keys() for row in rows)
+    assert rows[0]["preference_loss"] == pytest.approx(math.log(2), rel=1e-5) and rows[0]["margin"] == 0
+    assert rows[1]["reward_chosen"] != 0 and rows[2]["reward_chosen"] != 0 and 0 < rows[2]["accuracy"] < 1
+    assert not (tmp_path / "out" / "reference.npz").exists() and changed(start, tmp_path / "out")
 
 
 @pytest.mark.parametrize("switch", ["--dry_run", "--check_data"])
@@ -451,28 +522,51 @@ def test_looking_writes_nothing(switch, start, pairs_file, run_script, tmp_path)
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (("--algo", "dppo"), "--algo is one of grpo, rloo"), (("--algo", "robust"), "--smoothing 0.1"),
-    (("--algo", "sft_chosen", "--nll_weight", 0), "--nll_weight must be above 0"), (("--smoothing", 0.7), "0 to below 0.5"),
+    (("--algo", "dppo"), "unknown --algo dppo; perhaps you meant ppo. Known: by rules "),
+    (("--algo", "ipo:smoothing=0.1"), "preference loss 'ipo' has no option 'smoothing=0.1'. Options: beta"),
+    (("--algo", "dpo:smoothing=0.7"), "smoothing is the share of swapped pairs, 0 to below 0.5, not 0.7"),
     (("--train.llm", "freeze"), "every part is frozen"), (("--init", "nowhere"), "no checkpoint in nowhere"),
     (("--data", "nowhere.jsonl"), "no data at nowhere.jsonl"), (("--resume",), "nothing to resume in out/dpo"),
-    (("--labeler", "self"), "--data has its labels"), (("--divider", "whole"), "--data has its labels"),
-    (("--balance",), "--data has its labels"), (("--pairs_only",), "leave out --data and --iterations"),
+    (("--labeler", "self"), "--data has its pairs: leave out --labeler"), (("--divider", "whole"), "--data has its pairs"),
+    (("--questions", "q.jsonl", "--judge", "j"), "leave out --questions, --judge"),
+    (("--pairs_only",), "leave out --data and --iterations"), (("--pairs", "own"), "--pairs is stored or policy, not 'own'"),
+    (("--batch_size", 0), "--batch_size is at least 1, not 0"), (("--accumulate", 0), "--accumulate is at least 1, not 0"),
+    (("--iterations", 0), "--iterations is at least 1, not 0"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_with_the_remedy(more, message, start, pairs_file, run_script, tmp_path):
     done = run_script("3-rl_vlm.py", *arguments(start, pairs_file), *more, cwd=tmp_path, expect=1)
-    assert message in done.err
+    assert message in done.err.splitlines()[-1] and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (("--smoothing", 0.1), "smoothing is an option of dpo, mpo, robust, written --algo dpo:smoothing=..."),
+    (("--gamma", 0.5), "gamma is an option of simpo, written --algo simpo:gamma=..."),
+    (("--balance",), "unknown flag or value --balance"), (("--entropy_floor", 0.1), "unknown flag or value --entropy_floor"),
+])  # fmt: skip
+def test_flags_that_preferences_do_not_have_are_unknown(more, message, start, pairs_file, run_script, tmp_path):
+    done = run_script("3-rl_vlm.py", *arguments(start, pairs_file), *more, cwd=tmp_path, expect=2)
+    assert message in done.err.splitlines()[-1] and "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(("more", "message"), [
     ({"labeler": "slef"}, "--labeler is truth, self, judge or the folder of a checkpoint, not 'slef'"),
-    ({"labeler": "judge"}, "add --judge http://localhost:8000/v1,model=NAME"), ({"divider": "half"}, "is claims or whole"),
+    ({"labeler": "judge"}, "add --judge http://localhost:8000/v1,model=NAME"), ({"divider": "half"}, "unknown divider 'half'"),
+    ({"divider": "whole:places=true"}, "divider 'whole' has no option 'places=true'. Options: categories"),
     ({"judge": "http://localhost:1/v1,model=m"}, "add --labeler judge"), ({"iterations": 2}, "leave out --data and --iterations"),
     ({"judge": "http://localhost:1/v1,model=m", "labeler": "self", "divider": "whole"}, "leaves --judge nothing to do"),
-])
-def test_labels_that_no_one_can_give_are_refused_before_any_work(more, message, start, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        SCRIPT.main(SCRIPT.Config(algo="dpo", init=start, out=tmp_path / "out", device="cpu", pairs_only=True, **more))
+    ({"questions": "rows.jsonl"}, "--labeler truth knows the embedded world alone"),
+])  # fmt: skip
+@pytest.mark.parametrize("switch", [{"pairs_only": True}, {"pairs_only": True, "dry_run": True}], ids=["run", "dry_run"])
+def test_labels_that_no_one_can_give_are_refused_before_any_work(more, switch, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):  # before the model is looked for
+        SCRIPT.dpo_iterations(flags(init=tmp_path / "nowhere", out=tmp_path / "out", **switch, **more))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["DPO", "OnlineDPO"])
+def test_the_control_without_the_sft_term_would_learn_nothing_and_is_refused(kind, tmp_path):
+    with pytest.raises(UserError, match="sft_chosen learns by the SFT term alone: --sft_weight must be above 0"):
+        SCRIPT.dpo_iterations(flags(kind, init=tmp_path / "nowhere", algo="sft_chosen", sft_weight=0))
 
 
 # ---------------------------------------------------------------- choosing a checkpoint
@@ -480,15 +574,14 @@ def test_labels_that_no_one_can_give_are_refused_before_any_work(more, message, 
 
 def test_quality_wants_what_is_there_and_nothing_else():
     def of(chair_s: float, cover: float) -> float:
-        return quality({"hallucination/chair_s": chair_s, "hallucination/cover": cover, "world/exact": 1.0})
+        return chair_and_cover({"hallucination/chair_s": chair_s, "hallucination/cover": cover, "world/exact": 1.0})
 
-    assert of(0.07, 0.94) > of(0.58, 0.965) > of(0.046, 0.368)  # anchored, before, silent
-    assert quality({"world/exact": 0.5}) is None
+    assert of(0.07, 0.94) > of(0.58, 0.965) > of(0.046, 0.368)  # with the SFT term, before, silent
+    assert chair_and_cover({"world/exact": 0.5}) is None
 
 
-def chosen_in(tmp_path, history: list[dict]):
-    run = SimpleNamespace(out=tmp_path, first=True, history=history, say=lambda text: None)
-    return Chosen(run)
+def best_in(tmp_path: Path, history: list[dict], measure: str = "(1 - CHAIR_s) x Cover") -> BestCheckpoint:
+    return BestCheckpoint(SimpleNamespace(out=tmp_path, is_main=True, history=history, print0=lambda text: None), measure)
 
 
 def scores(step: int, cover: float) -> dict:
@@ -496,156 +589,163 @@ def scores(step: int, cover: float) -> dict:
 
 
 def marked_model(value: float) -> VLM:
-    model = tiny_model()
+    model = tiny.nano()
     torch.nn.init.constant_(model.connector.proj.weight, value)
     return model
 
 
+def mark(folder: Path) -> list[float]:
+    return load_file(folder / "model.safetensors")["connector.proj.weight"].unique().tolist()
+
+
 @pytest.mark.parametrize("first, kept", [(0.4, 100), (0.9, 0)])
 def test_the_best_checkpoint_is_kept_and_that_may_be_the_start(tmp_path, first, kept):
-    chosen = chosen_in(tmp_path, [])
+    best = best_in(tmp_path, [])
     for step, cover in ((0, first), (50, 0.5), (100, 0.7), (150, 0.6)):
-        chosen.offer(marked_model(step), SimpleNamespace(file=MODEL_FILE), step, scores(step, cover))
-    best = max(first, 0.7)
-    assert chosen.keep() == {"hallucination/chair_s": 0.0, "hallucination/cover": best}
-    assert load_file(tmp_path / "model.safetensors")["connector.proj.weight"].unique().tolist() == [kept]
-    assert json.loads((tmp_path / "chosen.json").read_text()) == {"quality": best}
+        best.offer(marked_model(step), MODEL_FILE, step, scores(step, cover))
+    highest = max(first, 0.7)
+    assert best.keep() == {"hallucination/chair_s": 0.0, "hallucination/cover": highest}
+    assert mark(tmp_path) == [kept]
+    assert json.loads((tmp_path / "best.json").read_text()) == {"quality": highest}
 
 
 def test_a_resumed_run_remembers_the_best_from_its_log(tmp_path):
-    chosen_in(tmp_path, []).offer(marked_model(50), SimpleNamespace(file=MODEL_FILE), 50, scores(50, 0.8))
-    chosen = chosen_in(tmp_path, [scores(0, 0.5), scores(50, 0.8), {"step": 60, "loss": 1.0}])
-    chosen.offer(marked_model(100), SimpleNamespace(file=MODEL_FILE), 100, scores(100, 0.7))
-    assert chosen.keep()["hallucination/cover"] == 0.8
-    assert load_file(tmp_path / "model.safetensors")["connector.proj.weight"].unique().tolist() == [50]
-    chosen = chosen_in(tmp_path, [])  # a fresh run forgets it
-    assert chosen.keep() == {} and not (tmp_path / "chosen").exists()
+    best_in(tmp_path, []).offer(marked_model(50), MODEL_FILE, 50, scores(50, 0.8))
+    best = best_in(tmp_path, [scores(0, 0.5), scores(50, 0.8), {"step": 60, "loss": 1.0}])
+    best.offer(marked_model(100), MODEL_FILE, 100, scores(100, 0.7))
+    assert best.keep()["hallucination/cover"] == 0.8
+    assert mark(tmp_path) == [50]
+    best = best_in(tmp_path, [])  # a fresh run forgets it
+    assert best.keep() == {} and not (tmp_path / "best").exists()
 
 
-def test_accuracy_in_training_is_no_check_on_the_validation_split(tmp_path):
+def test_accuracy_in_training_is_not_a_check_on_the_validation_split(tmp_path):
     """A resumed run finds both in its log; the shares of right answers in training are higher, and would win."""
-    history = [{"step": 0, "task/accuracy": 0.4}, {"step": 3, "accuracy": 0.99, "policy_accuracy": 1.0}]
-    run = SimpleNamespace(out=tmp_path, first=True, history=history, say=lambda text: None)
-    chosen = Chosen(run, "accuracy")
-    assert chosen.best == 0.4
-    assert not chosen.offer(marked_model(5), SimpleNamespace(file=MODEL_FILE), 5, {"task/accuracy": 0.3})
-    assert chosen.offer(marked_model(10), SimpleNamespace(file=MODEL_FILE), 10, {"task/accuracy": 0.5})
-    assert chosen.keep() == {"task/accuracy": 0.5}
+    history = [{"step": 0, "task/accuracy": 0.4}, {"step": 3, "accuracy": 0.99, "reward_accuracy": 1.0}]
+    best = best_in(tmp_path, history, "accuracy")
+    assert best.value == 0.4
+    assert not best.offer(marked_model(5), MODEL_FILE, 5, {"task/accuracy": 0.3})
+    assert best.offer(marked_model(10), MODEL_FILE, 10, {"task/accuracy": 0.5})
+    assert best.keep() == {"task/accuracy": 0.5}
 
 
-def test_each_iteration_starts_from_and_compares_with_what_the_last_one_chose(start, pairs_file, run_script, tmp_path):
-    """`the reference stale after an iteration`: at step 0 of each the loss is ln 2 again, under new weights."""
-    given = arguments(start, pairs_file, "--iterations", 2, "--max_steps", 3)
-    run_script("3-rl_vlm.py", *given, cwd=tmp_path)
-    first, second = (tmp_path / "out" / "dpo" / f"iteration-{n}" for n in (1, 2))
-    rows = [log_of(folder) for folder in (first, second)]
-    assert [row["step"] for row in rows[1]] == [0, 1, 2, 3]
-    for found in rows:
-        assert found[0]["preference_loss"] == pytest.approx(math.log(2), rel=1e-6)
-        assert found[2]["margin"] > 0
-    assert rows[1][0]["nll"] < rows[0][0]["nll"]
-    one, two = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
-    assert not torch.equal(one["llm.model.norm.weight"], two["llm.model.norm.weight"])
-    shutil.rmtree(second)  # killed before the second began
-    before = (first / "log.jsonl").read_text()
-    run_script("3-rl_vlm.py", *given, "--resume", cwd=tmp_path)
-    assert (first / "log.jsonl").read_text() == before
-    again = load_file(second / "model.safetensors")
-    assert all(torch.equal(two[name], again[name]) for name in two)
-    assert checkpoint.load(tmp_path / "out" / "dpo")
+# ---------------------------------------------------------------- pairs of the model's own answers
 
 
 def random_sentences(model, batch: dict, **options) -> list[Answer]:
-    """In place of `generate`: one to three sentences about things that may be there, where an untrained model babbles."""
+    """In place of `generate`: one to three sentences about objects that may be there, where an untrained model babbles."""
     names, places = ("bus", "cow", "key", "bear", "star"), ("top left", "top", "center", "bottom")
-    said = []
+    answers = []
     for _ in batch["input_ids"]:
         draws = torch.randint(0, 60, (int(torch.randint(1, 4, ())),)).tolist()
         text = " ".join(f"At the {places[k % 4]} is one {names[k % 5]}." for k in draws)
-        said.append(Answer(TOKENIZER.encode(text), [], stopped=True))
-    return said
+        answers.append(Answer(TOKENIZER.encode(text), [], stopped=True))
+    return answers
 
 
-def own_pairs(start, tmp_path, monkeypatch, answers=random_sentences, **more) -> tuple[dict, list[dict], str]:
-    """`--pairs_only`: the summary of the pairs, the claims of the first prompt's answers, and who labelled them."""
-    monkeypatch.setitem(SCRIPT.main.__globals__, "generate", answers)
-    monkeypatch.chdir(tmp_path)  # where what a judge said is kept
-    config = SCRIPT.Config(algo="dpo", init=start, out=tmp_path / "out" / "dpo", scenes=6, answers=6, device="cpu", bench="",
-                           pairs_only=True, feature_cache=tmp_path / "features", **more)
-    SCRIPT.main(config)
-    (folder,) = config.out.glob("feedback/*")
-    claims = json.loads((folder / "claims.jsonl").read_text(encoding="utf-8").splitlines()[0])["claims"]
-    labeler = json.loads((folder / "labels.made_from.json").read_text(encoding="utf-8"))["labeler"]
-    return json.loads((folder / "summary.json").read_text()), claims, labeler
+@pytest.fixture
+def own_pairs(start, tmp_path, monkeypatch):
+    """`own_pairs(labeler="self")`: a run with --pairs_only; the folder of its pairs."""
+    monkeypatch.chdir(tmp_path)  # where a judge's replies are kept
+
+    def own_pairs(answers=random_sentences, **more) -> Path:
+        monkeypatch.setitem(SCRIPT.dpo.__globals__, "generate", answers)
+        SCRIPT.dpo_iterations(flags(**{**dict(
+            init=start, out=tmp_path / "out" / "dpo", scenes=6, group_size=6, pairs_only=True,
+            feature_cache=tmp_path / "features"), **more}))  # fmt: skip
+        return next(tmp_path.glob("out/dpo/feedback/*"))
+
+    return own_pairs
 
 
-def test_pairs_alone_can_be_made_and_the_same_command_then_learns_from_them(start, tmp_path, monkeypatch, capsys):
-    summary, _, labeler = own_pairs(start, tmp_path, monkeypatch)
-    (pairs,) = tmp_path.glob("out/dpo/feedback/*/pairs.jsonl")
-    assert labeler == "truth" and summary["questions_as_the_truth"] == summary["pairs_as_the_truth"] == 1.0
-    assert f"{summary['pairs']} pairs in {pairs}. Next: the same command without --pairs_only" in capsys.readouterr().out
+def rows_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def labeler_of(folder: Path) -> str:
+    return json.loads((folder / "labels.made_from.json").read_text(encoding="utf-8"))["labeler"]
+
+
+def test_pairs_alone_can_be_made_and_the_same_command_then_learns_from_them(own_pairs, tmp_path, capsys):
+    folder = own_pairs()
+    summary, pairs = summary_of(folder), folder / "pairs.jsonl"
+    assert labeler_of(folder) == "truth" and summary["questions_as_the_truth"] == summary["pairs_as_the_truth"] == 1.0
+    printed = capsys.readouterr().out
+    assert f"{summary['pairs']} pairs in {pairs}" in printed and "Next: the same command without --pairs_only" in printed
     assert [path.name for path in (tmp_path / "out" / "dpo").iterdir()] == ["feedback"]  # nothing was learned
     made = pairs.stat().st_mtime_ns
-    SCRIPT.main(SCRIPT.Config(algo="dpo", init=start, out=tmp_path / "out" / "dpo", scenes=6, answers=6, device="cpu", bench="",
-                              max_steps=1, feature_cache=tmp_path / "features"))
-    assert list(tmp_path.glob("out/dpo/feedback/*/pairs.jsonl")) == [pairs] and pairs.stat().st_mtime_ns == made
-    assert (tmp_path / "out" / "dpo" / "model.safetensors").is_file()
+    assert own_pairs(pairs_only=False, max_steps=1) == folder and pairs.stat().st_mtime_ns == made
+    assert list(tmp_path.glob("out/dpo/feedback/*")) == [folder] and (tmp_path / "out" / "dpo" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("labeler", ["self", "other"])
-def test_the_model_or_another_checkpoint_labels_by_its_own_yes_and_no(labeler, start, tmp_path, monkeypatch):
-    """In place of `prefill`: no to everything, and which model was asked."""
-    asked = []
+def test_the_model_or_another_checkpoint_labels_by_its_own_yes_and_no(labeler, own_pairs, tmp_path, monkeypatch):
+    """In place of `next_logits`: no to everything, and which model was asked."""
+    labelers = []
 
-    def no(model, batch, room):
-        asked.append(model.connector.proj.weight.unique().tolist())
+    def no(model, batch):
+        labelers.append(model.connector.proj.weight.unique().tolist())
         logits = torch.zeros(len(batch["input_ids"]), TOKENIZER.vocab_size)
-        return logits.index_fill(1, torch.tensor(TOKENIZER.encode("no")[:1]), 9.0), None
+        return logits.index_fill(1, torch.tensor(TOKENIZER.encode("no")[:1]), 9.0)
 
-    monkeypatch.setitem(SCRIPT.main.__globals__, "prefill", no)
+    monkeypatch.setitem(SCRIPT.dpo.__globals__, "next_logits", no)
     checkpoint.save(tmp_path / "other", marked_model(3.0), MODEL_FILE)
-    summary, _, name = own_pairs(start, tmp_path, monkeypatch, labeler={"other": str(tmp_path / "other")}.get(labeler, labeler))
-    assert asked and all((weights == [3.0]) == (labeler == "other") for weights in asked)
+    folder = own_pairs(labeler={"other": str(tmp_path / "other")}.get(labeler, labeler))
+    summary = summary_of(folder)
+    assert labelers and all((weights == [3.0]) == (labeler == "other") for weights in labelers)
     assert summary["questions_rejected"] == summary["questions"] and summary["pairs"] > 0  # fewer claims win
-    assert name != "truth" and summary["questions_as_the_truth"] < 1
+    assert labeler_of(folder) != "truth" and summary["questions_as_the_truth"] < 1
 
 
-def test_a_model_that_was_never_asked_anything_cannot_label(start, tmp_path, monkeypatch):
-    model = tiny_model()
+def test_a_model_that_was_never_asked_anything_cannot_label(own_pairs, tmp_path):
+    model = tiny.nano()
     model.config = dataclasses.replace(model.config, template="pretrain")
     checkpoint.save(tmp_path / "captioner", model, MODEL_FILE)
-    with pytest.raises(ValueError, match="only a model that was fine-tuned to answer them can label"):
-        own_pairs(start, tmp_path, monkeypatch, labeler=str(tmp_path / "captioner"))
+    with pytest.raises(UserError, match="only a model that was fine-tuned to answer them can label"):
+        own_pairs(labeler=str(tmp_path / "captioner"))
 
 
-def judge_says(said) -> str:
-    """The address and name, as --judge has them, of a local server that answers `said(text)`."""
+def judge_that_replies(reply) -> str:
+    """The address and name, as --judge has them, of a local server that answers `reply(text)`."""
     pytest.importorskip("openai")
     from tests.test_judge import Server
 
-    server = Server(said)
+    server = Server(reply)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return f"{server.url},model=judge-1"
 
 
-def test_a_judge_behind_an_address_labels(start, tmp_path, monkeypatch):
-    judge = judge_says(lambda text: "No." if "bus" in text or "公交车" in text else "Yes.")
-    summary, claims, name = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge)
-    assert name == "judge-1,please=True" and 0 < summary["questions_rejected"] < summary["questions"]
-    for line in next(tmp_path.glob("out/dpo/feedback/*/pairs.jsonl")).read_text(encoding="utf-8").splitlines():
-        assert json.loads(line)["chosen"].count("bus") < json.loads(line)["rejected"].count("bus")
+def test_a_judge_behind_an_address_labels(own_pairs):
+    judge = judge_that_replies(lambda text: "No." if "bus" in text or "公交车" in text else "Yes.")
+    folder = own_pairs(labeler="judge", judge=judge)
+    summary = summary_of(folder)
+    assert labeler_of(folder) == "judge-1" and 0 < summary["questions_rejected"] < summary["questions"]
+    for row in rows_of(folder / "pairs.jsonl"):
+        assert row["chosen"].count("bus") < row["rejected"].count("bus")
 
 
-def test_whole_answers_are_labelled_in_one_piece_and_their_lengths_balanced(start, tmp_path, monkeypatch):
-    judge = judge_says(lambda text: "No." if "bus" in text else "Yes.")
-    summary, claims, _ = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge, divider="whole", balance=True)
+def test_places_are_labelled_too_where_the_divider_names_them(own_pairs):
+    folder = own_pairs(divider="claims:places=true")
+    cells = {cell for row in rows_of(folder / "claims.jsonl") for claims in row["claims"] for claim in claims
+             for _, cell in claim["objects"]}  # fmt: skip
+    assert cells == {None, 0, 1, 4, 7} and summary_of(folder)["questions_as_the_truth"] == 1.0
+
+
+def test_whole_answers_are_labelled_in_one_piece(own_pairs):
+    judge = judge_that_replies(lambda text: "No." if "bus" in text else "Yes.")
+    folder = own_pairs(labeler="judge", judge=judge, divider="whole")
+    claims = rows_of(folder / "claims.jsonl")[0]["claims"]
     assert all(len(found) == 1 and "entirely right" in found[0]["question"] for found in claims)
-    assert summary["balance"] is not None
+    assert summary_of(folder)["pairs"] > 0
 
 
-def test_a_judge_divides_what_the_rule_cannot(start, tmp_path, monkeypatch):
-    """What the sentences of `random_sentences` are followed by here, no rule knows."""
-    asked = []
+def test_a_judge_divides_what_the_rule_cannot(own_pairs):
+    """The sentences of `random_sentences` are followed by one that no rule knows."""
+    requests = []
 
     def answers(model, batch, **options):
         return [dataclasses.replace(answer, tokens=answer.tokens + TOKENIZER.encode(" It looks merry."))
@@ -653,115 +753,136 @@ def test_a_judge_divides_what_the_rule_cannot(start, tmp_path, monkeypatch):
 
     def reply(text: str) -> str:
         if "List the facts" in text:
-            asked.append(text)
+            requests.append(text)
             return "- There is a bus." if "bus" in text else "- It is sunny."
         if "Turn this statement" in text:
             return "Is there a bus?" if "bus" in text else "Is it sunny?"
         return "No." if "bus" in text else "Yes."
 
-    summary, _, _ = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge_says(reply), answers=answers)
-    assert asked and all("merry" in text for text in asked)
+    summary = summary_of(own_pairs(answers, labeler="judge", judge=judge_that_replies(reply)))
+    assert requests and all("merry" in text for text in requests)
     assert summary["answers_undivided"] == 0 and summary["pairs"] > 0
 
 
-def test_a_model_labels_its_answers_to_questions_and_pictures_of_ones_own(start, samples, tmp_path, monkeypatch):
+def test_a_model_labels_its_answers_to_questions_and_pictures_of_ones_own(own_pairs, samples, tmp_path):
     rows = [{"image": "red.png", "messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A"}]},
             {"image": "green.png", "messages": [{"role": "user", "content": "这是什么？"}]},
             {"messages": [{"role": "user", "content": "Without a picture?"}]}]  # fmt: skip
-    questions = lines(samples / "asked.jsonl", rows)
-    judge = judge_says(lambda text: "No." if "bus" in text else "Yes.")
-    more = dict(labeler="judge", judge=judge, divider="whole", questions=questions, max_bad=0.5)
-    try:
-        summary, claims, _ = own_pairs(start, tmp_path, monkeypatch, **more)
-    finally:
-        questions.unlink()
+    questions = lines(tmp_path / "questions.jsonl", rows)
+    judge = judge_that_replies(lambda text: "No." if "bus" in text else "Yes.")
+    folder = own_pairs(labeler="judge", judge=judge, divider="whole", questions=questions, image_folder=samples, max_bad=0.5)
+    summary = summary_of(folder)
     assert summary["prompts"] == 2 and summary["pairs"] > 0 and summary["pairs_as_the_truth"] is None
-    folder = next(tmp_path.glob("out/dpo/feedback/*"))
-    asked = [json.loads(line)["question"] for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert asked == ["What is it?", "这是什么？"] and "完全正确" in json.loads(
-        (folder / "claims.jsonl").read_text(encoding="utf-8").splitlines()[1])["claims"][0][0]["question"]
-    (bad,) = map(json.loads, (tmp_path / "out" / "dpo" / "bad_questions.jsonl").read_text().splitlines())
-    assert bad["row"].endswith("asked.jsonl:3")
-    with pytest.raises(ValueError, match="--labeler truth knows the embedded world alone"):
-        SCRIPT.options_of(SCRIPT.filled(SCRIPT.Config(algo="dpo", questions=questions)))
+    assert [row["question"] for row in rows_of(folder / "answers.jsonl")] == ["What is it?", "这是什么？"]
+    assert "完全正确" in rows_of(folder / "claims.jsonl")[1]["claims"][0][0]["question"]
+    (bad,) = rows_of(tmp_path / "out" / "dpo" / "bad_questions.jsonl")
+    assert bad["row"].endswith("questions.jsonl:3")
 
 
-def test_answers_that_were_cut_are_no_side_of_a_pair(start, tmp_path, monkeypatch):
+def test_truncated_answers_are_never_a_side_of_a_pair(own_pairs):
     """To end where the limit ended them would be learned, however they are divided."""
     def answers(model, batch, **options):
-        said = random_sentences(model, batch, **options)
-        return [dataclasses.replace(answer, stopped=k % 3 > 0) for k, answer in enumerate(said)]
+        found = random_sentences(model, batch, **options)
+        return [dataclasses.replace(answer, stopped=k % 3 > 0) for k, answer in enumerate(found)]
 
-    judge = judge_says(lambda text: "No." if "bus" in text else "Yes.")
-    summary, _, _ = own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge, divider="whole", answers=answers)
+    judge = judge_that_replies(lambda text: "No." if "bus" in text else "Yes.")
+    folder = own_pairs(answers, labeler="judge", judge=judge, divider="whole")
+    summary = summary_of(folder)
     assert summary["answers_undivided"] == 12 and summary["pairs"] > 0
-    folder = next(tmp_path.glob("out/dpo/feedback/*"))
-    cut = {text for row in map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines())
-           for k, text in enumerate(row["answers"]) if k in row["cut"]}  # fmt: skip
-    other = {text for row in map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines())
-             for k, text in enumerate(row["answers"]) if k not in row["cut"]}  # fmt: skip
-    said = {row[side] for row in map(json.loads, (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
-            for side in ("chosen", "rejected")}  # fmt: skip
-    assert said <= other and not said & (cut - other)
+    texts = {whole: {text for row in rows_of(folder / "answers.jsonl") for k, text in enumerate(row["answers"])
+                     if (k in row["truncated"]) != whole} for whole in (True, False)}  # fmt: skip
+    sides = {row[side] for row in rows_of(folder / "pairs.jsonl") for side in ("chosen", "rejected")}
+    assert sides <= texts[True] and not sides & (texts[False] - texts[True])
 
 
-def test_a_run_removes_nothing_of_an_earlier_one_before_it_can_begin(start, tmp_path, monkeypatch):
-    old = tmp_path / "out" / "dpo" / "iteration-2"
-    shutil.copytree(start, old)
-    given = dict(algo="dpo", out=tmp_path / "out" / "dpo", device="cpu", bench="")
-    for name, value in (("init", old), ("labeler", str(old)), ("reference", old / "reference.npz")):
-        with pytest.raises(ValueError, match="of an earlier run into .*, which this one would replace: name another --out"):
-            SCRIPT.main(SCRIPT.Config(**{"init": start, **given, name: value}))
-    for more in ({"init": tmp_path / "nowhere"}, {"init": start, "data": ("nowhere.jsonl",)}):
-        with pytest.raises(FileNotFoundError):
-            SCRIPT.main(SCRIPT.Config(**given, **more))
-    assert (old / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(("more", "message"), [
-    ({"algo": "ipo", "smoothing": 0.1}, "--algo ipo has no use for --smoothing"),
-    ({"algo": "dpo", "gamma": 0.5}, "--algo dpo has no use for --gamma"),
-])
-def test_numbers_that_a_loss_does_not_have_are_refused(more, message):
-    with pytest.raises(ValueError, match=message):
-        SCRIPT.options_of(SCRIPT.filled(SCRIPT.Config(**more)))
-
-
-def test_simpo_has_a_beta_of_its_own():
-    assert SCRIPT.filled(SCRIPT.Config(algo="simpo")).beta == 2.0 and SCRIPT.filled(SCRIPT.Config(algo="dpo")).beta == 0.1
-    assert SCRIPT.filled(SCRIPT.Config(algo="simpo", beta=3.0)).beta == 3.0
-
-
-def test_an_address_that_answers_nothing_stops_the_run_and_leaves_no_labels_behind(start, tmp_path, monkeypatch):
-    judge = judge_says(lambda text: (404, "{}"))
-    with pytest.raises(ValueError, match="the labeler judge-1,please=True answered none of .* questions: NotFoundError"):
-        own_pairs(start, tmp_path, monkeypatch, labeler="judge", judge=judge)
+def test_an_address_that_answers_nothing_stops_the_run_and_leaves_no_labels_behind(own_pairs, tmp_path):
+    judge = judge_that_replies(lambda text: (404, "{}"))
+    with pytest.raises(UserError, match="the labeler judge-1 answered none of .* questions: NotFoundError"):
+        own_pairs(labeler="judge", judge=judge)
     (labels,) = tmp_path.rglob("labels.jsonl")
     assert labels.read_text() == ""  # once the server is there, the same command goes on
 
 
-def test_without_data_the_model_makes_its_own_pairs_and_hallucination_chooses(start, tmp_path, monkeypatch):
-    monkeypatch.setitem(SCRIPT.main.__globals__, "generate", random_sentences)
-    config = SCRIPT.Config(algo="dpo", init=start, out=tmp_path / "out" / "dpo", scenes=12, answers=6, iterations=2, max_steps=2,
-                           batch_size=2, eval_every=1, eval_examples=3, log_every=1, device="cpu",
-                           feature_cache=tmp_path / "features")
-    SCRIPT.main(config)
-    folders = [config.out / f"iteration-{n}" for n in (1, 2)]
-    asked = []
+# ---------------------------------------------------------------- iterations
+
+
+def test_a_run_removes_nothing_of_an_earlier_one_before_it_can_begin(start, tmp_path):
+    old = tmp_path / "out" / "dpo" / "iteration-2"
+    shutil.copytree(start, old)
+    given = dict(init=start, out=tmp_path / "out" / "dpo")
+    for name, value in (("init", old), ("labeler", str(old)), ("reference", old / "reference.npz")):
+        with pytest.raises(UserError, match="of an earlier run into .*, which this one would replace: name another --out"):
+            SCRIPT.dpo_iterations(flags(**{**given, name: value}))
+    for more in ({"init": tmp_path / "nowhere"}, {"data": ["nowhere.jsonl"]}):
+        with pytest.raises(FileNotFoundError):
+            SCRIPT.dpo_iterations(flags(**{**given, **more}))
+    assert (old / "model.safetensors").is_file()
+
+
+def fingerprint_of(folder: Path) -> str:
+    return policy_fingerprint(checkpoint.load(folder), MODEL_FILE.read_bytes(), "torch.float32")
+
+
+def reference_of(folder: Path) -> str:
+    """The fingerprint of the policy that a run was compared with."""
+    with np.load(folder / "reference.npz") as stored:
+        return str(stored["fingerprint"])
+
+
+def resumed(config):
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, resume=True))
+
+
+def test_each_iteration_makes_its_own_pairs_and_starts_from_what_the_last_one_kept(start, tmp_path, monkeypatch):
+    """`the reference stale after an iteration`: at step 0 of each the loss is ln 2 again, under new weights."""
+    monkeypatch.setitem(SCRIPT.dpo.__globals__, "generate", random_sentences)
+    out = tmp_path / "out" / "dpo"
+    shutil.copytree(start, out / "iteration-3")  # of an earlier, longer run
+    config = flags(init=start, out=out, scenes=12, group_size=6, iterations=2, max_steps=3, batch_size=2, lr=1e-3, warmup=1,
+                   bench="hallucination", eval_every=1, eval_examples=3, feature_cache=tmp_path / "features")  # fmt: skip
+    SCRIPT.dpo_iterations(config)
+    folders = [out / f"iteration-{n}" for n in (1, 2)]
+    assert not (out / "iteration-3").exists()
+    prompts = []
     for folder in folders:
         (pairs,) = folder.glob("feedback/*/pairs.jsonl")
-        asked.append({json.loads(line)["id"].rpartition("/")[0] for line in pairs.read_text().splitlines()})
-        assert [row["step"] for row in log_of(folder) if "hallucination/cover" in row] == [0, 1, 2]
-        assert [row["step"] for row in log_of(folder) if "margin" in row] == [0, 1]
-        kept = load_file(folder / "chosen" / "model.safetensors")
-        assert all(torch.equal(kept[name], weight) for name, weight in load_file(folder / "model.safetensors").items())
+        prompts.append({row["id"].rpartition("/")[0] for row in rows_of(pairs)})
+        assert [row["step"] for row in log_of(folder) if "hallucination/cover" in row] == [0, 1, 2, 3]
+        learned = [row for row in log_of(folder) if "margin" in row]
+        assert [row["step"] for row in learned] == [0, 1, 2]
+        assert learned[0]["preference_loss"] == pytest.approx(math.log(2), rel=1e-6) and learned[0]["margin"] == 0
+        assert learned[2]["margin"] != 0
+        assert changed(folder / "best", folder) == set()
         assert "hallucination/cover" in json.loads((folder / "scores.json").read_text())
-    assert asked[0] and asked[1] and not asked[0] & asked[1]  # new scenes in each iteration
-    best = max(reversed(folders), key=lambda folder: json.loads((folder / "chosen.json").read_text())["quality"])
-    assert (config.out / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
+    assert prompts[0] and prompts[1] and not prompts[0] & prompts[1]  # new scenes in each iteration
+    assert [reference_of(folder) for folder in folders] == [fingerprint_of(folder) for folder in (start, folders[0])]
+    best = max(reversed(folders), key=lambda folder: json.loads((folder / "best.json").read_text())["quality"])
+    assert (out / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
+    assert json.loads((out / "scores.json").read_text()) == json.loads((best / "scores.json").read_text())
+    assert checkpoint.load(out)
     shutil.rmtree(folders[1] / "resume")
-    (folders[1] / "chosen.json").unlink()
-    times = {file: file.stat().st_mtime_ns for file in config.out.rglob("pairs.jsonl")}
-    SCRIPT.main(dataclasses.replace(config, resume=True))  # the second iteration again, from the pairs that were made
-    assert times == {file: file.stat().st_mtime_ns for file in config.out.rglob("pairs.jsonl")}
-    assert (folders[1] / "chosen.json").is_file()
+    (folders[1] / "best.json").unlink()
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("pairs.jsonl")}
+    SCRIPT.dpo_iterations(resumed(config))  # the second iteration again, from the pairs that were made
+    assert times == {file: file.stat().st_mtime_ns for file in out.rglob("pairs.jsonl")}
+    assert (folders[1] / "best.json").is_file()
+
+
+def test_a_chain_of_iterations_that_was_killed_goes_on_where_it_was(start, pairs_file, tmp_path):
+    """The second iteration again, from what the first one kept, to the same weights; the first is left as it is."""
+    out = tmp_path / "dpo"
+    config = flags(init=start, data=[str(pairs_file)], out=out, iterations=2, max_steps=3, batch_size=2, lr=1e-3, warmup=1,
+                   feature_cache=tmp_path / "features")  # fmt: skip
+    SCRIPT.dpo_iterations(config)
+    folders = [out / f"iteration-{n}" for n in (1, 2)]
+    rows = [log_of(folder) for folder in folders]
+    for found in rows:
+        assert [row["step"] for row in found] == [0, 1, 2, 3]
+        assert found[0]["preference_loss"] == pytest.approx(math.log(2), rel=1e-6) and found[2]["margin"] > 0
+    assert rows[1][0]["sft_loss"] < rows[0][0]["sft_loss"] and changed(*folders)
+    assert [reference_of(folder) for folder in folders] == [fingerprint_of(folder) for folder in (start, folders[0])]
+    second, first = shutil.move(folders[1], tmp_path / "second"), (folders[0] / "log.jsonl").read_text()
+    SCRIPT.dpo_iterations(resumed(config))
+    assert (folders[0] / "log.jsonl").read_text() == first
+    assert changed(Path(second), folders[1]) == set() and timeless(Path(second)) == timeless(folders[1])
+    assert changed(folders[1], out) == set()  # the last one of equals

@@ -203,14 +203,14 @@ def test_a_folder_of_open_clip_with_a_plain_vit_becomes_our_own(tmp_path):
     assert ENCODERS.make(f"open_clip:{tmp_path},size=40").tokens == 26
 
 
-def test_a_folder_of_open_clip_without_weights_is_no_random_tower(tmp_path):
+def test_a_folder_of_open_clip_without_weights_is_refused(tmp_path):
     fetched(tmp_path, PLAIN_VISION, weights=False)
     with pytest.raises(RuntimeError, match="could not get .* from open_clip"):
         ENCODERS.make(f"open_clip:{tmp_path}")
 
 
 @torch.no_grad()
-def test_a_vit_of_open_clip_that_is_no_plain_clip_runs_through_the_library():
+def test_a_vit_of_open_clip_that_is_not_a_plain_clip_runs_through_the_library():
     from open_clip.transformer import VisionTransformer
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""From answers to pairs: every step by hand, every step stopped in its middle, pairs and balance against brute force."""
+"""From answers to pairs: every step by hand, every step stopped in its middle, pairs against brute force."""
 
 import json
 import math
@@ -10,11 +10,13 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from dataset.feedback.claims import Claim, Divider, Failed, Item, by_rule, whole
+from dataset.feedback import pipeline
+from dataset.feedback.claims import Claim, Divider, Item, by_rule, whole
 from dataset.feedback.labels import TRUTH, Labeler, by_model
-from dataset.feedback.pairs import balanced, picture_and_question, ranked, score, words
-from dataset.feedback.pipeline import digest, preferences, step, world_items
+from dataset.feedback.pairs import picture_and_question, ranked, score, words
+from dataset.feedback.pipeline import Sampling, digest, make_preferences, step, world_items
 from dataset.images import from_bytes
+from dataset.judge import Failure
 from dataset.tasks import dialogue
 from dataset.tasks.world import picture
 from dataset.world.openmoji import categories
@@ -32,19 +34,20 @@ class Stop(Exception):
 class Pupil:
     """Describes scenes with errors drawn from torch's random numbers, as a model does; stops at call number `crash`."""
 
-    def __init__(self, items: list[Item], crash: int | None = None):
+    def __init__(self, items: list[Item], crash: int | None = None, temperature: float = 0.7):
         self.items, self.calls, self.crash = {item.prompt.id: item for item in items}, 0, crash
+        self.temperature = temperature
 
-    def __call__(self, prompts, answers=1, temperature=0.0):
+    def __call__(self, prompts, group_size):
         if self.calls == self.crash:
             raise Stop
         self.calls += 1
-        return [[self.describe(self.items[prompt.id], temperature) for _ in range(answers)] for prompt in prompts]
+        return [[self.describe(self.items[prompt.id]) for _ in range(group_size)] for prompt in prompts]
 
-    def describe(self, item: Item, temperature: float) -> str:
+    def describe(self, item: Item) -> str:
         objects = []
         for obj in item.scene.objects:
-            wrong = float(torch.rand(())) < temperature / 2
+            wrong = float(torch.rand(())) < self.temperature / 2
             category = categories()[int(torch.randint(100, ()))] if wrong else obj.category
             objects.append(Object(category, obj.cell, 0, 0, 24))
         return description(Scene("", tuple(objects), (0, 0, 0)), item.language)
@@ -53,10 +56,24 @@ class Pupil:
 ITEMS = world_items(scenes=10, seed=0)
 
 
-def run(out, pupil: Pupil | None = None, labeler: Labeler = TRUTH, **changes):
-    options = dict(divider=by_rule("nano", places=True), model="weights 1", answers=4, temperature=0.7, seed=0, chunk=3,
-                   say=lambda text: None)
-    return preferences(ITEMS, pupil or Pupil(ITEMS), out, labeler=labeler, **{**options, **changes})
+PLACES_TOO = by_rule(None, places=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chunks_of_three():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "CHUNK", 3)
+        yield
+
+
+def quietly(text: str) -> None:
+    """In the place of print."""
+
+
+def run(out, pupil: Pupil | None = None, labeler: Labeler = TRUTH, divider: Divider = PLACES_TOO, **changes):
+    sampling = Sampling(**{**dict(model="weights 1", group_size=4, temperature=0.7, seed=0), **changes})
+    pupil = pupil or Pupil(ITEMS, temperature=sampling.temperature)
+    return make_preferences(ITEMS, pupil, out, divider, labeler, sampling, quietly)
 
 
 def rows(file) -> list[dict]:
@@ -135,8 +152,8 @@ def test_the_parquet_file_holds_the_same_pairs_with_their_pictures_in_the_column
 
 def test_the_default_of_the_third_stage_asks_for_descriptions_of_training_scenes_in_alternating_languages(tmp_path):
     items = world_items(scenes=6, seed=2)
-    pairs = preferences(items, Pupil(items), tmp_path, by_rule("nano"), TRUTH, model="weights 1", answers=4, temperature=0.9,
-                        seed=2, say=lambda text: None)  # fmt: skip
+    pairs = make_preferences(items, Pupil(items, temperature=0.9), tmp_path, by_rule(None), TRUTH,
+                             Sampling("weights 1", 4, 0.9, seed=2), quietly)
     assert [item.language for item in items] == ["en", "zh"] * 3
     assert [item.scene for item in items] == [sample_scene("train", k) for k in range(12, 18)]  # other seeds, other scenes
     assert all(item.prompt.messages[0].parts[1] in ASK_DESCRIPTION[item.language] for item in items)
@@ -156,8 +173,8 @@ def same(one, other) -> None:
 def test_a_finished_folder_asks_nobody_and_gives_the_same_pairs(done):
     folder, pairs = done
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    nobody = Labeler("truth", lambda asked: 1 / 0)
-    assert run(folder, Pupil(ITEMS, crash=0), nobody, divider=Divider(by_rule("nano", places=True).name, None)) == pairs
+    nobody = Labeler("truth", lambda questions: 1 / 0)
+    assert run(folder, Pupil(ITEMS, crash=0), nobody, Divider(PLACES_TOO.name, None)) == pairs
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
@@ -177,20 +194,19 @@ def stopping(name: str, function, after: int):
     """The function, until it was called `after` times."""
     calls = []
 
-    def work(asked):
-        calls.append(len(asked))
+    def work(questions):
+        calls.append(len(questions))
         if len(calls) > after:
             raise Stop
-        return function(asked)
+        return function(questions)
 
     return name, work
 
 
 @pytest.mark.parametrize("crash", [0, 1, 2])
 def test_dividing_and_labelling_that_were_stopped_go_on(done, tmp_path, crash):
-    divider = by_rule("nano", places=True)
     with pytest.raises(Stop):
-        run(tmp_path, divider=Divider(*stopping(divider.name, divider.divide, crash)))
+        run(tmp_path, divider=Divider(*stopping(PLACES_TOO.name, PLACES_TOO.divide, crash)))
     assert len(rows(tmp_path / "claims.jsonl")) == 3 * crash
     with pytest.raises(Stop):
         run(tmp_path, Pupil(ITEMS, crash=0), Labeler(*stopping("truth", TRUTH.margins, crash)))
@@ -200,8 +216,6 @@ def test_dividing_and_labelling_that_were_stopped_go_on(done, tmp_path, crash):
 
 
 def test_pairing_that_was_stopped_goes_on(done, tmp_path, monkeypatch):
-    from dataset.feedback import pipeline
-
     def stop(*_):
         raise Stop
 
@@ -243,14 +257,11 @@ def test_sampling_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
 
 @pytest.mark.parametrize(("changes", "file", "words_of_the_error"), [
     ({"temperature": 1.0}, "answers", "temperature 0.7, now 1.0"),
-    ({"answers": 5}, "answers", "answers 4, now 5"),
+    ({"group_size": 5}, "answers", "group_size 4, now 5"),
     ({"seed": 1}, "answers", "seed 0, now 1"),
     ({"model": "weights 2"}, "answers", "model 'weights 1', now 'weights 2'"),
-    ({"chunk": 4}, "answers", "chunk 3, now 4"),
-    ({"divider": whole("nano")}, "claims", "divider 'rule:nano,places=True,speech', now 'whole:nano'"),
-    ({"labeler": by_model("self", None)}, "labels", "labeler 'truth', now 'self,please=False'"),
-    ({"balance": True}, "pairs", "balance False, now True"),
-    ({"per_prompt": 3}, "pairs", "per_prompt 2, now 3"),
+    ({"divider": whole(None)}, "claims", "divider 'rule:nano,places=True,speech', now 'whole:nano'"),
+    ({"labeler": by_model("self", None)}, "labels", "labeler 'truth', now 'self'"),
 ])  # fmt: skip
 def test_other_options_are_refused_and_nothing_is_lost(done, changes, file, words_of_the_error):
     folder, _ = done
@@ -262,8 +273,7 @@ def test_other_options_are_refused_and_nothing_is_lost(done, changes, file, word
 
 def test_other_prompts_are_refused(done):
     with pytest.raises(ValueError, match="answers.jsonl was made with prompts '"):
-        preferences(world_items(10, seed=1), None, done[0], by_rule("nano", places=True), TRUTH, model="weights 1", answers=4,
-                    temperature=0.7, seed=0, chunk=3)  # fmt: skip
+        make_preferences(world_items(10, seed=1), None, done[0], PLACES_TOO, TRUTH, Sampling("weights 1", 4, 0.7, seed=0))
 
 
 def test_files_after_one_that_was_made_again_are_refused_until_they_are_deleted_too(tmp_path):
@@ -282,12 +292,12 @@ def test_files_after_one_that_was_made_again_are_refused_until_they_are_deleted_
 def test_a_file_of_unknown_origin_and_a_damaged_one_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="does not say what it was made from"):
-        step(tmp_path / "rows.jsonl", {}, 1, 1, None)
+        step(tmp_path / "rows.jsonl", {}, 1, None)
     (tmp_path / "rows.made_from.json").write_text("{}")
-    assert step(tmp_path / "rows.jsonl", {}, 1, 1, None) == [{}]
+    assert step(tmp_path / "rows.jsonl", {}, 1, None) == [{}]
     (tmp_path / "rows.jsonl").write_text("{\n")
     with pytest.raises(ValueError, match="rows.jsonl is damaged"):
-        step(tmp_path / "rows.jsonl", {}, 1, 1, None)
+        step(tmp_path / "rows.jsonl", {}, 1, None)
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(done, tmp_path):
@@ -304,14 +314,14 @@ def test_prompts_that_cannot_be_paired_are_refused_before_anybody_is_asked(tmp_p
                        "same id": ([shown], [("?", "")])}[bad]  # fmt: skip
     prompt = dialogue("x", pictures, turns)
     with pytest.raises(ValueError, match="same id" if bad == "same id" else "one picture and then one question"):
-        preferences([Item(prompt, "en")] * (2 if bad == "same id" else 1), None, tmp_path, by_rule("nano"), TRUTH, model="",
-                    answers=2, temperature=1.0, seed=0)  # fmt: skip
+        make_preferences([Item(prompt, "en")] * (2 if bad == "same id" else 1), None, tmp_path, by_rule(None), TRUTH,
+                         Sampling("", 2, 1.0, seed=0))
     assert not list(tmp_path.iterdir())
 
 
 def test_answers_that_are_too_few_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"3 prompts got \[1, 1, 1\] answers, not 4 each"):
-        run(tmp_path, lambda prompts, answers, temperature: [["a"]] * len(prompts))
+        run(tmp_path, lambda prompts, group_size: [["a"]] * len(prompts))
 
 
 def test_no_pair_at_all_is_an_error_that_says_what_to_change(tmp_path):
@@ -323,20 +333,21 @@ def test_no_pair_at_all_is_an_error_that_says_what_to_change(tmp_path):
 # ---------------------------------------------------------------- labels
 
 
-def test_a_question_about_a_picture_is_asked_once_however_often_it_is_claimed(tmp_path):
+def test_a_question_about_a_picture_is_asked_once_however_often_it_is_claimed(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "CHUNK", 2)
     shown = picture(ITEMS[0].scene)
     items = [Item(dialogue(f"{k}", [shown], [(f"Describe it, {k}.", "")]), "en") for k in range(4)]
     items.append(Item(dialogue("other", [picture(ITEMS[1].scene)], [("Describe it.", "")]), "en"))
     texts = ["There is a bus. There is a bus. There is an ant.", "There is a key."]
-    asked = []
+    questions = []
 
     def yes_no(prompts):
-        asked.extend((prompt.pictures[0].key, prompt.messages[-1].text) for prompt in prompts)
+        questions.extend((prompt.pictures[0].key, prompt.messages[-1].text) for prompt in prompts)
         return [0.5 if "key" in prompt.messages[-1].text else -0.5 for prompt in prompts]
 
-    pairs = preferences(items, lambda prompts, answers, temperature: [texts] * len(prompts), tmp_path, by_rule("nano"),
-                        by_model("m", yes_no), model="", answers=2, temperature=1.0, seed=0, chunk=2, say=lambda text: None)
-    assert len(asked) == len(set(asked)) == 2 * 3  # three questions about each of two pictures
+    pairs = make_preferences(items, lambda prompts, group_size: [texts] * len(prompts), tmp_path, by_rule(None),
+                             by_model("m", yes_no), Sampling("", 2, 1.0, seed=0), quietly)
+    assert len(questions) == len(set(questions)) == 2 * 3  # three questions about each of two pictures
     assert [(pair.prompt.id, pair.chosen) for pair in pairs] == [(item.prompt.id, texts[1]) for item in items]
     assert {tuple(row["scores"]) for row in rows(tmp_path / "pairs.jsonl")} == {(0, -3)}  # a count: the bus was claimed twice
 
@@ -353,18 +364,19 @@ def test_scores_count_rejected_claims_and_a_tie_rejects():
     assert score(claims("a", "a"), (), margins) == -1  # said twice
     assert score([*claims("a"), Claim("There is a ant.", "", malformed=True)], (), margins) == -1  # nobody is asked
     assert score(claims("a", "d"), (), margins) is None  # nobody could tell, so the answer is not right
-    assert score(Failed("undivided"), (), margins) is None
+    assert score(Failure("undivided"), (), margins) is None
     with pytest.raises(KeyError):
         score(claims("never asked"), (), margins)
 
 
-def test_answers_with_a_failed_label_or_without_claims_are_left_out_and_counted_apart(tmp_path):
+def test_answers_with_a_failed_label_or_without_claims_are_left_out_and_counted_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "PAIRS_PER_PROMPT", 9)
     item = Item(dialogue("x", [picture(ITEMS[0].scene)], [("Describe it.", "")]), "en")
     texts = ["There is a bus.", "There is an ant.", "There is a key.", "Nothing here."]
-    answers = {"Is there a bus?": 1.0, "Is there an ant?": -1.0, "Is there a key?": Failed("HTTP 500")}
-    labeler = Labeler("endpoint", lambda asked: [answers[one.claim.question] for one in asked])
-    (pair,) = preferences([item], lambda prompts, answers, temperature: [texts], tmp_path, by_rule("nano"), labeler, model="",
-                          answers=4, temperature=1.0, seed=0, per_prompt=9, say=lambda text: None)  # fmt: skip
+    answers = {"Is there a bus?": 1.0, "Is there an ant?": -1.0, "Is there a key?": Failure("HTTP 500")}
+    labeler = Labeler("endpoint", lambda questions: [answers[one.claim.question] for one in questions])
+    (pair,) = make_preferences([item], lambda prompts, group_size: [texts], tmp_path, by_rule(None), labeler,
+                               Sampling("", 4, 1.0, seed=0), quietly)
     assert (pair.chosen, pair.rejected) == (texts[0], texts[1])
     facts = json.loads((tmp_path / "summary.json").read_text())
     assert (facts["answers_undivided"], facts["answers_unlabelled"], facts["questions_failed"]) == (1, 1, 1)
@@ -373,13 +385,13 @@ def test_answers_with_a_failed_label_or_without_claims_are_left_out_and_counted_
     assert "reason" in rows(tmp_path / "claims.jsonl")[0]["claims"][3]
 
 
-def test_a_margin_that_is_no_number_stops_the_run(tmp_path):
+def test_a_margin_that_is_not_a_number_stops_the_run(tmp_path):
     with pytest.raises(ValueError, match="margin of .* is nan"):
         run(tmp_path, labeler=by_model("broken", lambda prompts: [math.nan] * len(prompts)))
 
 
 def test_claim_wise_and_whole_answer_labels_are_compared_with_the_truth(tmp_path):
-    """Of a labeler that knows every single thing and guesses at whole descriptions."""
+    """Of a labeler that knows every single object and guesses at whole descriptions."""
     items = {item.prompt.id: item for item in ITEMS}
 
     def yes_no(prompts):
@@ -393,8 +405,8 @@ def test_claim_wise_and_whole_answer_labels_are_compared_with_the_truth(tmp_path
         return margins
 
     agreement = {}
-    for name, divider in (("claims", by_rule("nano")), ("whole", whole("nano"))):
-        run(tmp_path / name, labeler=by_model("m", yes_no), divider=divider, answers=8, temperature=1.0)
+    for name, divider in (("claims", by_rule(None)), ("whole", whole(None))):
+        run(tmp_path / name, labeler=by_model("m", yes_no), divider=divider, group_size=8, temperature=1.0)
         agreement[name] = json.loads((tmp_path / name / "summary.json").read_text())
     assert agreement["claims"]["questions_as_the_truth"] == agreement["claims"]["pairs_as_the_truth"] == 1.0
     assert agreement["whole"]["pairs_as_the_truth"] < 0.9
@@ -432,45 +444,3 @@ def test_words_are_counted_between_blanks_and_by_chinese_character():
     assert words("There is a bus.") == 4
     assert words("左上有公交车。") == 6
     assert words("") == 0
-
-
-def brute_force(pairs: list[dict]) -> tuple[list[dict], float]:
-    """As in RLAIF-V's get_pairs_filter_shorten.py: every ratio, mean lengths, the first smallest relative gap."""
-    best = None
-    for ratio in np.arange(0, 1, 0.02):
-        kept = []
-        for pair in pairs:
-            chosen, rejected = len(pair["chosen"].split()), len(pair["rejected"].split())
-            if not (rejected - chosen) / rejected > ratio + 1e-12:  # np.arange misses 0.58 and others by one bit
-                kept.append(pair)
-        if not kept:
-            continue
-        chosen, rejected = (np.mean([len(pair[side].split()) for pair in kept]) for side in ("chosen", "rejected"))
-        gap = abs(chosen - rejected) / rejected
-        if best is None or gap < best[0] - 1e-12:
-            best = gap, kept, ratio
-    return best[1], best[2]
-
-
-def test_length_balance_equals_brute_force():
-    rng = random.Random(0)
-    for _ in range(100):
-        pairs = [{"chosen": "w " * rng.randint(1, 40), "rejected": "w " * rng.randint(1, 60)} for _ in range(rng.randint(1, 30))]
-        kept, r = balanced(pairs)
-        expected, ratio = brute_force(pairs)
-        assert kept == expected and r == pytest.approx(ratio)
-
-
-def test_length_balance_drops_long_rejected_answers_alone():
-    short, even, long = ({"chosen": "w " * 10, "rejected": "w " * n} for n in (5, 10, 40))
-    assert balanced([long, even, short, long])[0] != [long, even, short, long]
-    assert balanced([even, short]) == ([even, short], 0.0)
-    with pytest.raises(ValueError, match="drops every pair"):
-        balanced([{"chosen": "w", "rejected": "w " * 60}])
-
-
-def test_balance_is_written_down(tmp_path):
-    longer = Labeler("length", lambda asked: [1.0 if len(one.claim.question) % 2 else -1.0 for one in asked])
-    pairs = run(tmp_path, labeler=longer, balance=True, temperature=1.0)
-    facts = json.loads((tmp_path / "summary.json").read_text())
-    assert 0 <= facts["balance"] < 1 and facts["pairs"] == len(pairs)

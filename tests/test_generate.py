@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from model.generate import decode, generate, prefill, sample, stream
+from model.generate import decode, generate, max_prompt_tokens, next_logits, prefill, sample, stream
+from model.losses import IGNORE, score
+from model.registry import UserError
 from tests import tiny
 
 PROMPTS = [
@@ -40,6 +42,11 @@ def test_decoding_with_the_cache_equals_the_full_forward_pass():
         there = torch.stack([rows[len(prompt) - 1 + step] for rows, prompt in zip(expected, PROMPTS, strict=True)])
         torch.testing.assert_close(logits, there, atol=2e-5, rtol=0)
         logits = decode(model, torch.tensor([row[step] for row in continuations]), cache)
+
+
+def test_next_logits_are_those_after_each_prompt():
+    model = tiny.vlm()
+    torch.testing.assert_close(next_logits(model, batch_of_all()), prefill(model, batch_of_all(), room=8)[0])
 
 
 def test_a_batch_of_unlike_prompts_answers_as_each_prompt_alone():
@@ -108,7 +115,7 @@ def test_several_answers_per_prompt_read_the_prompt_once():
     model = tiny.vlm()
     prompts = []
     model.connector.register_forward_hook(lambda module, args, out: prompts.append(len(out)))
-    answers = generate(model, batch_of_all(), **GREEDY, answers=3)
+    answers = generate(model, batch_of_all(), **GREEDY, group_size=3)
     assert prompts == [4], "one call, over the four images"
     for index, answer in enumerate(generate(model, batch_of_all(), **GREEDY)):
         assert answers[3 * index : 3 * index + 3] == [answer] * 3
@@ -119,7 +126,7 @@ def test_sampled_answers_of_one_prompt_differ_and_a_seed_repeats_them():
 
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
-        options = {**GREEDY, "temperature": 1.0, "answers": 4, "generator": generator}
+        options = {**GREEDY, "temperature": 1.0, "group_size": 4, "generator": generator}
         return [answer.tokens for answer in generate(model, batch_of_one(1), **options)]
 
     assert draw(1) == draw(1) != draw(2)
@@ -130,35 +137,50 @@ def test_log_probabilities_are_those_of_a_full_forward_pass():
     model = tiny.vlm()
     generator = torch.Generator().manual_seed(0)
     banned = (tiny.IMAGE, 2)
-    options = {**GREEDY, "temperature": 0.7, "top_p": 0.9, "top_k": 30, "banned": banned, "generator": generator}
+    options = {**GREEDY, "temperature": 0.7, "top_p": 0.9, "banned": banned, "generator": generator}
     (answer,) = generate(model, batch_of_one(2), **options)
     whole = {**tiny.padded([PROMPTS[2] + answer.tokens]), "pixels": PIXELS[1:3]}
     with torch.no_grad():
         logits = model(whole, tiny.everywhere(whole))[len(PROMPTS[2]) - 1 : -1]
     for row, token, logp in zip(logits, answer.tokens, answer.logps, strict=True):
-        assert math.log(reference(row, 0.7, 30, 0.9, banned)[token]) == pytest.approx(logp, abs=1e-4)
+        assert math.log(reference(row, 0.7, 0.9, banned)[token]) == pytest.approx(logp, abs=1e-4)
 
 
-def reference(logits, temperature, top_k, top_p, banned) -> dict[int, float]:
+def test_log_probabilities_of_sampling_are_those_of_scoring():
+    """What RL rests on: with the same weights the ratio of the two is 1, at the end of an answer too."""
+    model, sampling = tiny.vlm(), {"temperature": 0.7, "banned": (tiny.IMAGE, 2)}
+    options = {**GREEDY, **sampling, "group_size": 2, "generator": torch.Generator().manual_seed(1)}
+    stop = generate(model, batch_of_all(), **options)[0].tokens[3]
+    answers = generate(model, batch_of_all(), **{**options, "stop_ids": {stop}})
+    assert {answer.stopped for answer in answers} == {False, True}
+    for row, answer in enumerate(answers):
+        prompt, pixels = PROMPTS[row // 2], PIXELS.split(IMAGES)[row // 2]
+        batch = tiny.flat([prompt + answer.tokens + [stop] * answer.stopped]) | ({"pixels": pixels} if len(pixels) else {})
+        batch["labels"][:, :len(prompt)] = IGNORE
+        with torch.no_grad():
+            assert score(model, batch, **sampling).logps.tolist() == pytest.approx(answer.logps, abs=1e-4)
+
+
+def reference(logits, temperature, top_p, banned) -> dict[int, float]:
     """The sampled distribution in plain Python: token -> probability."""
     weights = {token: math.exp(x / temperature) for token, x in enumerate(logits.tolist()) if token not in banned}
-    ranked = sorted(weights, key=weights.get, reverse=True)[: top_k or None]
-    total = sum(weights[token] for token in ranked)
-    kept, mass = [], 0.0
+    ranked = sorted(weights, key=weights.get, reverse=True)
+    total = sum(weights.values())
+    nucleus, mass = [], 0.0
     for token in ranked:
         if mass < top_p:
-            kept.append(token)
+            nucleus.append(token)
         mass += weights[token] / total
-    total = sum(weights[token] for token in kept)
-    return {token: weights[token] / total for token in kept}
+    total = sum(weights[token] for token in nucleus)
+    return {token: weights[token] / total for token in nucleus}
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.6), (5, 0.8), (0, 1e-6), (100, 1.0)])
-def test_samples_and_their_log_probabilities_come_from_one_distribution(top_k, top_p):
+@pytest.mark.parametrize("top_p", [1.0, 0.6, 0.8, 1e-6])
+def test_samples_and_their_log_probabilities_come_from_one_distribution(top_p):
     logits = torch.randn(10, generator=torch.Generator().manual_seed(3)) * 2
-    expected = reference(logits, 0.8, top_k, top_p, banned=(4,))
+    expected = reference(logits, 0.8, top_p, banned=(4,))
     generator = torch.Generator().manual_seed(0)
-    tokens, logps = sample(logits.expand(20_000, 10), 0.8, top_k, top_p, (4,), generator)
+    tokens, logps = sample(logits.expand(20_000, 10), 0.8, top_p, (4,), generator)
     assert set(tokens.tolist()) <= set(expected)
     for token, probability in expected.items():
         drawn = tokens == token
@@ -167,11 +189,17 @@ def test_samples_and_their_log_probabilities_come_from_one_distribution(top_k, t
             assert logps[drawn].exp().tolist() == pytest.approx([probability] * int(drawn.sum()), abs=1e-5)
 
 
+@pytest.mark.parametrize(("temperature", "top_p"), [(-0.1, 1.0), (1.0, 0.0), (1.0, 1.1)])
+def test_a_temperature_or_a_share_that_makes_no_sense_is_refused(temperature, top_p):
+    with pytest.raises(ValueError, match=f"not {temperature} and {top_p}"):
+        sample(torch.zeros(1, 4), temperature, top_p, banned=(), generator=None)
+
+
 def test_banned_tokens_are_never_sampled_at_any_temperature():
     logits = torch.zeros(5000, 6)
     logits[:, 3] = 50.0  # all but certain, were it allowed
     for temperature in (0.0, 1.0, 5.0):
-        tokens, logps = sample(logits, temperature, 0, 1.0, (tiny.IMAGE, 0), None)
+        tokens, logps = sample(logits, temperature, 1.0, (tiny.IMAGE, 0), None)
         assert not {tiny.IMAGE, 0} & set(tokens.tolist())
         assert logps.isfinite().all()
 
@@ -180,7 +208,7 @@ def test_a_policy_that_loves_the_placeholder_writes_it_unless_it_is_banned():
     model = tiny.vlm()
     love = torch.zeros(50).index_fill(0, torch.tensor([tiny.IMAGE]), 30.0)
     model.llm.register_forward_hook(lambda module, args, logits: logits + love)
-    options = {**GREEDY, "temperature": 1.0, "answers": 5}
+    options = {**GREEDY, "temperature": 1.0, "group_size": 5}
     assert any(tiny.IMAGE in answer.tokens for answer in generate(model, batch_of_all(), **options))
     answers = generate(model, batch_of_all(), **options, banned=(tiny.IMAGE,))
     assert not any(tiny.IMAGE in answer.tokens for answer in answers)
@@ -188,7 +216,7 @@ def test_a_policy_that_loves_the_placeholder_writes_it_unless_it_is_banned():
 
 def test_temperature_zero_takes_the_likeliest_token_with_certainty():
     logits = torch.randn(7, 11)
-    tokens, logps = sample(logits, 0.0, top_k=0, top_p=1.0, banned=(), generator=None)
+    tokens, logps = sample(logits, 0.0, top_p=1.0, banned=(), generator=None)
     assert tokens.tolist() == logits.argmax(-1).tolist() and logps.tolist() == [0.0] * 7
 
 
@@ -224,3 +252,12 @@ def test_prompts_padded_on_the_left_or_packed_are_refused():
 def test_more_tokens_than_the_model_has_positions_are_refused_before_anything_runs():
     with pytest.raises(ValueError, match="prompt of 14 tokens and 115 new ones exceed max_position_embeddings = 128"):
         generate(tiny.vlm(), batch_of_one(1), **{**GREEDY, "max_new_tokens": 115})
+
+
+def test_a_prompt_has_the_room_that_its_answer_leaves():
+    model = tiny.vlm()
+    assert max_prompt_tokens(model, 114) == 14
+    prefill(model, batch_of_one(1), room=114)  # a prompt of 14 tokens
+    for refused in (0, 128):
+        with pytest.raises(UserError, match=f"--max_new_tokens {refused} leaves no room for prompt and answer: .* 128 tokens"):
+            max_prompt_tokens(model, refused)

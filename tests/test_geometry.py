@@ -70,9 +70,9 @@ def test_an_area_and_a_perimeter_begin_with_the_sides_of_what_lies_around_the_fi
 def test_splits_share_no_figure_in_any_form():
     states = {split: {one.state for one in problems(split, 2000)} for split in ("train", "val", "test")}
     assert not states["train"] & states["val"] and not states["train"] & states["test"] and not states["val"] & states["test"]
-    for split, found in states.items():
-        assert all(split_of(*state) == split for state in found)
-        assert set(Counter(state[1] for state in found)) == {"angle", "rectangle", "l", "hypotenuse"}
+    for split, own in states.items():
+        assert all(split_of(*state) == split for state in own)
+        assert set(Counter(state[1] for state in own)) == {"angle", "rectangle", "l", "hypotenuse"}
     mirrored = [one for one in problems("train", 2000, Geometry(text=True)) if one.state in states["test"]]
     assert not mirrored
 
@@ -101,8 +101,8 @@ def test_both_languages_and_answers_that_cannot_be_guessed():
 
 def test_a_picture_is_a_function_of_its_key():
     for one in problems("train", 9):
-        for shown in one.pictures:
-            assert shown.load().tobytes() == shown.load().tobytes() and shown.load().size == (96, 96)
+        for picture in one.pictures:
+            assert picture.load().tobytes() == picture.load().tobytes() and picture.load().size == (96, 96)
     keys = [picture.key for one in problems("train", 900) for picture in one.pictures]
     assert len(keys) == len(set(keys)) == 600
 
@@ -123,7 +123,7 @@ def test_only_the_body_of_the_answer_counts():
     right = example.answer
     scores = {f"<think>x</think><answer>{right}</answer>": 1, f"<answer> {right}. </answer>": 1, right: 0, f"<answer>{right}": 0,
               f"<answer>{right}0</answer>": 0, "": 0, "<answer></answer>": 0}  # fmt: skip
-    assert {said: TASK.score(example, said) for said in scores} == scores
+    assert {answer: TASK.score(example, answer) for answer in scores} == scores
     assert body("<answer>a</answer>b</answer>") == "a" and body("</answer><answer>") is None
     rng = random.Random(0)
     for _ in range(200):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from model.llm.attention import BAND, Documents, attend
+from model.llm.attention import DOCUMENTS_PER_CALL, PackedSequences, attend
 from model.llm.gpt import GPT
 from tests import tiny
 
@@ -43,8 +43,8 @@ def pair(family: str, tied: bool) -> tuple[GPT, torch.nn.Module]:
     return gpt, hf
 
 
-def one_document(length: int) -> tuple[torch.Tensor, Documents]:
-    return torch.arange(length), Documents(torch.zeros(1, length, dtype=torch.long))
+def one_document(length: int) -> tuple[torch.Tensor, PackedSequences]:
+    return torch.arange(length), PackedSequences(torch.zeros(1, length, dtype=torch.long))
 
 
 @pytest.mark.parametrize(("family", "tied"), CASES)
@@ -65,7 +65,7 @@ def test_logits_with_a_cache_equal_transformers(family, tied):
     cache = gpt.cache(rows=1, room=20)
     logits = [gpt(gpt.embed(ids[:9]), *one_document(9), cache=cache)]
     for token in ids[9:]:
-        logits.append(gpt(gpt.embed(token[None]), cache.lengths, documents=None, cache=cache))
+        logits.append(gpt(gpt.embed(token[None]), cache.lengths, packed=None, cache=cache))
     torch.testing.assert_close(torch.cat(logits), hf(ids[None]).logits[0], atol=1e-5, rtol=0)
 
 
@@ -87,7 +87,7 @@ def test_greedy_tokens_equal_transformers_generate(family, tied):
     tokens = []
     for _ in range(24):
         tokens.append(logits.argmax(-1))
-        logits = gpt(gpt.embed(tokens[-1]), cache.lengths, documents=None, cache=cache)
+        logits = gpt(gpt.embed(tokens[-1]), cache.lengths, packed=None, cache=cache)
     assert torch.cat(tokens).tolist() == expected.tolist()
 
 
@@ -96,38 +96,47 @@ def test_our_parameter_names_are_hugging_faces():
     assert set(gpt.state_dict()) == set(hf.state_dict())
 
 
-def test_documents_drop_padding_and_find_every_boundary():
+def test_packing_drops_padding_and_finds_every_boundary():
     # The same id in two rows is two documents; a row may hold several, and padding between them.
-    documents = Documents(torch.tensor([[0, 0, 0, 1, 1], [1, 1, -1, 4, -1]]))
-    assert documents.lengths.tolist() == [3, 2, 2, 1]
-    assert documents.flat(torch.arange(10).view(2, 5)).tolist() == [0, 1, 2, 3, 4, 5, 6, 8]
-    grid = documents.grid.fold(torch.arange(1, 9))
-    assert grid.tolist() == [[1, 2, 3], [4, 5, 0], [6, 7, 0], [8, 0, 0]]
-    assert documents.grid.unfold(grid).tolist() == list(range(1, 9))
+    packed = PackedSequences(torch.tensor([[0, 0, 0, 1, 1], [1, 1, -1, 4, -1]]))
+    assert packed.lengths.tolist() == [3, 2, 2, 1] and packed.owner.tolist() == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert packed.pack(torch.arange(10).view(2, 5)).tolist() == [0, 1, 2, 3, 4, 5, 6, 8]
+    padded = packed.padding.pad(torch.arange(1, 9))
+    assert padded.tolist() == [[1, 2, 3], [4, 5, 0], [6, 7, 0], [8, 0, 0]]
+    assert packed.padding.unpad(padded).tolist() == list(range(1, 9))
 
 
-def test_attention_by_bands_is_attention_document_by_document():
-    """More documents than a band holds, of uneven lengths: no band may shift, cut or mix them."""
-    lengths = torch.randint(1, 12, (2 * BAND + 3,)).tolist()
-    documents = Documents(torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None])
-    assert [grid.longest for grid in documents.bands] == [max(lengths[k:k + BAND]) for k in range(0, len(lengths), BAND)]
+def test_attention_in_several_kernel_calls_is_attention_document_by_document():
+    """More documents than a call takes, of uneven lengths: no call may shift, cut or mix them."""
+    lengths = torch.randint(1, 12, (2 * DOCUMENTS_PER_CALL + 3,)).tolist()
+    packed = PackedSequences(torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None])
+    calls = [lengths[k:k + DOCUMENTS_PER_CALL] for k in range(0, len(lengths), DOCUMENTS_PER_CALL)]
+    assert [padding.longest for padding in packed.parts] == list(map(max, calls))
     q, k, v = torch.randn(sum(lengths), 4, 8), torch.randn(sum(lengths), 2, 8), torch.randn(sum(lengths), 2, 8)
     alone = []
     for parts in zip(*(x.split(lengths) for x in (q, k, v))):
         one = (x.transpose(0, 1)[None] for x in parts)
         alone.append(F.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
-    torch.testing.assert_close(attend(q, k, v, documents), torch.cat(alone))
+    torch.testing.assert_close(attend(q, k, v, packed), torch.cat(alone))
 
 
-def test_perturbing_a_document_never_moves_another():
+def test_attention_is_the_formula_of_its_docstring():
+    q, k, v = torch.randn(9, 1, 8), torch.randn(9, 1, 8), torch.randn(9, 1, 8)
+    scores = q[:, 0] @ k[:, 0].T / 8**0.5
+    scores[torch.arange(9) > torch.arange(9)[:, None]] = -torch.inf
+    packed = PackedSequences(torch.zeros(1, 9, dtype=torch.long))
+    torch.testing.assert_close(attend(q, k, v, packed)[:, 0], scores.softmax(-1) @ v[:, 0])
+
+
+def test_a_changed_document_never_moves_another():
     gpt = tiny.vlm().llm
-    documents = Documents(torch.tensor([[0] * 7 + [1] * 9 + [2] * 4]))
+    packed = PackedSequences(torch.tensor([[0] * 7 + [1] * 9 + [2] * 4]))
     position_ids = torch.cat([torch.arange(7), torch.arange(9), torch.arange(4)])
     x = torch.randn(20, 24, requires_grad=True)
-    logits = gpt(x, position_ids, documents)
+    logits = gpt(x, position_ids, packed)
     changed = x.detach().clone()
     changed[7:16] += 1.0
-    moved = (gpt(changed, position_ids, documents) - logits).abs().amax(-1)
+    moved = (gpt(changed, position_ids, packed) - logits).abs().amax(-1)
     assert moved[:7].max() == 0 and moved[16:].max() == 0 and moved[7:16].min() > 0
     logits[7:16].sum().backward()
     reached = x.grad.abs().amax(-1)
@@ -143,15 +152,15 @@ def test_a_token_never_sees_a_later_one():
     assert moved[:8].max() == 0 and moved[8:].min() > 0
 
 
-def test_kept_logits_equal_those_of_the_whole_stream_in_outputs_and_gradients():
+def test_kept_logits_equal_those_of_all_positions_in_outputs_and_gradients():
     gpt = tiny.vlm().llm
     x, keep = torch.randn(30, 24), torch.rand(30) < 0.3
     everything = gpt(x, *one_document(30))[keep]
     expected = torch.autograd.grad(everything.square().sum(), list(gpt.parameters()))
-    kept = gpt(x, *one_document(30), keep=keep)
+    kept = gpt(x, *one_document(30), logits_to_keep=keep)
     torch.testing.assert_close(kept, everything)
-    found = torch.autograd.grad(kept.square().sum(), list(gpt.parameters()))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # fp32, summed in another order
+    gradients = torch.autograd.grad(kept.square().sum(), list(gpt.parameters()))
+    torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)  # fp32, summed in another order
 
 
 def test_the_last_mlp_runs_only_where_logits_are_asked_for():
@@ -159,7 +168,7 @@ def test_the_last_mlp_runs_only_where_logits_are_asked_for():
     rows = []
     for block in gpt.blocks:
         block.mlp.register_forward_hook(lambda module, args, out: rows.append(len(out)))
-    gpt(torch.randn(30, 24), *one_document(30), keep=torch.arange(30) % 6 == 0)
+    gpt(torch.randn(30, 24), *one_document(30), logits_to_keep=torch.arange(30) % 6 == 0)
     assert rows == [30, 30, 5]
 
 

@@ -1,193 +1,231 @@
 """Stage 3 by rules, from problems to a checkpoint: what a step moves, and the script as people run it."""
 
 import dataclasses
+import importlib.util
 import json
 import re
-import runpy
 import shutil
 import signal
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from dataset import rollouts
+from dataset.problems import problems
+from dataset.processor import Processor
 from dataset.rewards import Reward
-from dataset.tokenizer import Tokenizer
-from model import checkpoint, cli, reference
-from model.by_rules import ByRules
-from model.recipe import trainable
-from model.reference import at_start
-from model.registry import TEMPLATES
-from model.rl import critic
-from model.rl.policy import ALGORITHMS
+from dataset.rollouts import Group, RolloutBatch, Sampler, as_rollout, stats
+from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
+from model import checkpoint, cli, runtime
+from model.generate import Answer
+from model.losses import score, sum_by_document
+from model.reference import reference_model
+from model.registry import ALGORITHMS, UserError
+from tests import tiny
 from tests.conftest import ROOT, torchrun
 from tests.miniatures import lines
-from tests.test_dpo import SCRIPT, a_run, eyes, log_of, start, tiny_model  # noqa: F401  (start: a fixture)
-from tests.test_rollouts import RIGHT, WRONG
 
-TOKENIZER, TEMPLATE = Tokenizer(), TEMPLATES.make("pupil")
-LIKES_A = """
+RIGHT, WRONG = "<think>so</think><answer>8</answer>", "<think>so, or not so</think><answer>9</answer>"  # of different lengths
+
+SPEC = importlib.util.spec_from_file_location("rl_vlm", ROOT / "3-rl_vlm.py")
+SCRIPT = sys.modules["rl_vlm"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(SCRIPT)
+TOKENIZER = SentencePieceTokenizer()
+EVEN = """
 def even(example, answer):
     return float(len(answer) % 2 == 0)
 """  # a reward that an untrained model gets half the time
 
 
 @pytest.fixture(scope="session")
+def start(tmp_path_factory) -> Path:
+    """A checkpoint to start from."""
+    folder = tmp_path_factory.mktemp("start_of_grpo")
+    checkpoint.save(folder, tiny.nano(), MODEL_FILE)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def even(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("reward") / "mine.py"
-    file.write_text(LIKES_A)
+    file.write_text(EVEN)
     return file
 
 
-def arguments(start: Path, even: Path, *more) -> tuple:  # noqa: F811
-    return ("--init", start, "--data", "arithmetic:rows=0", "--problems", 12, "--prompts", 4, "--answers", 4, "--chunk", 2,
+def arguments(start: Path, even: Path, *more) -> tuple:
+    return ("--init", start, "--data", "arithmetic:rows=0", "--problems", 12, "--prompts", 4, "--group_size", 4,
             "--reward", f"{even}:even", "--max_new_tokens", 6, "--batch_size", 5, "--max_steps", 4, "--save_every", 2,
             "--lr", 1e-3, "--warmup", 1, "--bench", "", "--device", "cpu", *more)  # fmt: skip
 
 
-# ---------------------------------------------------------------- what is minimised
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def method(tmp_path, algo: str = "grpo", **changes) -> SimpleNamespace:
-    """What is minimised (`ByRules`, with the script's own options) of a tiny model, and how it is asked."""
-    model = tiny_model()
-    for name, part in model.parts.items():
-        trainable(part, "full" if name == "llm" else "freeze")
-    trained = critic.apply(model) if algo == "ppo" else model
-    config = SCRIPT.filled(SCRIPT.Config(algo=algo, out=tmp_path, device="cpu", **changes))
-    banned = (TOKENIZER.image, TOKENIZER.pad, TOKENIZER.bos)
-    begun = at_start(model) if config.beta else None
-    objective = ByRules(a_run(tmp_path), trained, begun, SCRIPT.options_of(config), banned, config.clip)
-    return SimpleNamespace(model=model, objective=objective, eyes=eyes(model), minimised=objective.minimised)
+def flags(start: Path, out: Path, *more, family=SCRIPT.GRPO):
+    """The flags of a run in this process, of four steps on one problem."""
+    given = ("--init", start, "--out", out, "--data", "arithmetic:rows=0", "--problems", 1, "--prompts", 1, "--group_size", 4,
+             "--max_new_tokens", 6, "--max_steps", 4, "--save_every", 4, "--lr", 1e-3, "--warmup", 1, "--bench", "",
+             "--device", "cpu", "--feature_cache", out / "features")  # fmt: skip
+    return cli.parse(family, list(map(str, (*given, *more))))
 
 
-def an_update(made, right: int = 2) -> rollouts.Update:
-    """One group of four answers to one picture, of which `right` are right, with the log-probabilities that they have now."""
-    (problem,) = rollouts.problems(["arithmetic:rows=0"], 1, None, image_folder=None, allow_urls=False, bad_rows=Path("unused"),
-                                   max_bad=0)  # fmt: skip
-    prompt = rollouts.render_prompt(problem.prompt, TEMPLATE, TOKENIZER, made.model.image_tokens)
-    said = []
-    for k in range(4):
-        text = RIGHT if k < right else WRONG
-        tokens = TOKENIZER.encode(text)
-        reward = Reward(1.0, 1.0, 1.1) if k < right else Reward(0.0, 1.0, 0.1)
-        said.append(rollouts.as_rollout(prompt, TOKENIZER.end, tokens, [0.0] * (len(tokens) + 1), True, text, reward))
-    (batch,) = rollouts.micro_batches(said, made.eyes, 64, 0, 1)
-    made.model.eval()
-    with torch.no_grad():
-        logps = made.objective.scored(made.objective.trained, batch)[0].split([len(rollout) for rollout in said])
-    made.model.train()
-    said = [dataclasses.replace(rollout, logps=part.tolist()) for rollout, part in zip(said, logps)]
-    return rollouts.Update([rollouts.Group(problem, said)], 1, {})
+@pytest.fixture
+def no_curves(monkeypatch):
+    """Most of the time of a run of four steps is the drawing."""
+    monkeypatch.setattr(runtime, "draw_curves", lambda history, file: None)
 
 
-def learned(made, update: rollouts.Update) -> list[dict]:
-    """Its micro-batches, with all that the loss needs."""
-    batches = rollouts.micro_batches(update.rollouts, made.eyes, 64, 0, 1)
-    return made.objective.weighed(batches, update.rewards(), update.lengths())
+# ---------------------------------------------------------------- what a step moves
 
 
-def sums(made, batch) -> torch.Tensor:
-    with torch.no_grad():
-        logps, _, answers, _ = made.objective.scored(made.objective.trained, batch)
-    return torch.zeros(4).index_add(0, answers, logps)
+class Sampled:
+    """One group of four answers to one picture, two right and two wrong, with the log-probabilities that they have at first."""
+
+    def __init__(self, start: Path, out: Path):
+        self.run = SCRIPT.Run.inference(out, "cpu", "fp32", 0)
+        model = checkpoint.load(start)
+        self.processor = Processor.of(model, TOKENIZER, self.run)
+        (self.problem,) = problems(["arithmetic:rows=0"], 1, None)
+        prompt = self.processor.prompt(self.problem.prompt)
+        self.rollouts = []
+        for text in (RIGHT, RIGHT, WRONG, WRONG):
+            tokens = TOKENIZER.encode(text)
+            reward = Reward(1.0, 1.0, 1.1) if text is RIGHT else Reward(0.0, 1.0, 0.1)
+            answer = Answer(tokens, [0.0] * (len(tokens) + 1), stopped=True)
+            self.rollouts.append(as_rollout(prompt, TOKENIZER.end, answer, text, reward))
+        scores = self.score(model)
+        logps = scores.logps.split([len(rollout) for rollout in self.rollouts])
+        self.rollouts = [dataclasses.replace(one, logps=part.tolist()) for one, part in zip(self.rollouts, logps)]
+        self.before = sum_by_document(scores.logps, scores.owner, 4)[0]
+
+    def score(self, model):
+        (batch,) = self.update().micro_batches(64, self.processor, self.run)
+        with torch.no_grad():
+            return score(model.eval(), batch, banned=self.processor.banned)
+
+    def update(self, factor: float = 1.0, risen: float = 0.0, **changes) -> RolloutBatch:
+        """What the sampler gives; `factor`: of rewards, `changes`: of its statistics.
+
+        risen   how much likelier each token of the right answers is said to have been when it was sampled
+        """
+        rollouts = []
+        for one in self.rollouts:
+            logps = [logp + risen * (one.text == RIGHT) for logp in one.logps]
+            reward = dataclasses.replace(one.reward, total=factor * one.reward.total)
+            rollouts.append(dataclasses.replace(one, logps=logps, reward=reward))
+        groups = [Group(self.problem, rollouts)]
+        return RolloutBatch(groups, {**stats(groups), "groups": 1, "asked": 1, **changes})
+
+    def gains(self, folder: Path) -> torch.Tensor:
+        """(4,): by how much each answer's log-probability has grown in a trained model."""
+        scores = self.score(checkpoint.load(folder))
+        return sum_by_document(scores.logps, scores.owner, 4)[0] - self.before
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
-def test_a_positive_advantage_raises_that_answer_and_a_negative_one_lowers_it(algo, tmp_path):
-    made = method(tmp_path, algo, **({"lam": 1.0} if algo == "ppo" else {}))
-    (batch,) = learned(made, an_update(made))
-    before = sums(made, batch)
-    optimizer = torch.optim.SGD([p for p in made.model.llm.parameters() if p.requires_grad], lr=0.05)
-    loss, measured, peaks = made.minimised(batch)
-    (loss / len(batch["places"])).backward()
-    optimizer.step()
-    after = sums(made, batch)
-    assert (after - before)[:2].min() > 0 > (after - before)[2:].max()
-    assert peaks["ratio_max"] == pytest.approx(1, abs=1e-4) and peaks["logp_gap"] < 1e-4
-    assert measured["clipped_low"] == measured["clipped_high"] == 0
+@pytest.fixture(scope="session")
+def sampled(start, tmp_path_factory) -> Sampled:
+    return Sampled(start, tmp_path_factory.mktemp("sampled"))
 
 
-def test_on_policy_the_loss_is_about_zero_and_its_gradient_is_not(tmp_path):
-    made = method(tmp_path, per_sequence=True)
-    (batch,) = learned(made, an_update(made))
-    loss, _, _ = made.minimised(batch)
-    loss.backward()
-    assert abs(loss.item()) < 1e-3
-    assert max(p.grad.abs().max() for p in made.model.parameters() if p.grad is not None) > 1e-3
-
-
-def test_without_beta_there_is_no_second_model(start, even, tmp_path, monkeypatch):  # noqa: F811
-    """The script's own decision: with beta a copy of the start is asked for, without it none is."""
+@pytest.mark.usefixtures("no_curves")
+@pytest.mark.parametrize("algo", [
+    "grpo", "grpo:per_sequence=true", "grpo:kl=0.1,kl_estimate=k2", "rloo", "reinforce++", "reinforce++_baseline", "ppo:lam=1",
+    "cispo", "gspo", "cpgd:drift=0.1",
+])  # fmt: skip
+def test_every_algorithm_raises_the_better_answers_and_lowers_the_worse(algo, start, sampled, tmp_path, monkeypatch):
+    """Four steps of the script itself on one group of answers, two on each update."""
     copies = []
-    monkeypatch.setattr(reference, "at_start", lambda model: copies.append(model) or at_start(model))
-    for beta, made in ((None, 0), (0.1, 1)):
-        SCRIPT.main(SCRIPT.filled(SCRIPT.Config(
-            init=start, out=tmp_path / "out", data=("arithmetic:rows=0",), problems=4, prompts=2, answers=2, max_new_tokens=2,
-            reward=f"{even}:even", beta=beta, max_steps=1, bench="", device="cpu")))  # fmt: skip
-        assert len(copies) == made
+    monkeypatch.setattr(SCRIPT, "reference_model", lambda model: copies.append(model) or reference_model(model))
+    monkeypatch.setattr(Sampler, "next", lambda sampler: sampled.update())
+    SCRIPT.grpo(flags(start, tmp_path / "grpo", "--algo", algo, "--num_iterations", 2))
+    gains, rows = sampled.gains(tmp_path / "grpo"), log_of(tmp_path / "grpo")
+    assert gains[:2].min() > 0 > gains[2:].max()
+    assert rows[0]["ratio_max"] == pytest.approx(1, abs=1e-4) and rows[0]["logp_gap"] < 1e-4, "on policy"
+    assert rows[0]["clipped_low"] == rows[0]["clipped_high"] == 0
+    assert rows[1]["ratio_max"] > 1.0001 and rows[1]["logp_gap"] > 1e-3, "the same answers, of an older policy"
+    if not algo.startswith(("ppo", "cispo")):  # on policy the loss is minus the mean advantage; cpgd's is 0
+        update, made = sampled.update(), ALGORITHMS.make(algo)
+        costs = -made.advantages(update.rewards) * made.token_weights(update.lengths) * update.lengths
+        expected = 0.0 if algo.startswith("cpgd") else (costs.sum() / update.lengths.sum()).item()
+        assert rows[0]["loss"] == pytest.approx(expected, abs=1e-4)
+        assert abs(expected) < 1e-4 or not made.per_sequence
+    assert rows[0]["gradient_norm"] > 1e-3 and not rows[0]["step_left_out"]
+    assert len(copies) == ("kl" in algo), "without a KL there is no second model"
+    assert ("kl" in rows[0]) == ("kl" in algo) and ("value_loss" in rows[0]) == algo.startswith("ppo")
+    assert abs(rows[0].get("kl", 0)) < 1e-6
+    if algo.startswith("ppo"):
+        kept = load_file(tmp_path / "grpo" / "resume" / "000004" / "model.safetensors")
+        assert kept["value_head.weight"].any(), "the value head learns too, and a resumed run gets it back"
 
 
-def test_with_beta_the_kl_begins_at_zero_and_pulls_back(tmp_path):
-    for kl in ("k2", "k3"):
-        made = method(tmp_path, beta=10.0, kl=kl)
-        (batch,) = learned(made, an_update(made, right=4))  # no advantage: the KL is all there is
-        assert made.minimised(batch)[1]["kl"] == pytest.approx(0, abs=1e-4)
-        with torch.no_grad():
-            made.model.llm.model.norm.weight.mul_(1.3)
-        loss, measured, _ = made.minimised(batch)
-        assert measured["kl"] > 0.01
-        loss.backward()
-        with torch.no_grad():
-            for p in made.model.llm.parameters():
-                p.sub_(1e-3 * p.grad / (1 + p.grad.norm()))
-        assert made.minimised(batch)[1]["kl"] < measured["kl"]
+@pytest.mark.usefixtures("no_curves")
+def test_a_kl_in_the_rewards_lowers_answers_that_have_become_likelier_than_they_were(start, sampled, tmp_path, monkeypatch):
+    """The right ones are paid 1 more, and cost 10 for each of their nats: k1 of the whole answer."""
+    monkeypatch.setattr(Sampler, "next", lambda sampler: sampled.update(risen=0.1))
+    SCRIPT.grpo(flags(start, tmp_path / "grpo", "--algo", "grpo:kl=10,kl_estimate=k1"))
+    gains, update = sampled.gains(tmp_path / "grpo"), sampled.update()
+    assert gains[:2].max() < gains[2:].min()
+    rewards = update.rewards - 10 * 0.1 * update.lengths * torch.tensor([1.0, 1.0, 0.0, 0.0])
+    costs = -(rewards - rewards.mean()) * torch.tensor([-0.1, -0.1, 0.0, 0.0]).exp() * update.lengths
+    assert log_of(tmp_path / "grpo")[0]["loss"] == pytest.approx((costs.sum() / update.lengths.sum()).item(), abs=1e-3)
 
 
-def test_k1_is_taken_from_the_reward_of_the_whole_answer(tmp_path):
-    made = method(tmp_path, beta=0.5, kl="k1")
-    with torch.no_grad():
-        made.model.llm.model.norm.weight.mul_(1.3)
-    update = an_update(made)
-    (batch,) = learned(made, update)
-    penalty = torch.zeros(4).index_add(0, batch["places"], batch["rollout_logps"] - batch["reference_logps"])
-    rewards = torch.tensor([1.1, 1.1, 0.1, 0.1]) - 0.5 * penalty
-    torch.testing.assert_close(batch["advantages"], (rewards - rewards.mean())[batch["places"]], atol=1e-4, rtol=1e-4)
+@pytest.mark.usefixtures("no_curves")
+def test_a_kl_in_the_loss_is_learned_from_where_answers_teach_nothing(start, sampled, tmp_path, monkeypatch):
+    factors = iter((1.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(Sampler, "next", lambda sampler: sampled.update(next(factors)))
+    SCRIPT.grpo(flags(start, tmp_path / "grpo", "--algo", "grpo:kl=1"))
+    rows = log_of(tmp_path / "grpo")
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
+    for row in rows[1:4]:
+        assert row["loss"] == pytest.approx(row["kl"], abs=1e-6) and row["kl"] > 1e-4
+        assert row["gradient_norm"] > 1e-3 and not row["step_left_out"]
 
 
-def test_ppo_gives_every_token_an_advantage_of_its_own_and_its_value_head_learns(tmp_path):
-    made = method(tmp_path, "ppo")
-    (batch,) = learned(made, an_update(made))
-    assert abs(batch["advantages"].mean()) < 1e-4 and abs(batch["advantages"].std(correction=0) - 1) < 1e-3
-    assert len(batch["advantages"].unique()) > 4
-    ends = torch.cat([batch["places"][1:] != batch["places"][:-1], torch.tensor([True])])
-    assert batch["returns"][ends].tolist() == pytest.approx([1.1, 1.1, 0.1, 0.1])  # with values of 0: the reward
-    made.minimised(batch)[0].backward()
-    assert made.model.value_head.weight.grad.abs().sum() > 0
-    checkpoint.save(tmp_path / "saved", made.model, TOKENIZER.file)
-    assert checkpoint.load(tmp_path / "saved"), "a checkpoint for anyone holds no value head"
+@pytest.mark.usefixtures("no_curves")
+def test_a_step_whose_gradient_is_absurd_or_zero_is_left_out(start, sampled, tmp_path, monkeypatch):
+    factors = iter((1.0, 1.0, 1000.0, 0.0))
+    monkeypatch.setattr(Sampler, "next", lambda sampler: sampled.update(next(factors)))
+    SCRIPT.grpo(flags(start, tmp_path / "grpo"))
+    rows = log_of(tmp_path / "grpo")[:4]
+    assert [row["step_left_out"] for row in rows] == [0, 0, 1, 1]
+    assert rows[2]["gradient_norm"] > 10 * rows[1]["gradient_norm"] and rows[3]["gradient_norm"] == 0
+    optimizer = torch.load(tmp_path / "grpo" / "resume" / "000004" / "optimizer.pt", weights_only=True)
+    assert {int(state["step"]) for part in optimizer.values() for state in part["state"].values()} == {2}
+
+
+@pytest.mark.usefixtures("no_curves")
+@pytest.mark.parametrize("family", ["grpo", "dpo"])
+def test_a_run_whose_answers_teach_nothing_any_more_stops_in_either_family(family, start, sampled, tmp_path, monkeypatch, capsys):
+    dull = {"all_wrong": 0.9, "zero_variance": 0.9}
+    monkeypatch.setattr(Sampler, "next", lambda sampler: sampled.update(**dull))
+    main, family_flags = {"grpo": (SCRIPT.grpo, SCRIPT.GRPO), "dpo": (SCRIPT.dpo_iterations, SCRIPT.OnlineDPO)}[family]
+    main(flags(start, tmp_path / family, "--max_steps", 30, "--save_every", 100, family=family_flags))
+    assert re.search(r"stopped at step 20 of 30: 90% of the groups hold no right answer.*2-sft_vlm.py", capsys.readouterr().out)
+    assert (tmp_path / family / "model.safetensors").is_file() and (tmp_path / family / "resume" / "000020").is_dir()
 
 
 # ---------------------------------------------------------------- the script
 
 
-LOGGED = {"step", "seconds", "reward", "accuracy", "format", "all_right", "all_wrong", "alike", "truncated", "groups",
+LOGGED = {"step", "seconds", "reward", "accuracy", "format", "all_right", "all_wrong", "zero_variance", "truncated", "groups",
           "asked", "loss", "entropy", "ratio", "clipped_low", "clipped_high", "ratio_max", "logp_gap", "lr", "gradient_norm",
           "gradient_threshold", "step_left_out", "tokens_per_second"}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def one(run_script, start, even, tmp_path_factory) -> Path:  # noqa: F811
+def one(run_script, start, even, tmp_path_factory) -> Path:
+    """The checkpoint of one process."""
     folder = tmp_path_factory.mktemp("one_grpo")
     run_script("3-rl_vlm.py", *arguments(start, even), cwd=folder)
     return folder / "out" / "grpo"
 
 
-def test_a_run_writes_a_checkpoint_and_a_log_of_everything(one, start):  # noqa: F811
+def test_a_run_writes_a_checkpoint_and_a_log_of_everything(one, start):
     rows = log_of(one)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     for row in rows[:4]:
@@ -201,22 +239,22 @@ def test_a_run_writes_a_checkpoint_and_a_log_of_everything(one, start):  # noqa:
     assert before.keys() == after.keys() and moved == {name for name in before if name.startswith("llm.")}
 
 
-def test_two_processes_equal_one(one, start, even, tmp_path):  # noqa: F811
+def test_two_processes_equal_one(one, start, even, tmp_path):
     torchrun(2, "3-rl_vlm.py", *arguments(start, even), cwd=tmp_path)
     two = tmp_path / "out" / "grpo"
     for a, b in zip(log_of(one)[:4], log_of(two)[:4], strict=True):
         assert a.keys() == b.keys()
         assert all(a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-4) for name in a.keys() - {"seconds", "tokens_per_second"})
-    begun, ends = load_file(start / "model.safetensors"), [load_file(folder / "model.safetensors") for folder in (one, two)]
-    for name, weight in begun.items():
+    before, ends = load_file(start / "model.safetensors"), [load_file(folder / "model.safetensors") for folder in (one, two)]
+    for name, weight in before.items():
         assert (ends[0][name] - ends[1][name]).norm() <= 2e-3 * (ends[0][name] - weight).norm(), name
 
 
 @pytest.mark.parametrize("more", [
-    (), ("--algo", "ppo", "--beta", 0.1, "--kl", "k1"), ("--algo", "dpo", "--pairs", "policy"),
-    ("--train.llm", "lora:4", "--beta", 0.1),
+    (), ("--algo", "ppo:kl=0.1,kl_estimate=k1"), ("--algo", "dpo", "--pairs", "policy"),
+    ("--algo", "gspo:kl=0.1", "--train.llm", "lora:4", "--num_iterations", 2),
 ])  # fmt: skip
-def test_a_killed_run_goes_on_to_exactly_the_same_weights(more, one, start, even, run_script, tmp_path):  # noqa: F811
+def test_a_killed_run_goes_on_to_exactly_the_same_weights(more, one, start, even, run_script, tmp_path):
     given = arguments(start, even, *more)
     whole = one
     if more:
@@ -230,35 +268,43 @@ def test_a_killed_run_goes_on_to_exactly_the_same_weights(more, one, start, even
     logs = [[{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in log_of(folder)]
             for folder in (whole, tmp_path / "half")]  # fmt: skip
     assert logs[0] == logs[1]
+    if "--num_iterations" in more:
+        rows = logs[0]
+        assert rows[0]["reward"] == rows[1]["reward"] and rows[2]["asked"] == rows[3]["asked"], "the same answers"
+        assert rows[2]["ratio_max"] == pytest.approx(1, abs=1e-4) and rows[3]["ratio_max"] > 1.001
 
 
-def test_a_finished_run_that_is_resumed_ends_as_it_did_and_forgets_nothing(one, start, even, run_script, tmp_path):  # noqa: F811
-    again = shutil.copytree(one, tmp_path / "out" / "grpo")
-    run_script("3-rl_vlm.py", *arguments(start, even, "--resume"), cwd=tmp_path)
+@pytest.mark.usefixtures("no_curves")
+def test_a_finished_run_that_is_resumed_ends_as_it_did_and_forgets_nothing(one, start, even, tmp_path):
+    again = shutil.copytree(one, tmp_path / "grpo")
+    SCRIPT.grpo(flags(start, again, *arguments(start, even), "--resume"))
     ends = [load_file(folder / "model.safetensors") for folder in (one, again)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     states = [json.loads((folder / "resume" / "000004" / "state.json").read_text()) for folder in (one, again)]
     assert states[0]["average"] == states[1]["average"] > 0
 
 
-@pytest.mark.parametrize("algo", [algo for algo in ALGORITHMS if algo not in ("grpo", "ppo")])
-def test_every_algorithm_takes_two_passes_over_its_answers(algo, start, even, run_script, tmp_path):  # noqa: F811
-    run_script("3-rl_vlm.py", *arguments(start, even, "--algo", algo, "--passes", 2, "--max_steps", 4), cwd=tmp_path)
-    rows = log_of(tmp_path / "out" / "grpo")
-    assert rows[0]["ratio_max"] == pytest.approx(1, abs=1e-4) and rows[3]["ratio_max"] > 1.001
-    assert rows[0]["reward"] == rows[1]["reward"], "the same answers"
+@pytest.mark.usefixtures("no_curves")
+def test_a_run_that_ended_within_an_update_goes_on_with_a_new_one(start, even, tmp_path):
+    for more in (("--max_steps", 3), ("--max_steps", 5, "--resume")):
+        SCRIPT.grpo(flags(start, tmp_path / "grpo", "--num_iterations", 2, "--reward", f"{even}:even", *more))
+    rows = log_of(tmp_path / "grpo")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert rows[3]["ratio_max"] == pytest.approx(1, abs=1e-4), "sampled now"
 
 
-def test_a_file_of_problems_is_learned_from_and_a_config_file_says_how(start, run_script, samples, tmp_path):  # noqa: F811
+def test_a_file_of_problems_is_learned_from_and_a_config_file_says_how(start, run_script, samples, tmp_path):
     settings = {"data": [str(samples / "eureka.jsonl"), str(samples / "lmm_r1.jsonl")], "init": str(start), "out": "run/grpo",
-                "max_steps": 2, "prompts": 2, "answers": 2, "max_new_tokens": 4, "lr": "1e-4", "clip_high": 0.3,
-                "bench": "arithmetic", "eval_examples": 2, "eval_every": 1, "device": "cpu", "reward": "rule"}  # fmt: skip
+                "max_steps": 2, "prompts": 2, "group_size": 2, "max_new_tokens": 4, "lr": "1e-4", "algo": "rloo:clip_high=0.3",
+                "temperature": 0.8, "bench": "arithmetic", "eval_examples": 2, "eval_every": 1, "device": "cpu",
+                "reward": "rule"}  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    done = run_script("3-rl_vlm.py", "--config", tmp_path / "run.yaml", "--rounds", 1, cwd=tmp_path)
-    assert "8 problems, 2 steps of 2 x 2 answers on 1 x cpu" in done.out and "a loss of about 0 is normal" in done.out
+    done = run_script("3-rl_vlm.py", "--config", tmp_path / "run.yaml", "--resample_rounds", 1, cwd=tmp_path)
+    assert "8 problems, 2 updates of 2 x 2 answers on 1 x cpu" in done.out and "a loss of about 0 is normal" in done.out
     rows = log_of(tmp_path / "run" / "grpo")
     assert [row["step"] for row in rows if "arithmetic/accuracy" in row] == [0, 1, 2]
     assert [row["lr"] for row in rows if "lr" in row][0] == pytest.approx(1e-4 / 5)
+    assert all(row["logp_gap"] < 1e-4 for row in rows if "lr" in row), "scored at the temperature that it was sampled at"
     assert all(row["all_wrong"] == 1 and row["groups"] == 0 and row["gradient_norm"] == 0 for row in rows if "lr" in row)
     page = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "## Reinforcement learning: grpo" in page and "| picture | question | truth | before | after |" in page
@@ -268,88 +314,83 @@ def test_a_file_of_problems_is_learned_from_and_a_config_file_says_how(start, ru
     assert "arithmetic/accuracy" in json.loads((tmp_path / "run" / "grpo" / "scores.json").read_text())
 
 
-def test_bad_rows_of_problems_are_named_once_and_their_list_stays(start, run_script, tmp_path):  # noqa: F811
+@pytest.mark.usefixtures("no_curves")
+def test_bad_rows_of_problems_are_named_once_and_their_list_stays(start, tmp_path, capsys):
     rows = [{"conversations": [{"role": "user", "content": f"{k}?"}], "answer": answer} for k, answer in enumerate("7$77")]
-    given = ("--data", lines(tmp_path / "rows.jsonl", rows), "--max_bad", 0.5, "--prompts", 1, "--answers", 2, "--rounds", 0,
-             "--max_new_tokens", 2, "--bench", "", "--device", "cpu", "--init", start)  # fmt: skip
+    given = ("--data", lines(tmp_path / "rows.jsonl", rows), "--problems", 12, "--max_bad", 0.5, "--resample_rounds", 0)
     for more in (("--max_steps", 2), ("--max_steps", 2, "--resume")):
-        done = run_script("3-rl_vlm.py", *given, *more, cwd=tmp_path)
-        assert done.err.count("skipped ") == 1
-        (told,) = map(json.loads, (tmp_path / "out" / "grpo" / "bad_problems.jsonl").read_text().splitlines())
-        assert told["row"].endswith("rows.jsonl:2") and "nothing can match it" in told["reason"]
+        SCRIPT.grpo(flags(start, tmp_path / "grpo", *given, *more))
+        assert capsys.readouterr().err.count("skipped ") == 1
+        (listed,) = map(json.loads, (tmp_path / "grpo" / "bad_problems.jsonl").read_text().splitlines())
+        assert listed["row"].endswith("rows.jsonl:2") and "nothing can match it" in listed["reason"]
 
 
 @pytest.mark.parametrize("switch", ["--dry_run", "--check_data"])
-def test_looking_writes_nothing(switch, start, run_script, tmp_path):  # noqa: F811
+def test_looking_writes_nothing(switch, start, run_script, tmp_path):
     done = run_script("3-rl_vlm.py", "--init", start, "--bench", "", "--device", "cpu", "--problems", 12, switch, cwd=tmp_path)
-    assert "12 problems, " in done.out and " x 8 answers on 1 x cpu" in done.out
+    assert "12 problems, 20 updates of 32 x 8 answers on 1 x cpu" in done.out
     assert ("[image]" in done.out and "right: " in done.out) == (switch == "--check_data")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (("--algo", "grppo"), "--algo is one of grpo, rloo"), (("--advantage", "best"), "--advantage is one of dr_grpo"),
-    (("--kl", "k4"), "--kl is one of k1"), (("--temperature", 0), "--temperature is above 0"), (("--answers", 1), "at least 2"),
-    (("--clip_low", 1.5), "clip_low is between 0 and 1"), (("--nll_weight", 0.5), "has no use for --nll_weight"),
-    (("--algo", "ppo", "--advantage", "rloo"), "leave out --advantage"), (("--pairs", "policy"), "has no use for --pairs"),
-    (("--algo", "dpo", "--passes", 2), "has no use for --problems"),
-    (("--passes", 4, "--save_every", 6), "a multiple of --passes, 4"),
-    (("--reward", "mine.py:no"), "my_file.py:function, not"), (("--data", "nowhere.jsonl"), "no data at nowhere.jsonl"),
-    (("--resume",), "nothing to resume in out/grpo"), (("--pairs", "own"), "--pairs is policy, or left out"),
-    (("--prompts", 0), "--prompts is at least 1, not 0"), (("--passes", 0), "--passes is at least 1, not 0"),
+    (("--algo", "grppo"), "unknown --algo grppo; perhaps you meant grpo. Known: by rules cispo, "),
+    (("--algo", "grpo:advantage=best"), "advantage is one of dr_grpo"), (("--temperature", 0), "--temperature is above 0"),
+    (("--group_size", 1), "--group_size is at least 2"), (("--num_iterations", 4, "--save_every", 6), "not 4 and 6"),
+    (("--num_iterations", 0), "--num_iterations is at least 1"), (("--prompts", 0), "--prompts is at least 1, not 0"),
     (("--max_steps", 0), "--max_steps is at least 1, not 0"), (("--save_every", 0), "--save_every is at least 1, not 0"),
-    (("--drift", 0.1), "has no use for --drift"), (("--algo", "cispo", "--clip_low", 0.1), "has no use for --clip_low"),
-    (("--lam", 1), "has no use for --lam"), (("--kl", "k2"), "has no use for --kl without --beta"),
-    (("--keep_all", "--rounds", 1), "--rounds asks other problems"), (("--max_length", 64), "has no use for --max_length"),
+    (("--batch_size", 0), "--batch_size is at least 1, not 0"), (("--reward", "mine.py:no"), "my_file.py:function, not"),
+    (("--data", "nowhere.jsonl"), "no data at nowhere.jsonl"), (("--resume",), "nothing to resume in out/grpo"),
+    (("--keep_zero_variance", "--resample_rounds", 1), "--resample_rounds has no use where every group is kept"),
+    (("--algo", "ppo", "--resample_rounds", 1), "--resample_rounds has no use where every group is kept"),
     (("--max_new_tokens", 4096), "leaves no room for prompt and answer"),
 ])  # fmt: skip
-def test_what_makes_no_sense_is_refused_with_the_remedy(more, message, start, even, run_script, tmp_path):  # noqa: F811
+def test_what_makes_no_sense_is_refused_in_one_line_with_the_remedy(more, message, start, even, run_script, tmp_path):
     done = run_script("3-rl_vlm.py", *arguments(start, even), *more, cwd=tmp_path, expect=1)
-    assert message in done.err
+    assert message in done.err.splitlines()[-1] and "Traceback" not in done.err
 
 
-def test_a_run_that_compares_with_its_start_is_not_resumed_from_another(start, even, run_script, tmp_path):  # noqa: F811
-    checkpoint.save(tmp_path / "start", tiny_model(), TOKENIZER.file)
-    run_script("3-rl_vlm.py", *arguments(tmp_path / "start", even, "--max_steps", 2), cwd=tmp_path)
-    model = tiny_model()
+@pytest.mark.parametrize(("more", "message"), [
+    (("--sft_weight", 0.5), "unknown flag or value --sft_weight"), (("--pairs", "policy"), "unknown flag or value --pairs"),
+    (("--max_length", 64), "unknown flag or value --max_length"), (("--algo", "dpo"), "unknown flag or value --problems"),
+    (("--drift", 0.1), "drift is an option of cpgd, written --algo cpgd:drift=..."),
+])  # fmt: skip
+def test_a_flag_of_another_family_is_unknown_to_this_one(more, message, start, even, run_script, tmp_path):
+    done = run_script("3-rl_vlm.py", *arguments(start, even), *more, cwd=tmp_path, expect=2)
+    assert message in done.err.splitlines()[-1] and "Traceback" not in done.err
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_a_run_is_not_resumed_from_other_weights_than_it_began_with(one, start, even, tmp_path):
+    again = shutil.copytree(one, tmp_path / "grpo")
+    model = tiny.nano()
     with torch.no_grad():
         model.connector.proj.weight.add_(0.1)
-    checkpoint.save(tmp_path / "start", model, TOKENIZER.file)
-    done = run_script("3-rl_vlm.py", *arguments(tmp_path / "start", even, "--resume"), cwd=tmp_path, expect=1)
-    assert "was started from other weights" in done.err
-
-
-def test_a_run_that_learns_nothing_more_stops_with_advice_and_a_checkpoint(start, run_script, tmp_path):  # noqa: F811
-    rows = [{"conversations": [{"role": "user", "content": f"{k}?"}], "answer": "7"} for k in range(4)]
-    given = ("--data", lines(tmp_path / "hard.jsonl", rows), "--prompts", 1, "--answers", 2, "--rounds", 0, "--max_new_tokens", 2)
-    done = run_script("3-rl_vlm.py", "--init", start, *given, "--bench", "", "--device", "cpu", "--max_steps", 30, cwd=tmp_path)
-    assert re.search(r"stopped at step 20 of 30: 100% of the groups hold no right answer.*2-sft_vlm.py", done.out)
-    assert (tmp_path / "out" / "grpo" / "model.safetensors").is_file()
+    checkpoint.save(tmp_path / "other", model, MODEL_FILE)
+    with pytest.raises(UserError, match="was started from other weights"):
+        SCRIPT.grpo(flags(start, again, *arguments(tmp_path / "other", even), "--max_steps", 6, "--resume"))
 
 
 # ---------------------------------------------------------------- flags
 
 
-def test_every_default_that_depends_on_the_algorithm_is_known_for_all_families():
-    fields = {field.name: getattr(SCRIPT.Config(), field.name) for field in dataclasses.fields(SCRIPT.Config)}
-    assert {name for name, value in fields.items() if value is None} - set(SCRIPT.DEFAULTS) == {
-        "clip_low", "clip_high", "reference", "image_folder", "questions"}  # fmt: skip
-    for algo, out in (("grpo", "out/grpo"), ("dpo", "out/dpo")):
-        filled = SCRIPT.filled(SCRIPT.Config(algo=algo))
-        assert filled.out == Path(out) and all(getattr(filled, name) is not None for name in SCRIPT.DEFAULTS)
-    assert SCRIPT.filled(SCRIPT.Config(algo="dpo")).data == () and SCRIPT.filled(SCRIPT.Config()).data == ("arithmetic",)
-    assert SCRIPT.filled(SCRIPT.Config(algo="dpo", pairs="policy")).data == ("arithmetic",)
-    assert SCRIPT.filled(SCRIPT.Config(lr=3.0, bench="")).lr == 3.0
+def test_every_family_has_real_defaults_of_its_own():
+    rules, stored, online = SCRIPT.GRPO(), SCRIPT.DPO(), SCRIPT.OnlineDPO()
+    assert [config.data for config in (rules, stored, online)] == [("arithmetic",), (), ("arithmetic",)]
+    assert [config.run.out for config in (rules, stored, online)] == [Path("out/grpo"), Path("out/dpo"), Path("out/dpo")]
+    assert [config.optim.max_steps for config in (rules, stored, online)] == [20, 0, 40]
+    assert [config.optim.optimizer for config in (rules, stored, online)] == ["muon", "adamw", "adamw"]
+    assert [config.temperature for config in (rules, stored, online)] == [1.0, 0.7, 1.0]
+    without = {name for config in (rules, stored, online) for part in (config, config.run, config.optim)
+               for name, value in vars(part).items() if value is None}
+    assert without == {"image_folder", "questions", "reference"}, "None only where nothing is meant, never where it depends"
 
 
 def test_a_config_file_may_set_what_has_no_default_of_its_own():
-    given = {"lr": "1e-4", "max_steps": 7, "out": "x", "data": "a.jsonl", "beta": None}
-    read = cli.from_mapping(SCRIPT.Config(), given, "run.yaml")
-    assert (read.lr, read.max_steps, read.out, read.data, read.beta) == (1e-4, 7, Path("x"), ("a.jsonl",), None)
+    given = {"lr": "1e-4", "max_steps": 7, "out": "x", "data": "a.jsonl", "image_folder": "pictures"}
+    read = cli.from_mapping(SCRIPT.GRPO(), given, "run.yaml")
+    assert (read.optim.lr, read.optim.max_steps, read.run.out, read.data) == (1e-4, 7, Path("x"), ("a.jsonl",))
+    assert read.run.image_folder == Path("pictures")
+    assert cli.from_mapping(SCRIPT.GRPO(), {"image_folder": None}, "run.yaml").run.image_folder is None
     with pytest.raises(SystemExit, match="run.yaml: lr: 'fast' is not a float"):
-        cli.from_mapping(SCRIPT.Config(), {"lr": "fast"}, "run.yaml")
-
-
-def test_the_script_is_the_one_that_is_tested():
-    assert SCRIPT.Config().algo == "grpo"
-    assert SimpleNamespace(**runpy.run_path(str(ROOT / "3-rl_vlm.py"))).Config().algo == "grpo"
+        cli.from_mapping(SCRIPT.GRPO(), {"lr": "fast"}, "run.yaml")

@@ -3,18 +3,18 @@
 import base64
 import json
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 
 import pytest
 
-from dataset.evaluation import evaluate, measure, rescore
-from dataset.judge import JudgeFailure
+from dataset.evaluation import evaluate
+from dataset.judge import Failure
 from dataset.report import table
+from dataset.studies.rescore import rescore
 from dataset.tasks import amber, mmhal, object_halbench, refomb
 from model.registry import TASKS, specs
-from tests.conftest import ROOT
 from tests.miniatures import lines, picture
 
 
@@ -138,7 +138,7 @@ def test_object_halbench_from_its_file_to_its_numbers(hal_files, capsys):
 def test_a_judge_may_read_the_objects_and_its_failures_count_apart(hal_files, capsys):
     task = TASKS.make(f"object_halbench:path={hal_files[0]},annotations={hal_files[1]}")
     replies = iter(['Sure: ["woman", "park bench", "sky"]', "none, I think", "[]"])
-    scores, metrics = measure(judged(task, lambda text: next(replies)), task.examples("test", 300), ANSWERS)
+    scores, metrics = judged(task, lambda text: next(replies)).measure(task.examples("test", 300), ANSWERS)
     # of three answers one was not judged and one names nothing: one answer without an absent object; person, bench of 3 + 1
     assert metrics == {"rsp": 0, "men": 0, "cover": 2 / 4, "answers_with_objects": 1, "length": 16 / 3, "by_rule": 0,
                        "judge_failures": 1}  # fmt: skip
@@ -154,9 +154,9 @@ def test_a_list_of_objects_is_read_wherever_it_stands(reply, found):
     assert object_halbench.listed(reply) == found
 
 
-@pytest.mark.parametrize("reply", ["", "car, dog", "[car]", '[{"name": "car"}]', "[1]", '["car"', JudgeFailure("asleep")])
+@pytest.mark.parametrize("reply", ["", "car, dog", "[car]", '[{"name": "car"}]', "[1]", '["car"', Failure("asleep")])
 def test_what_is_no_list_of_objects_is_a_failure(reply):
-    assert isinstance(object_halbench.listed(reply), JudgeFailure)
+    assert isinstance(object_halbench.listed(reply), Failure)
 
 
 def test_missing_files_are_named_with_their_source(hal_files, tmp_path):
@@ -216,18 +216,18 @@ def test_a_rating_is_read(reply, mark):
 
 
 @pytest.mark.parametrize("reply", ["", "I would say 4.", "Rating: 2 or Rating: 3", "Rating: 7", "Rating: 10", "Rating: high",
-                                   JudgeFailure("asleep")])  # fmt: skip
+                                   Failure("asleep")])  # fmt: skip
 def test_no_rating_or_several_is_a_failure_and_no_zero(reply):
-    assert isinstance(mmhal.rating(reply), JudgeFailure)
+    assert isinstance(mmhal.rating(reply), Failure)
 
 
 def test_mmhal_by_hand():
-    marks = [6, 0, 3, JudgeFailure("x"), 2, 5, 4, 1, 4]
+    marks = [6, 0, 3, Failure("x"), 2, 5, 4, 1, 4]
     types = [mmhal.TYPES[i % 8] for i in range(9)]
     assert mmhal.summary(marks, types) == {
         "score": 25 / 8, "hallucination_rate": 3 / 8, "score_attribute": 5, "score_adversarial": 0, "score_comparison": 3,
         "score_relation": 2, "score_environment": 5, "score_holistic": 4, "score_other": 1}  # fmt: skip
-    assert mmhal.summary([JudgeFailure("x")], ["other"]) == {}
+    assert mmhal.summary([Failure("x")], ["other"]) == {}
 
 
 def test_mmhal_from_its_file_to_its_numbers(mmhal_file):
@@ -261,13 +261,15 @@ def test_the_controls_of_a_judged_task_leave_out_what_failed(mmhal_file):
     assert (metrics["mmhal/blank"], metrics["mmhal/shuffled"]) == (0.5, 0.5)
 
 
-def test_saved_answers_are_scored_from_the_command_line(hal_files, tmp_path):
+@pytest.mark.filterwarnings("ignore:'dataset.evaluation' found in sys.modules")
+def test_saved_answers_are_scored_from_the_command_line(hal_files, tmp_path, monkeypatch, capsys):
+    """As `python -m dataset.studies.rescore PREDICTIONS TASK` does, without another Python."""
     spec = f"object_halbench:path={hal_files[0]},annotations={hal_files[1]}"
     _, rows = evaluate("object_halbench", TASKS.make(spec), "test", lambda prompts: ANSWERS, 300)
     file = lines(tmp_path / "predictions-object_halbench.jsonl", rows)
-    done = subprocess.run([sys.executable, "-m", "dataset.evaluation", str(file), spec], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "| object_halbench/rsp | 50.0 % |" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["dataset/evaluation.py", str(file), spec])
+    runpy.run_module("dataset.evaluation", run_name="__main__", alter_sys=True)
+    assert "| object_halbench/rsp | 50.0 % |" in capsys.readouterr().out
     assert json.loads((tmp_path / "scores.json").read_text())["object_halbench/men"] == 1 / 5
 
 
@@ -293,9 +295,9 @@ def test_a_verdict_is_read(reply, ours, points):
     assert refomb.verdict(reply, ours) == points
 
 
-@pytest.mark.parametrize("reply", ["", "A is better", "[[A]] no, [[B]]", "[[D]]", JudgeFailure("asleep")])
+@pytest.mark.parametrize("reply", ["", "A is better", "[[A]] no, [[B]]", "[[D]]", Failure("asleep")])
 def test_no_verdict_or_two_is_a_failure(reply):
-    assert isinstance(refomb.verdict(reply, "A"), JudgeFailure)
+    assert isinstance(refomb.verdict(reply, "A"), Failure)
 
 
 def parts(text: str) -> tuple[str, str]:
@@ -331,7 +333,7 @@ def test_swapping_takes_a_judge_that_likes_the_first_answer_to_one_half(refomb_f
     answers = [f"ours {i}" for i in range(4)]
     for swap, rate in (("false", 0), ("true", 0.5)):
         task = judged(TASKS.make(f"{refomb_file},swap={swap}"), likes_the_first)
-        _, metrics = measure(task, task.examples("test", 99), answers)
+        _, metrics = task.measure(task.examples("test", 99), answers)
         assert (metrics["win_rate"], metrics["trust_rate"], metrics["judged"]) == (rate, rate, 4)
     assert [parts(text) for text in task.judge.asked[8:12]] == [(f"ours {i}", f"GPT-4V {i}.") for i in range(4)]
 
@@ -342,12 +344,12 @@ def test_swapping_keeps_what_a_fair_judge_says_and_needs_both_verdicts(refomb_fi
             return "[[C]]"
         a, b = parts(text)
         if "3" in a and a.startswith("ours"):
-            return JudgeFailure("asleep")
+            return Failure("asleep")
         better = "ours" if "0" in a else "GPT"
         return "[[A]]" if a.startswith(better) else "[[B]]"
 
     task = judged(TASKS.make(f"{refomb_file},swap=true"), fair)
-    scores, metrics = measure(task, task.examples("test", 99), [f"ours {i}" for i in range(4)])
+    scores, metrics = task.measure(task.examples("test", 99), [f"ours {i}" for i in range(4)])
     assert scores == [1, 0, 0, None]
     assert (metrics["win_rate"], metrics["trust_rate"]) == (1 / 3, 0.5)
     assert (metrics["judge_failures"], metrics["trust_failures"]) == (1, 1)
@@ -360,7 +362,7 @@ def test_the_file_without_answers_to_compare_with_is_told_apart(refomb_file, tmp
     assert "refomb: answers will be saved and not judged" in capsys.readouterr().out
     with pytest.raises(ValueError, match="row 2 has no answer to compare with: it wants RefoMB_gpt4v_dev.jsonl"):
         task.examples("test", 99)
-    assert measure(task, task.examples("test", 2), ["a", "b"]) == ([None, None], {"judged": 0})
+    assert task.measure(task.examples("test", 2), ["a", "b"]) == ([None, None], {"judged": 0})
 
 
 # ---------------------------------------------------------------- AMBER

@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 
-from dataset.evaluation import evaluate, rescore
-from dataset.tasks import Cut
+from dataset.evaluation import evaluate
+from dataset.studies.rescore import rescore
+from dataset.tasks import Truncated
 from dataset.tasks.chair import agreement, binary, chair, yes_or_no
 from dataset.tasks.hallucination import (
     POPULAR,
@@ -106,9 +107,9 @@ GOOD = {"en": "At the top left is one bus. At the center is one ant.", "zh": "�
     ("en", GOOD["en"] + " At the top is"), ("en", GOOD["en"] + " " + GOOD["en"]), ("en", GOOD["en"] + GOOD["en"]),
     ("en", "At the top left is a bus."), ("en", "At the top left is one unicorn-shaped bus."), ("en", GOOD["zh"]),
     ("en", "At the top left is one bus. At the top left is one key. At the top left is one bus."),
-    ("en", "At the middle is one bus."), ("en", Cut(GOOD["en"])),
+    ("en", "At the middle is one bus."), ("en", Truncated(GOOD["en"])),
     ("zh", ""), ("zh", "左上有公交车。"), ("zh", "左上有一个公交车"), ("zh", GOOD["zh"] + "中间"), ("zh", GOOD["zh"] * 2),
-    ("zh", "天上有一个公交车。"), ("zh", GOOD["en"]), ("zh", Cut(GOOD["zh"])),
+    ("zh", "天上有一个公交车。"), ("zh", GOOD["en"]), ("zh", Truncated(GOOD["zh"])),
 ])  # fmt: skip
 def test_what_is_no_sentence_of_a_description_is_malformed(language, broken):
     assert malformed(broken, language)
@@ -148,7 +149,7 @@ def test_the_numbers_of_descriptions_by_hand():
     objects = [len(set(mentions(e.answer, "en"))) for e in examples]
     named = [len(mentions(e.answer, "en")) for e in examples]
     invented = f"At the bottom is one {absent_from(examples[1]).en}."
-    answers = [examples[0].answer, f"{examples[1].answer} {invented}", "", Cut(examples[3].answer)]
+    answers = [examples[0].answer, f"{examples[1].answer} {invented}", "", Truncated(examples[3].answer)]
     scores, metrics = task.measure(examples, answers)
     words = sum(len(answer.split()) for answer in answers) / 4
     assert metrics == {
@@ -180,7 +181,7 @@ def test_a_model_that_sees_passes_and_one_that_recites_fails():
 
 def test_saved_answers_are_scored_again_as_they_were_before():
     task = Hallucination()
-    said = lambda prompts: [Cut(GOOD["en"]) if k % 3 else GOOD["zh"] for k in range(len(prompts))]  # noqa: E731
+    said = lambda prompts: [Truncated(GOOD["en"]) if k % 3 else GOOD["zh"] for k in range(len(prompts))]  # noqa: E731
     metrics, rows = evaluate("hallucination", task, "test", said, 12)
     again = [json.loads(json.dumps(row)) for row in rows]
     assert rescore("hallucination", task, again) == (metrics, rows)
@@ -222,9 +223,7 @@ def test_what_is_frequent_and_what_goes_together_is_counted_by_hand(monkeypatch)
         return Scene("", tuple(Object(c, k, 0, 0, 28) for k, c in enumerate(scenes[i])), (255, 255, 255))
 
     monkeypatch.setattr("dataset.tasks.hallucination.sample_scene", scene)
-    seen_in_training.cache_clear()
-    alone, beside = seen_in_training("nano", 4, 4)
-    seen_in_training.cache_clear()
+    alone, beside = seen_in_training.__wrapped__("nano", 4, 4)  # past its cache: others want the true scenes
     assert alone == {ant: 3, bat: 2, bear: 1, bird: 2}
     assert beside == {ant: {bat: 2, bear: 1, bird: 1}, bat: {ant: 2, bear: 1}, bear: {ant: 1, bat: 1}, bird: {ant: 1}}
     assert by_count(alone, [bird, bear, bat, ant]) == [ant, bat, bird, bear]  # bat before bird by the alphabet

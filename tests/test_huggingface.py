@@ -10,8 +10,8 @@ from model import checkpoint, recompute
 from model.config import VLMConfig, preset
 from model.generate import generate
 from model.llm import pretrained
-from model.llm.attention import Documents
-from model.recipe import trainable
+from model.llm.attention import PackedSequences
+from model.recipe import Mode, count_trainable, set_trainable
 from model.registry import LLMS
 from model.vlm import VLM
 from tests import tiny
@@ -49,25 +49,25 @@ def ids(length: int, seed: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_documents_on_the_flat_stream_get_the_logits_they_get_alone(both):
+def test_packed_documents_get_the_logits_they_get_alone(both):
     llm, theirs, _ = both
     parts = [ids(7, 0), ids(12, 1), ids(1, 2)]
-    stream = torch.cat(parts)
-    documents = Documents(torch.repeat_interleave(torch.arange(3), torch.tensor([7, 12, 1]))[None])
+    tokens = torch.cat(parts)
+    packed = PackedSequences(torch.repeat_interleave(torch.arange(3), torch.tensor([7, 12, 1]))[None])
     positions = torch.cat([torch.arange(len(part)) for part in parts])
     expected = torch.cat([theirs(part[None]).logits[0] for part in parts])
     assert expected.std() > 0.1
-    logits = llm(llm.embed(stream), positions, documents)
+    logits = llm(llm.embed(tokens), positions, packed)
     torch.testing.assert_close(logits[:, :50], expected, atol=2e-5, rtol=1e-5)
     keep = torch.arange(20) % 3 == 0
-    torch.testing.assert_close(llm(llm.embed(stream), positions, documents, keep=keep), logits[keep])
+    torch.testing.assert_close(llm(llm.embed(tokens), positions, packed, logits_to_keep=keep), logits[keep])
 
 
 def test_no_gradient_crosses_from_a_document_into_another(both):
     llm, _, _ = both
     x = torch.randn(9, 24, requires_grad=True)
-    documents = Documents(torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]]))
-    llm(x, torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4]), documents)[4:].sum().backward()
+    packed = PackedSequences(torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]]))
+    llm(x, torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4]), packed)[4:].sum().backward()
     reached = x.grad.abs().amax(-1)
     assert reached[:4].max() == 0 and reached[4:].min() > 0
 
@@ -84,7 +84,7 @@ def test_answers_to_prompts_of_different_lengths_are_those_of_transformers(both)
     stop = expected[0][4]  # the first answer ends early, perhaps others too
     ended = [tokens[:tokens.index(stop)] if stop in tokens else tokens for tokens in expected]
     answers = generate(model, tiny.padded([prompt.tolist() for prompt in prompts]), max_new_tokens=8, stop_ids={stop},
-                       temperature=0.0, banned=[50], answers=2)  # fmt: skip
+                       temperature=0.0, banned=[50], group_size=2)  # fmt: skip
     assert [answer.tokens for answer in answers] == [tokens for tokens in ended for _ in range(2)]
 
 
@@ -100,8 +100,10 @@ def test_a_checkpoint_is_whole_and_parts_of_it_can_be_trained(both, tmp_path):
     for name, tensor in made.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
     assert len(back.llm.blocks) == 3
-    assert 0 < trainable(back.llm, "partial:1") < sum(p.numel() for p in back.llm.parameters()) / 2
-    assert trainable(back.llm, "lora:2") > 0
+    set_trainable(back.llm, Mode.parse("partial:1"))
+    assert 0 < count_trainable(back.llm) < sum(p.numel() for p in back.llm.parameters()) / 2
+    set_trainable(back.llm, Mode.parse("lora:2"))
+    assert count_trainable(back.llm) > 0
 
 
 def test_activations_can_be_computed_again(both):
@@ -109,13 +111,13 @@ def test_activations_can_be_computed_again(both):
     llm, _, config = both
     made = VLM(VLMConfig(config.llm, ENCODER, "linear", tiny.IMAGE, "huggingface"))
     made.llm = copy.deepcopy(llm)
-    stream, documents = ids(9, 3), Documents(torch.zeros(1, 9, dtype=torch.long))
+    tokens, packed = ids(9, 3), PackedSequences(torch.zeros(1, 9, dtype=torch.long))
     gradients = []
     for again in (False, True):
         if again:
             recompute.apply(made)
         made.zero_grad()
-        made.llm(made.llm.embed(stream), torch.arange(9), documents).square().sum().backward()
+        made.llm(made.llm.embed(tokens), torch.arange(9), packed).square().sum().backward()
         gradients.append({name: p.grad for name, p in made.llm.named_parameters() if p.grad is not None})
     assert gradients[0] and all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dataset.images import from_image
-from dataset.judge import Judge, JudgeFailure, NoJudge, data_url, failures, judge_from, judge_or_none, message
+from dataset.judge import Failure, Judge, NoJudge, data_url, failures, judge_or_none, make_judge, message
 
 pytest.importorskip("openai")
 
@@ -35,22 +35,22 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         server = self.server
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
-            server.requests.append((self.path, self.headers["Authorization"], asked))
+            server.requests.append((self.path, self.headers["Authorization"], request))
             server.together += 1
             server.most = max(server.most, server.together)
-        content = asked["messages"][-1]["content"]
-        said = server.answer(content if isinstance(content, str) else content[-1]["text"])
-        if isinstance(said, float):
-            time.sleep(said)
-            said = "late"
-        if isinstance(said, str):
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-            said = 200, json.dumps({"id": "1", "object": "chat.completion", "model": asked["model"], "choices": [choice]})
+        content = request["messages"][-1]["content"]
+        reply = server.answer(content if isinstance(content, str) else content[-1]["text"])
+        if isinstance(reply, float):
+            time.sleep(reply)
+            reply = "late"
+        if isinstance(reply, str):
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
+            reply = 200, json.dumps({"id": "1", "object": "chat.completion", "model": request["model"], "choices": [choice]})
         with server.lock:
             server.together -= 1
-        status, body = said
+        status, body = reply
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -131,7 +131,7 @@ def test_a_server_that_fails_now_and_then_is_asked_again(serve):
 def test_a_server_that_always_fails_is_a_failure_with_its_reason(serve):
     server = serve(lambda text: (503, '{"error": {"message": "overloaded"}}'))
     (failure,) = ask(server, ["?"], retries=1)
-    assert isinstance(failure, JudgeFailure) and "overloaded" in failure.reason
+    assert isinstance(failure, Failure) and "overloaded" in failure.reason
     assert len(server.requests) == 2
 
 
@@ -144,7 +144,7 @@ def test_a_wrong_key_is_told_at_once_and_not_tried_again(serve):
 def test_a_server_that_does_not_answer_in_time_is_a_failure_and_the_others_go_on(serve):
     server = serve(lambda text: 1.0 if text == "slow" else text)
     slow, quick = ask(server, ["slow", "quick"], timeout=0.2)
-    assert isinstance(slow, JudgeFailure) and "Timeout" in slow.reason
+    assert isinstance(slow, Failure) and "Timeout" in slow.reason
     assert quick == "quick"
 
 
@@ -160,14 +160,14 @@ def test_no_server_at_all_is_a_failure():
 ])  # fmt: skip
 def test_garbage_is_a_failure_and_never_a_reply(serve, body):
     (failure,) = ask(serve(lambda text: (200, body)), ["?"])
-    assert isinstance(failure, JudgeFailure)
+    assert isinstance(failure, Failure)
 
 
 def test_what_was_answered_is_kept_and_what_failed_is_asked_again(serve, tmp_path):
     cache, broken = tmp_path / "deep" / "judge.jsonl", {"b"}
     server = serve(lambda text: (400, "{}") if text in broken else f"so\u2028{text}")
     first = ask(server, ["a", "b", "c"], cache=cache)
-    assert (first[0], first[2]) == ("so\u2028a", "so\u2028c") and isinstance(first[1], JudgeFailure)
+    assert (first[0], first[2]) == ("so\u2028a", "so\u2028c") and isinstance(first[1], Failure)
     broken.clear()
     assert ask(server, ["a", "b", "c"], cache=cache) == ["so\u2028a", "so\u2028b", "so\u2028c"]
     assert len(server.requests) == 4  # three, then the failed one alone
@@ -207,8 +207,8 @@ def test_without_address_and_key_the_message_says_what_to_give(monkeypatch, caps
     with pytest.raises(NoJudge, match=r"judge=URL .* environment variable OPENAI_API_KEY"):
         Judge("gpt-4o")
     assert judge_or_none("mmhal", "", "gpt-4o", "OPENAI_API_KEY") is None
-    said = capsys.readouterr().out
-    assert re.search(r"mmhal: answers will be saved and not judged; .*judge=URL.*python -m dataset.evaluation", said)
+    printed = capsys.readouterr().out
+    assert re.search(r"mmhal: answers will be saved and not judged; .*judge=URL.*python -m dataset.studies.rescore", printed)
 
 
 def test_a_key_alone_is_enough_and_a_model_is_always_named(monkeypatch):
@@ -221,13 +221,13 @@ def test_a_key_alone_is_enough_and_a_model_is_always_named(monkeypatch):
 def test_a_judge_is_named_on_the_command_line_with_the_words_of_the_benchmarks(monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     for options in ("http://localhost:1/v1,model=m,key=MY_KEY", "judge=http://localhost:1/v1,key=MY_KEY,model=m"):
-        judge = judge_from(options)
+        judge = make_judge(options)
         assert (judge.url, judge.model, judge.key) == ("http://localhost:1/v1", "m", "MY_KEY")
-    assert judge_from("model=m,key=MY_KEY").url == ""  # OpenAI's own
+    assert make_judge("model=m,key=MY_KEY").url == ""  # OpenAI's own
     for options, remedy in (("http://localhost:1/v1", "give model=NAME"), ("model=m,key=NO_KEY", "give judge=URL"),
                             ("http://localhost:1/v1,name=m", "no option 'name=m'. Options: judge, model, key")):  # fmt: skip
         with pytest.raises(ValueError, match=re.escape(remedy)):
-            judge_from(options)
+            make_judge(options)
 
 
 def test_a_missing_library_is_told_before_anything_is_generated(monkeypatch):
@@ -237,7 +237,7 @@ def test_a_missing_library_is_told_before_anything_is_generated(monkeypatch):
 
 
 def test_failures_are_counted_and_the_first_reason_is_told(capsys):
-    assert failures("mmhal", ["a", JudgeFailure("asleep"), 3, JudgeFailure("gone")]) == 2
+    assert failures("mmhal", ["a", Failure("asleep"), 3, Failure("gone")]) == 2
     assert "2 of 4 judgements failed and are counted apart; the first: asleep" in capsys.readouterr().out
     assert failures("mmhal", ["a"]) == 0 and not capsys.readouterr().out
 

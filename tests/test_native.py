@@ -8,12 +8,13 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from dataset.chat import Conversation, Message, render_prompt
+from dataset.chat import Conversation, Message
 from dataset.formats.native import PROBE, language, spelled, template_of
 from dataset.formats.tokenizer_json import JsonTokenizer
-from dataset.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer
+from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer, load_tokenizer
 from model import checkpoint
-from model.registry import TEMPLATES
+from model.registry import TEMPLATES, UserError
+from tests import tiny
 
 JINJA = {  # as published, each with the control tokens of its tokenizer
     "chatml": (  # SmolLM2
@@ -96,7 +97,7 @@ def test_padding_is_never_what_ends_an_answer(tokenizer):
 
 
 @pytest.mark.parametrize("form", ["Prepend", "Metaspace"])
-def test_the_space_that_llama_puts_before_a_text_is_put_before_no_piece_of_one(form, tmp_path):
+def test_the_space_that_llama_puts_before_a_text_is_put_before_none_of_its_pieces(form, tmp_path):
     """A conversation is encoded piece by piece: a space before each of them would stand in the middle of the text."""
     sign = "\u2581"
     vocab = {piece: number for number, piece in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)),
@@ -126,7 +127,7 @@ def test_a_copy_beside_a_checkpoint_is_the_same_tokenizer_and_the_only_one(token
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     checkpoint.copy_tokenizer(MODEL_FILE, folder)
-    assert isinstance(load_tokenizer(checkpoint.tokenizer_file(folder)), Tokenizer)
+    assert isinstance(load_tokenizer(checkpoint.tokenizer_file(folder)), SentencePieceTokenizer)
     checkpoint.copy_tokenizer(tokenizer.file, folder)
     copy = load_tokenizer(checkpoint.tokenizer_file(folder))
     assert (copy.encode("hello 猫"), copy.image) == (tokenizer.encode("hello 猫"), tokenizer.image)
@@ -146,29 +147,29 @@ def test_a_template_spells_what_the_models_own_jinja_spells(name, tmp_path):
     template = TEMPLATES.make(name)
     assert spelled(template, PROBE) == theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert template_of(tmp_path) == name
-    asked = Conversation("probe", tuple(Message(role, (words,)) for role, words in PROBE))
-    ids = render_prompt(asked, template, load_tokenizer(tmp_path / "tokenizer.json"), image_tokens=1).input_ids
+    prompt = Conversation("probe", tuple(Message(role, (words,)) for role, words in PROBE))
+    ids = tiny.processor(name, tokenizer=load_tokenizer(tmp_path / "tokenizer.json")).prompt(prompt).input_ids
     assert ids == theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
 def test_a_model_with_another_template_or_none_leaves_the_choice_to_the_user(tmp_path):
     save(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}!{% endfor %}")
-    with pytest.raises(ValueError, match="writes a conversation as none of our templates does: 'Be short.!What"):
+    with pytest.raises(UserError, match="writes a conversation as none of our templates does: 'Be short.!What"):
         template_of(tmp_path)
     assert language(tmp_path, None, "chatml")[1] == "chatml"
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no system') }}")
-    with pytest.raises(ValueError, match=r"does not run \(no system\).*--template"):
+    with pytest.raises(UserError, match=r"does not run \(no system\).*--template"):
         template_of(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="states no chat template"):
+    with pytest.raises(UserError, match="states no chat template"):
         template_of(tmp_path)
 
 
 def test_without_a_pretrained_model_the_tokenizer_is_our_own_or_the_one_named(tmp_path):
     tokenizer, template = language(None, None, "")
     assert (tokenizer.file, template) == (MODEL_FILE, "")
-    with pytest.raises(ValueError, match="--tokenizer words.model goes with random weights"):
+    with pytest.raises(UserError, match="--tokenizer words.model goes with random weights"):
         language(tmp_path, Path("words.model"), "")
     with pytest.raises(FileNotFoundError, match="no tokenizer.json in .*save_pretrained"):
         language(tmp_path, None, "")
@@ -227,8 +228,8 @@ def test_later_stages_go_on_from_its_checkpoint_alone(stages, run_script, sample
     assert done.out
     if stages.name.startswith("huggingface"):  # each run imports transformers anew
         return
-    run_script("3-rl_vlm.py", "--algo", "grpo", "--data", "arithmetic:rows=8", "--bench", "", "--max_steps", 1, "--device", "cpu",
-               "--max_new_tokens", 3, cwd=stages)  # fmt: skip
+    run_script("3-rl_vlm.py", "--algo", "grpo", "--data", "arithmetic:rows=8", "--problems", 4, "--prompts", 2, "--group_size", 2,
+               "--bench", "", "--max_steps", 1, "--device", "cpu", "--max_new_tokens", 3, cwd=stages)  # fmt: skip
     again = run_script("1-pretrain_vlm.py", "--init", stages / "out" / "sft", "--out", stages / "out" / "again", "--data",
                        "world:rows=4", "--max_steps", 1, "--batch_size", 2, "--bench", "", "--device", "cpu", cwd=stages)
     assert (stages / "out" / "again" / "tokenizer.json").is_file() and again.status == 0

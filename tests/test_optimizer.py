@@ -1,9 +1,11 @@
-"""The optimizers: what Muon does to a matrix, and which tensors it is given."""
+"""The optimizers: what Muon does to a matrix, and which tensors it gets."""
 
 import pytest
 import torch
 
-from model.optimizer import Muon, make_optimizer, orthogonal
+from model.muon import Muon, orthogonal
+from model.optimizer import make_optimizer
+from model.registry import UserError
 from tests import tiny
 
 
@@ -53,19 +55,19 @@ def test_muon_takes_the_matrices_of_blocks_and_connector_and_adamw_all_else_that
     assert not of_muon & of_adamw
 
 
-def test_a_table_of_vectors_is_no_matrix_for_muon():
+def test_a_table_of_vectors_is_not_a_matrix_for_muon():
     model = tiny.vlm()
-    model.connector.number = torch.nn.Embedding(4, 24)
+    model.connector.index = torch.nn.Embedding(4, 24)
     muon, adamw = make_optimizer(model, "muon", lr=1e-3, weight_decay=0.1).optimizers
     of = {name: {id(p) for group in optimizer.param_groups for p in group["params"]}
           for name, optimizer in (("muon", muon), ("adamw", adamw))}
-    assert id(model.connector.proj.weight) in of["muon"] and id(model.connector.number.weight) in of["adamw"]
+    assert id(model.connector.proj.weight) in of["muon"] and id(model.connector.index.weight) in of["adamw"]
 
 
 def test_an_unknown_optimizer_and_a_resume_with_another_one_say_so():
     model = tiny.vlm()
-    with pytest.raises(ValueError, match="muon or adamw, not 'sgd'"):
+    with pytest.raises(UserError, match="muon or adamw, not 'sgd'"):
         make_optimizer(model, "sgd", lr=1e-3, weight_decay=0.0)
     states = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.0).state_dict()
-    with pytest.raises(ValueError, match="resume with the same --optimizer"):
+    with pytest.raises(UserError, match="resume with the same --optimizer"):
         make_optimizer(model, "muon", lr=1e-3, weight_decay=0.0).load_state_dict(states)

@@ -11,7 +11,7 @@ from model.config import VLMConfig
 from model.encoder.fused import Fused
 from model.encoder.select import Selected
 from model.generate import generate
-from model.losses import IGNORE, cross_entropy_sum, next_token_targets
+from model.losses import score
 from model.optimizer import make_optimizer
 from model.registry import CONNECTORS, ENCODERS
 from model.vlm import VLM
@@ -32,7 +32,8 @@ FAMILIES = {
     "siglip": lambda: library_tower("siglip"),
     "fused": lambda: Fused(vit(16), vit(8)),
 }
-SPECS = ("identity", "linear", "mlp:depth=2", "pixel_shuffle:side=2", "resampler:queries=3,heads=2", "qformer:queries=3,heads=2")
+SPECS = ("identity", "linear", "mlp:depth=2", "pixel_shuffle:side=2", "pixel_shuffle_compare", "resampler:queries=3,heads=2",
+         "qformer:queries=3,heads=2")
 FORMS = {
     "own": {"qk_norm": True},
     "llama": {"tie_word_embeddings": False, "head_dim": None},
@@ -57,9 +58,8 @@ def test_every_combination_learns_and_generates(spec, family, form):
     optimizer = make_optimizer(model, "muon", lr=5e-3, weight_decay=0.0)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     rows, losses = batch(model), []
-    targets = next_token_targets(rows["labels"], rows["document_ids"])
     for _ in range(3):
-        loss = cross_entropy_sum(model(rows, targets != IGNORE), targets[targets != IGNORE])
+        loss = -score(model, rows).logps.sum()
         loss.backward()
         optimizer.step()
         used = {name for name, weight in model.named_parameters() if weight.grad is not None}
@@ -79,24 +79,26 @@ def test_a_query_reads_the_picture_and_differs_from_its_neighbour():
     for spec in ("resampler:queries=3,heads=2", "qformer:queries=3,heads=2"):
         torch.manual_seed(0)
         connector = CONNECTORS.make(spec, encoder=vit(), channels=C)
-        features, number = torch.randn(2, 17, C), torch.zeros(2, dtype=torch.long)
-        tokens = connector(features, number)
+        features, index = torch.randn(2, 17, C), torch.zeros(2, dtype=torch.long)
+        tokens = connector(features, index)
         assert tokens.shape == (2, 3, C)
         assert (tokens[0] - tokens[1]).abs().mean() > 0.1 and (tokens[:, 0] - tokens[:, 1]).abs().mean() > 0.1
-        alone = connector(features[:1], number[:1])
+        alone = connector(features[:1], index[:1])
         torch.testing.assert_close(alone[0], tokens[0], atol=1e-5, rtol=1e-5)
-        shuffled = connector(features[:, torch.randperm(17)], number)  # places stand in the features, not in their order
+        shuffled = connector(features[:, torch.randperm(17)], index)  # places stand in the features, not in their order
         torch.testing.assert_close(shuffled, tokens, atol=1e-5, rtol=1e-5)
 
 
-def test_muon_gets_the_matrices_of_a_connector_and_not_its_queries():
-    for spec in ("mlp", "resampler:heads=2", "qformer:heads=2"):
+def test_muon_gets_the_matrices_of_a_connector_and_not_its_tables():
+    for spec in ("mlp", "pixel_shuffle", "pixel_shuffle_compare", "resampler:heads=2", "qformer:heads=2"):
         model = tiny.vlm()
         model.connector = CONNECTORS.make(spec, encoder=model.encoder, channels=C)
         muon, adamw = make_optimizer(model, "muon", lr=1e-3, weight_decay=0.1).optimizers
         of_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+        tables = {id(part.weight) for part in model.connector.modules() if isinstance(part, torch.nn.Embedding)}
+        assert bool(tables) == ("queries" in dict(model.connector.named_children()) or spec == "pixel_shuffle_compare")
         for name, weight in model.connector.named_parameters():
-            assert (id(weight) in of_muon) == (weight.ndim == 2 and "queries" not in name), name
+            assert (id(weight) in of_muon) == (weight.ndim == 2 and id(weight) not in tables), name
 
 
 def test_an_mlp_of_depth_one_is_one_map_and_each_more_adds_another():
@@ -106,10 +108,11 @@ def test_an_mlp_of_depth_one_is_one_map_and_each_more_adds_another():
 
 
 def test_the_qformer_looks_at_the_picture_in_every_other_block():
-    def looks(spec):
+    def cross_attends(spec):
         return [block.cross_attention is not None for block in CONNECTORS.make(spec, encoder=vit(), channels=C).blocks]
 
-    assert looks("qformer:heads=2") == [True, False] * 2 and looks("qformer:heads=2,depth=3,every=1") == [True] * 3
+    assert cross_attends("qformer:heads=2") == [True, False] * 2
+    assert cross_attends("qformer:heads=2,depth=3,every=1") == [True] * 3
 
 
 @pytest.mark.parametrize(("spec", "message"), [

@@ -1,5 +1,6 @@
 """Perception and reasoning: answers recomputed from the picture's content, splits, balance, and what is held out."""
 
+import functools
 import random
 import re
 from collections import Counter
@@ -13,21 +14,22 @@ from dataset.world.scenes import chance, held_out_pair
 
 TASK = Perception()
 TEXT = Perception(text=True)
+problem = functools.cache(TASK.problem)  # several tests look at the same ones
 
 
-def told_things(question: str) -> list[str]:
+def objects_of(question: str) -> list[str]:
     """'Top left: red circle. Right: large bus. How many ...' -> ['red circle', 'large bus']"""
     return [part.split(": ", 1)[1] for part in question.split(". ") if ": " in part]
 
 
 def answer(kind: str, question: str) -> str:
     """From the English words alone."""
-    objects, asked = told_things(question), question.split(". ")[-1]
+    objects, last = objects_of(question), question.split(". ")[-1]
     if kind == "highest":
         return str(max(map(int, re.findall(r"\d+", question))))
     if kind == "largest":
         (large,) = [obj for obj in objects if obj.startswith("large ")]
-        return large.split()[1] if "colour" in asked else large.removeprefix("large ")
+        return large.split()[1] if "colour" in last else large.removeprefix("large ")
 
     def number(name: str) -> int:
         if name.endswith(" shapes"):
@@ -35,12 +37,12 @@ def answer(kind: str, question: str) -> str:
         return sum(plural(obj) == name or obj.split()[-1] + "s" == name for obj in objects)
 
     if kind == "count":
-        return str(number(re.fullmatch(r"How many (.+) are there\?", asked)[1]))
+        return str(number(re.fullmatch(r"How many (.+) are there\?", last)[1]))
     if kind == "compare":
-        first, second = re.fullmatch(r"Are there more (.+) or more (.+)\?", asked).groups()
+        first, second = re.fullmatch(r"Are there more (.+) or more (.+)\?", last).groups()
         numbers = number(first), number(second)
         return "equal" if numbers[0] == numbers[1] else (first, second)[numbers[1] > numbers[0]]
-    first, second = re.fullmatch(r"How many (.+) and (.+) are there together\?", asked).groups()
+    first, second = re.fullmatch(r"How many (.+) and (.+) are there together\?", last).groups()
     return str(number(first) + number(second))
 
 
@@ -55,16 +57,16 @@ def test_the_counting_names_everything_in_order_with_how_many_of_its_kind_there_
     counted = 0
     for one in (TEXT.problem("val", i) for i in range(400)):
         if one.kind in ("count", "compare", "together", "shapes_together") and one.language == "en":
-            *shown, asked = one.question.split(". ")
-            names = [part.split(": ")[1] for part in shown]
-            by_colour = asked.endswith("shapes are there?")
+            *objects, last = one.question.split(". ")
+            names = [part.split(": ")[1] for part in objects]
+            by_colour = last.endswith("shapes are there?")
             kinds = names if one.thoughts.startswith("Things: ") else [name.split()[0 if by_colour else 1] for name in names]
-            steps, found, *_ = one.thoughts.rstrip(".").split(". ")
+            steps, counts, *_ = one.thoughts.rstrip(".").split(". ")
             by, _, steps = steps.partition(": ")
             assert by == ("Colours" if by_colour else "Shapes" if names != kinds else "Things")
             assert steps.split(", ") == [f"{name} {kinds[:k + 1].count(kinds[k])}" for k, name in enumerate(names)]
-            counted += len(found.split(", "))
-            for entry in found.split(", "):
+            counted += len(counts.split(", "))
+            for entry in counts.split(", "):
                 many, number = entry.rsplit(" ", 1)
                 kind = many.split()[0] if many.endswith(" shapes") else next((k for k in kinds if plural(k) == many), None)
                 assert int(number) == kinds.count(kind)
@@ -83,20 +85,20 @@ def test_the_chinese_says_the_same_as_the_english():
 
 
 def test_splits_share_no_content():
-    states = {split: {TASK.problem(split, i).state for i in range(1500)} for split in ("train", "val", "test")}
+    states = {split: {problem(split, i).state for i in range(1500)} for split in ("train", "val", "test")}
     assert not states["train"] & states["val"] and not states["train"] & states["test"] and not states["val"] & states["test"]
 
 
 def test_the_held_out_kind_is_never_trained_and_always_tested():
-    assert {TASK.problem("train", i).kind for i in range(1000)} == set(TASK.kinds)
-    assert "shapes_together" in {TASK.problem("test", i).kind for i in range(100)}
+    assert {problem("train", i).kind for i in range(1000)} == set(TASK.kinds)
+    assert "shapes_together" in {problem("test", i).kind for i in range(100)}
     assert len(TASK.train("sft")) == 1000
 
 
 def test_no_picture_holds_a_combination_that_the_world_holds_out():
     for kind in ("count", "largest", "together"):
         for i in range(300):
-            one = TASK.problem("train", i)
+            one = problem("train", i)
             if one.kind == kind:
                 named = [c for c in categories() if c.en in one.state]
                 assert not any(held_out_pair(a, b) for a in named for b in named if a is not b)

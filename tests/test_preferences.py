@@ -3,24 +3,28 @@
 import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from dataset.chat import Conversation, Message, render_prompt
-from dataset.chat import render as render_conversation
-from dataset.collate import IGNORE, Batches, collate
-from dataset.formats.conversations import BadRows
-from dataset.images import BadRow, Picture
-from dataset.preferences import Preference, join, load, mixture, render, stream
-from dataset.tokenizer import Tokenizer
+from dataset.bad_rows import BadRow, BadRows
+from dataset.batches import Batches
+from dataset.chat import Conversation, Message, Preference
+from dataset.collate import IGNORE, collate
+from dataset.feedback.pair_streams import StoredPairs
+from dataset.images import Picture
+from dataset.preferences import load_preferences, preference_mixture
+from dataset.tokenizer import SentencePieceTokenizer
+from model.dpo.reference import StoredLogps
 from model.losses import next_token_targets
-from model.reference import Reference, fingerprint
+from model.reference import fingerprint
 from model.registry import TEMPLATES
+from tests import tiny
 from tests.miniatures import lines, picture
 
-TOKENIZER = Tokenizer()
+TOKENIZER = SentencePieceTokenizer()
 GOOD, WRONG = "A red square.", "A red square and two dogs."
 OFFICIAL = ("rlaif_v.parquet", "rlhf_v.parquet", "trl.parquet", "trl.jsonl", "pipeline.jsonl")
 
@@ -67,7 +71,7 @@ def official(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_each_official_format_is_read_as_it_is(official, name):
-    source = load(official / name)
+    source = load_preferences(official / name)
     assert len(source) == 4
     for row, colour in enumerate(((255, 0, 0), (0, 128, 0), (0, 0, 255), (0, 0, 0))):
         found = source[row]
@@ -79,12 +83,13 @@ def test_each_official_format_is_read_as_it_is(official, name):
 
 
 def test_a_parquet_file_is_read_by_row_group(official):
-    assert load(official / "rlaif_v.parquet").blocks().tolist() == [0, 0, 1, 1]
+    assert load_preferences(official / "rlaif_v.parquet").blocks().tolist() == [0, 0, 1, 1]
 
 
 def test_a_folder_and_weights_mix_files(official):
-    assert len(load(official)) == 20
-    mixed = mixture([f"{official}/trl.jsonl:2", f"{official}/pipeline.jsonl:0.5"], None, False)
+    assert len(load_preferences(official)) == 20
+    where = SimpleNamespace(image_folder=None, allow_urls=False)
+    mixed = preference_mixture([f"{official}/trl.jsonl:2", f"{official}/pipeline.jsonl:0.5"], where)
     assert len(mixed) == 10
     names = [mixed[i].id.rpartition("/")[2].partition(":")[0] for i in range(10)]
     assert names == ["trl.jsonl"] * 8 + ["pipeline.jsonl"] * 2
@@ -94,7 +99,7 @@ def row(tmp_path, **changes) -> Preference:
     """The preference of a pipeline row with these changes; None takes a key away."""
     picture(tmp_path / "a.png", "red")
     values = {"image": "a.png", "question": "What?", "chosen": GOOD, "rejected": WRONG, **changes}
-    return load(lines(tmp_path / "rows.jsonl", [{k: v for k, v in values.items() if v is not None}]))[0]
+    return load_preferences(lines(tmp_path / "rows.jsonl", [{k: v for k, v in values.items() if v is not None}]))[0]
 
 
 def test_several_pictures_stand_where_the_placeholders_are(tmp_path):
@@ -132,7 +137,7 @@ def test_extra_keys_are_ignored_whatever_their_names(tmp_path):
     ({"chosen": None, "rejected": None, "text": "[1]"}, "missing chosen, rejected"),
 ])  # fmt: skip
 def test_a_bad_row_says_where_why_and_what_to_do(tmp_path, changes, message):
-    if message is None:  # decodes, and is no picture: found when it is opened
+    if message is None:  # decodes, and is not a picture: found when it is opened
         with pytest.raises(BadRow, match="cannot be opened"):
             row(tmp_path, **changes).pictures[0].load()
         return
@@ -141,9 +146,9 @@ def test_a_bad_row_says_where_why_and_what_to_do(tmp_path, changes, message):
     assert message in str(bad.value) and str(bad.value).startswith(f"{tmp_path / 'rows.jsonl'}:1: ") and bad.value.remedy
 
 
-def test_a_row_that_is_no_object_is_a_bad_row(tmp_path):
+def test_a_row_that_is_not_an_object_is_a_bad_row(tmp_path):
     with pytest.raises(BadRow, match="the row is a list"):
-        load(lines(tmp_path / "rows.jsonl", [[1, 2]]))[0]
+        load_preferences(lines(tmp_path / "rows.jsonl", [[1, 2]]))[0]
 
 
 # ---------------------------------------------------------------- two documents
@@ -154,8 +159,18 @@ def preference(chosen=GOOD, rejected=WRONG, pictures=1, turns=()) -> Preference:
     return Preference("row", Conversation("row", (*turns, Message("user", (*shown, "What is it?")))), chosen, rejected)
 
 
-def rendered(row: Preference, max_length: int = 1000, template: str = "pupil", image_tokens: int = 3):
-    return render(row, TEMPLATES.make(template), TOKENIZER, image_tokens, max_length)
+class ByKey(tiny.Images):
+    """In the place of an image processor: the features of picture "p7" are sevens."""
+
+    def __call__(self, pictures):
+        return torch.stack([torch.full((3, 4), float(picture.key[1:])) for picture in pictures])
+
+
+PROCESSOR = tiny.processor(image_tokens=3, images=ByKey())
+
+
+def rendered(row: Preference, max_length: int = 1000, template: str = "pupil"):
+    return tiny.processor(template, 3).pair(row, max_length)
 
 
 def learned(document) -> list[int]:
@@ -180,16 +195,16 @@ def test_the_answer_of_an_earlier_turn_is_read_and_not_learned():
 
 def test_there_is_one_beginning_and_the_prompt_is_tokenised_as_for_generation():
     """`double BOS`; `prompt tokenised jointly in one place and separately in another`."""
-    pair, template = rendered(preference()), TEMPLATES.make("pupil")
-    prompt = render_prompt(preference().prompt, template, TOKENIZER, 3).input_ids
+    pair = rendered(preference())
+    prompt = PROCESSOR.prompt(preference().prompt).input_ids
     for document, text in ((pair.chosen, GOOD), (pair.rejected, WRONG)):
         assert document.input_ids == [*prompt, *TOKENIZER.encode(text), TOKENIZER.end]
         assert document.input_ids.count(TOKENIZER.bos) == 1
         talk = Conversation("row", (*preference().prompt.messages, Message("assistant", (text,))))
-        assert document == render_conversation(talk, template, TOKENIZER, 3, 1000)  # as in fine-tuning
+        assert document == PROCESSOR.document(talk, 1000)  # as in fine-tuning
 
 
-def test_both_sides_are_cut_at_the_same_token_and_the_prompt_never():
+def test_both_sides_are_truncated_at_the_same_token_and_the_prompt_never():
     """`truncating only one side`."""
     row = preference(chosen="bus here " * 20, rejected="cat there " * 30)
     full = rendered(row)
@@ -199,11 +214,13 @@ def test_both_sides_are_cut_at_the_same_token_and_the_prompt_never():
         for document, whole in ((pair.chosen, full.chosen), (pair.rejected, full.rejected)):
             assert document.input_ids == whole.input_ids[:length]
             assert document.learn.index(True) == prompt
-    with pytest.raises(BadRow, match=f"the prompt alone takes the {prompt} tokens"):
-        rendered(row, max_length=prompt)
+        assert tiny.processor(image_tokens=3, context_length=length).pair(row, 1000) == pair  # all that the model can read
+    for max_length, context_length in ((prompt, 1000), (1000, prompt)):
+        with pytest.raises(BadRow, match=f"the prompt alone takes the {prompt} tokens"):
+            tiny.processor(image_tokens=3, context_length=context_length).pair(row, max_length)
 
 
-def test_answers_that_differ_only_after_the_cut_are_no_pair():
+def test_answers_that_differ_only_where_they_are_truncated_are_not_a_pair():
     row = preference(chosen="a bus " * 20 + "x", rejected="a bus " * 20 + "y")
     with pytest.raises(BadRow, match="the first 30 tokens of chosen and rejected are the same"):
         rendered(row, max_length=30)
@@ -215,14 +232,10 @@ def test_policy_and_reference_read_the_same_pictures_on_both_sides():
     assert pair.chosen.pictures == pair.rejected.pictures == preference(pictures=2).pictures
 
 
-def look(pictures) -> torch.Tensor:
-    return torch.stack([torch.full((3, 4), float(p.key[1:])) for p in pictures])
-
-
 def test_a_batch_is_chosen_and_rejected_in_turn_with_the_pictures_of_each():
     pairs = [rendered(preference(pictures=2)), rendered(preference(chosen="No.", pictures=0))]
-    batch = join(pairs, look)
-    expected = collate([pairs[0].chosen, pairs[0].rejected, pairs[1].chosen, pairs[1].rejected], look)
+    batch = PROCESSOR.pair_batch(pairs)
+    expected = collate([pairs[0].chosen, pairs[0].rejected, pairs[1].chosen, pairs[1].rejected], ByKey())
     assert batch.keys() == {*expected, "keys"}
     assert all(torch.equal(batch[name], expected[name]) for name in expected if name != "ids")
     assert batch["features"][:, 0, 0].tolist() == [0, 1, 0, 1]
@@ -236,10 +249,9 @@ def test_bad_rows_are_skipped_named_and_counted_and_the_rest_is_seen(tmp_path):
     picture(tmp_path / "a.png", "red")
     good = [{"image": "a.png", "question": f"What {i}?", "chosen": GOOD, "rejected": WRONG} for i in range(6)]
     bad = [{**good[0], "rejected": GOOD}, {**good[0], "image": "gone.png"}, {**good[0], "chosen": ""}]
-    source = load(lines(tmp_path / "rows.jsonl", [*good[:3], *bad, *good[3:]]))
+    source = load_preferences(lines(tmp_path / "rows.jsonl", [*good[:3], *bad, *good[3:]]))
     rows = BadRows(tmp_path / "bad_rows.jsonl", len(source), 0.5)
-    batches = Batches(source, lambda row: rendered(row), lambda pictures: torch.zeros(len(pictures), 3, 4), batch_size=2,
-                      window=1, seed=0, bad_rows=rows, rank=0, world=1, join=join)  # fmt: skip
+    batches = Batches(source, rendered, tiny.processor().pair_batch, batch_size=2, seed=0, bad_rows=rows)
     seen = {}
     for epoch_batch in range(len(batches)):
         try:
@@ -256,43 +268,50 @@ def test_bad_rows_are_skipped_named_and_counted_and_the_rest_is_seen(tmp_path):
 
 def test_a_step_is_as_many_micro_batches_as_are_accumulated_and_a_stored_position_goes_on_behind_it(tmp_path):
     rows = [preference(chosen=f"{k}.", pictures=0) for k in range(10)]
-    batches = Batches(rows, rendered, look, batch_size=2, window=1, seed=0, bad_rows=BadRows(tmp_path / "bad", 10, 0), rank=0,
-                      world=1, join=join)  # fmt: skip
-    steps = stream(batches, 0, 2, lambda batch: {**batch, "reference": "said"})
-    found = [next(steps) for _ in range(3)]
-    assert [(position, count, facts) for position, _, count, facts in found] == [(2, 4, {}), (4, 4, {}), (6, 4, {})]
-    expected = [batches.batch(number)["keys"] for number in range(6)]
-    assert [batch["keys"] for _, step, _, _ in found for batch in step] == expected
-    assert all(batch["reference"] == "said" for _, step, _, _ in found for batch in step)
-    assert [batch["keys"] for batch in next(stream(batches, 4, 2, dict))[1]] == expected[4:]
+    batches = Batches(rows, rendered, PROCESSOR.pair_batch, batch_size=2, seed=0, bad_rows=BadRows(tmp_path / "bad", 10, 0))
+    expected = [batches.batch(number)["keys"] for number in range(8)]
+
+    def keys(pairs: StoredPairs) -> list[list[str]]:
+        return [batch["keys"] for batch in pairs.next()]
+
+    pairs = StoredPairs(batches, 2, tiny.Ranks())
+    for step in range(3):
+        assert pairs.position == 2 * step and pairs.stats == {}
+        assert keys(pairs) == expected[2 * step : 2 * step + 2]
+    again = StoredPairs(batches, 2, tiny.Ranks())
+    again.position = 4
+    assert keys(again) == expected[4:6] and again.position == 6
+    ranks = [StoredPairs(batches, 2, tiny.Ranks(rank, 2)) for rank in (0, 1)]
+    assert [keys(rank) for rank in ranks] == [[expected[0], expected[2]], [expected[1], expected[3]]]
+    assert [rank.position for rank in ranks] == [4, 4]
 
 
-# ---------------------------------------------------------------- the file of the reference
+# ---------------------------------------------------------------- the reference's log-probabilities, stored
 
 
 def test_reference_log_probabilities_come_back_exactly_in_the_order_of_the_documents(tmp_path):
     pairs = [rendered(preference()), rendered(preference(chosen="No."))]
     numbers = {pairs[0].key: (-1.5, -0.1234567), pairs[1].key: (-3.25, -40.0)}
-    Reference(numbers, "made").write(tmp_path / "deep" / "reference.npz")
-    back = Reference.read(tmp_path / "deep" / "reference.npz", "made")
+    StoredLogps(numbers, "made").write(tmp_path / "deep" / "reference.npz")
+    back = StoredLogps.read(tmp_path / "deep" / "reference.npz", "made")
     expected = torch.tensor([-3.25, -40.0, -1.5, -0.1234567])
-    assert torch.equal(back.of(join(pairs[::-1], look)), expected)
+    assert torch.equal(back.of(PROCESSOR.pair_batch(pairs[::-1])), expected)
 
 
 def test_a_stale_reference_is_refused_with_the_remedy(tmp_path):
-    Reference({"k": (-1.0, -2.0)}, "weights a").write(tmp_path / "reference.npz")
+    StoredLogps({"k": (-1.0, -2.0)}, "weights a").write(tmp_path / "reference.npz")
     with pytest.raises(ValueError, match="stale.*other weights, another tokenizer, template or precision.*Delete it"):
-        Reference.read(tmp_path / "reference.npz", "weights b")
+        StoredLogps.read(tmp_path / "reference.npz", "weights b")
     with pytest.raises(FileNotFoundError, match="no reference log-probabilities.*without --resume"):
-        Reference.read(tmp_path / "none.npz", "weights a")
+        StoredLogps.read(tmp_path / "none.npz", "weights a")
 
 
-def test_a_pair_that_the_reference_never_saw_is_refused_by_name():
+def test_a_pair_that_the_stored_reference_does_not_hold_is_refused_by_name():
     pair = rendered(preference())
-    known = Reference({pair.key: (-1.0, -2.0)}, "made")
+    known = StoredLogps({pair.key: (-1.0, -2.0)}, "made")
     for changed in (preference(chosen="A blue square."), preference(pictures=2)):
         with pytest.raises(ValueError, match="hold nothing about row: the data changed"):
-            known.of(join([pair, rendered(changed)], look))
+            known.of(PROCESSOR.pair_batch([pair, rendered(changed)]))
 
 
 def test_another_picture_with_the_same_words_is_another_pair():
@@ -311,6 +330,6 @@ def test_the_fingerprint_changes_with_every_part():
 
 
 def test_nothing_in_the_file_can_run_code(tmp_path):
-    np.savez(tmp_path / "reference.npz", made_by="made", keys=np.array([{"a": 1}], dtype=object), logps=np.zeros((1, 2)))
+    np.savez(tmp_path / "reference.npz", fingerprint="made", keys=np.array([{"a": 1}], dtype=object), logps=np.zeros((1, 2)))
     with pytest.raises(ValueError, match="allow_pickle"):
-        Reference.read(tmp_path / "reference.npz", "made")
+        StoredLogps.read(tmp_path / "reference.npz", "made")

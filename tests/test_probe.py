@@ -9,7 +9,7 @@ from PIL import Image
 from dataset.studies import probe
 from dataset.world import drawings, figures
 from dataset.world.drawings import Drawing, Region
-from model.connector.pixel_shuffle import PixelShuffle
+from model.connector.pixel_shuffle_compare import PixelShuffleCompare
 from model.registry import ENCODERS
 
 
@@ -20,11 +20,11 @@ def encoder():
 
 def test_a_cell_has_the_features_that_the_connector_projects(encoder):
     picture = drawings.digits([1, 2, 3], random.Random(0))
-    connector = PixelShuffle(encoder, channels=4 * encoder.dim)
+    connector = PixelShuffleCompare(encoder, channels=4 * encoder.dim)
     with torch.no_grad():
         connector.proj.weight.copy_(torch.eye(4 * encoder.dim))
         shown = probe.pixels(probe.from_image(picture.image), encoder.size, encoder.mean, encoder.std, "square")
-        connector.number.weight.zero_()
+        connector.index.weight.zero_()
         expected = connector(encoder(shown[None]), torch.tensor([0]))
     torch.testing.assert_close(probe.cell_features(encoder, [picture]), expected)
 
@@ -63,4 +63,4 @@ def test_what_is_not_in_the_picture_is_not_read(encoder):
     def hidden(rng):
         return Drawing(Image.new("RGB", (96, 96), (240, 240, 240)), "", "", (Region((0, 0, 9, 9), str(rng.randint(0, 9)), ""),))
 
-    assert probe.probe(encoder, (hidden, probe.by_cell), n=400).right < 0.25
+    assert probe.probe(encoder, (hidden, probe.by_cell), n=200).right < 0.25

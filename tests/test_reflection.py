@@ -1,18 +1,18 @@
-"""The reflection tests: words put into a model's mouth, what counts as looking again, and rows that teach to."""
+"""The reflection tests: the start of an answer that is given, what counts as looking again, and rows that teach to."""
 
 import random
 import re
 
-from dataset.chat import Given, render, render_prompt
+from dataset.chat import Prefill
 from dataset.tasks.arithmetic import Arithmetic, misread, running_sum
 from dataset.tasks.reflection import Reflection, marked
-from dataset.tokenizer import Tokenizer
-from model.registry import TEMPLATES
+from tests import tiny
 
 TASK = Reflection()
 EXAMPLES = TASK.examples("test", 40)
 RECHECK = Arithmetic(rows=400, recheck=0.1)
-PUPIL, TOKENIZER = TEMPLATES.make("pupil"), Tokenizer()
+PROCESSOR = tiny.processor(image_tokens=9)
+TOKENIZER = PROCESSOR.tokenizer
 
 
 def of(kind: str):
@@ -23,19 +23,19 @@ def begun(example) -> list[int]:
     return list(map(int, re.findall(r"\d+", example.prompt.messages[-1].text)))
 
 
-def test_words_put_into_the_mouth_end_the_prompt():
+def test_a_prefill_ends_the_prompt():
     example = of("recovery")[0]
     words = example.prompt.messages[-1].text
-    ids = render_prompt(example.prompt, PUPIL, TOKENIZER, image_tokens=9).input_ids
+    ids = PROCESSOR.prompt(example.prompt).input_ids
     assert ids[-len(TOKENIZER.encode(words)) :] == TOKENIZER.encode(words)
     assert ids[-len(TOKENIZER.encode(words)) - 1] == TOKENIZER.id("<|assistant|>")
 
 
-def test_an_answer_that_is_not_given_is_left_out_of_the_prompt():
+def test_an_answer_that_is_not_a_prefill_is_left_out_of_the_prompt():
     row = Arithmetic(rows=1).train("sft")[0]
-    ids = render_prompt(row, PUPIL, TOKENIZER, image_tokens=9).input_ids
+    ids = PROCESSOR.prompt(row).input_ids
     assert ids[-1] == TOKENIZER.id("<|assistant|>")
-    assert render(row, PUPIL, TOKENIZER, 9, 500).input_ids[: len(ids)] == ids
+    assert PROCESSOR.document(row, 500).input_ids[: len(ids)] == ids
 
 
 def test_recovery_begins_with_exactly_one_number_misread():
@@ -98,25 +98,25 @@ def test_a_tenth_of_the_rows_looks_again_and_half_of_those_corrects_an_error():
     again = [row for row in rows if marked(row.messages[-1].text)]
     pictures = sum(bool(row.pictures) for row in rows)
     assert 0.05 < len(again) / pictures < 0.16 and all(row.pictures for row in again)
-    corrected = [row for row in again if isinstance(row.messages[-1].parts[0], Given)]
+    corrected = [row for row in again if isinstance(row.messages[-1].parts[0], Prefill)]
     assert 0.25 < len(corrected) / len(again) < 0.75
     for row in again:
         first, second = row.messages[-1].parts
         read = list(map(int, re.findall(r"\d+", first)))
         truth = list(map(int, re.search(r"[:：] ?([\d, ]+)\.", second)[1].split(", ")))
-        assert second.endswith(f"<answer>{sum(truth)}</answer>") and (read != truth) == isinstance(first, Given)
+        assert second.endswith(f"<answer>{sum(truth)}</answer>") and (read != truth) == isinstance(first, Prefill)
 
 
 def test_a_misreading_is_not_learned():
     row = next(row for row in map(RECHECK.train("sft").__getitem__, range(400))
-               if isinstance(row.messages[-1].parts[0], Given))  # fmt: skip
-    document = render(row, PUPIL, TOKENIZER, image_tokens=9, max_length=500)
+               if isinstance(row.messages[-1].parts[0], Prefill))  # fmt: skip
+    document = PROCESSOR.document(row, max_length=500)
     learned = TOKENIZER.decode([token for token, learn in zip(document.input_ids, document.learn) if learn])
     assert marked(learned) and "<think>" not in learned
 
 
 def test_random_bytes_are_wrong_and_crash_nothing():
     rng = random.Random(0)
-    said = [rng.randbytes(50).decode("utf-8", errors="replace") for _ in EXAMPLES]
-    scores, metrics = TASK.measure(EXAMPLES, said)
+    answers = [rng.randbytes(50).decode("utf-8", errors="replace") for _ in EXAMPLES]
+    scores, metrics = TASK.measure(EXAMPLES, answers)
     assert not any(scores) and all(0 <= value <= 1 for value in metrics.values())

@@ -1,4 +1,4 @@
-"""Parts are found by exact names; a wrong name or option says what would be right. Presets have the sizes they state."""
+"""Parts are found by exact names; errors name what would be right. Presets have the sizes they state."""
 
 import dataclasses
 import json
@@ -8,7 +8,20 @@ import torch
 
 from model.config import PRESETS, LLMConfig, VLMConfig
 from model.encoder.clip import ViT
-from model.registry import CONNECTORS, ENCODERS, LLMS, Registry, listing, parse_value
+from model.registry import (
+    ALGORITHMS,
+    CONNECTORS,
+    DIVIDERS,
+    ENCODERS,
+    LLMS,
+    PREFERENCE_LOSSES,
+    TASKS,
+    TEMPLATES,
+    Registry,
+    UserError,
+    listing,
+    parse_value,
+)
 from model.vlm import VLM, count_parameters
 
 
@@ -34,13 +47,13 @@ def test_registering_a_name_twice_raises():
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown connector 'liner'. Did you mean 'linear'\? Known: .*linear"):
+    with pytest.raises(UserError, match=r"unknown connector 'liner'. Did you mean 'linear'\? Known: .*linear"):
         CONNECTORS.make("liner")
 
 
 @pytest.mark.parametrize("name", ["Apple", "app", "apples", "", " apple"])
 def test_names_are_exact(name):
-    with pytest.raises(ValueError, match="unknown fruit"):
+    with pytest.raises(UserError, match="unknown fruit"):
         shelf().make(name)
 
 
@@ -55,7 +68,7 @@ def test_the_first_option_may_drop_its_key_and_context_comes_from_the_caller():
 
 @pytest.mark.parametrize("spec", ["apple:red,size=3", "apple:red,5", "apple:red,basket=yours"])
 def test_an_unknown_option_lists_the_known_ones(spec):
-    with pytest.raises(ValueError, match="has no option .* Options: color, weight, ripe"):
+    with pytest.raises(UserError, match="has no option .* Options: color, weight, ripe"):
         shelf().make(spec, basket="mine")
 
 
@@ -67,13 +80,13 @@ def test_a_spec_inside_a_spec_stands_in_parentheses():
 
 @pytest.mark.parametrize("spec", ["apple:(pear:a=1,weight=2", "apple:pear),weight=2"])
 def test_half_a_parenthesis_is_refused(spec):
-    with pytest.raises(ValueError, match="a parenthesis is missing"):
+    with pytest.raises(UserError, match="a parenthesis is missing"):
         shelf().make(spec)
 
 
 @pytest.mark.parametrize(("option", "kind"), [("weight=heavy", "float"), ("weight=true", "float"), ("ripe=1", "bool")])
 def test_an_option_of_another_type_is_refused(option, kind):
-    with pytest.raises(ValueError, match=f"{option}' is not of type {kind}"):
+    with pytest.raises(UserError, match=f"{option}' is not of type {kind}"):
         shelf().make(f"apple:red,{option}")
 
 
@@ -82,9 +95,9 @@ def test_a_text_option_that_looks_like_a_number_stays_text():
 
 
 def test_an_option_given_twice_or_missing_is_named():
-    with pytest.raises(ValueError, match="'color' is given twice"):
+    with pytest.raises(UserError, match="'color' is given twice"):
         shelf().make("apple:red,color=green")
-    with pytest.raises(ValueError, match="also needs color"):
+    with pytest.raises(UserError, match="also needs color"):
         shelf().make("apple")
 
 
@@ -93,18 +106,22 @@ def test_a_class_without_a_constructor_of_its_own_has_no_options():
 
     @registry.register("seed")
     class Seed(torch.nn.Module):
-        """A module that says nothing of how it is made."""
+        """A module without __init__."""
 
     assert isinstance(registry.make("seed"), Seed)
-    with pytest.raises(ValueError, match="has no option 'big'. Options: none"):
+    with pytest.raises(UserError, match="has no option 'big'. Options: none"):
         registry.make("seed:big")
 
 
 def test_every_part_of_a_folder_is_found_and_described_in_one_line():
-    lines = listing([LLMS, ENCODERS, CONNECTORS, shelf()]).splitlines()
-    names = [line.split()[1] for line in lines]
-    assert {"gpt", "tiny_clip", "clip_random", "open_clip", "linear", "apple"} <= set(names)
-    assert all(len(line.split()) > 3 for line in lines), "a part without a docstring"
+    registries = [LLMS, ENCODERS, CONNECTORS, TEMPLATES, TASKS, ALGORITHMS, PREFERENCE_LOSSES, DIVIDERS, shelf()]
+    lines = listing(registries).splitlines()
+    parts = [(line[:15].strip(), line[16:37].strip()) for line in lines]
+    assert {("llm", "gpt"), ("encoder", "tiny_clip"), ("encoder", "clip_random"), ("encoder", "open_clip"),
+            ("connector", "linear"), ("template", "chatml"), ("task", "world"), ("RL algorithm", "grpo"),
+            ("preference loss", "dpo"), ("divider", "claims"), ("fruit", "apple")} <= set(parts)  # fmt: skip
+    assert parts == [(registry.kind, name) for registry in registries for name in registry.names()]
+    assert all(len(line[49:].split()) > 1 for line in lines), "a part without a docstring"
     assert lines[-1].endswith("A round one.")
 
 

@@ -1,8 +1,10 @@
 """The mechanics of a run: the learning rate, what decays, and that processes and micro-steps change nothing."""
 
+import dataclasses
 import json
 import math
 import re
+import runpy
 import sys
 from functools import partial
 from importlib.util import find_spec
@@ -14,46 +16,54 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from dataset.chat import render
-from dataset.collate import Batches
-from dataset.formats.conversations import BadRows
+from dataset.bad_rows import BadRows
+from dataset.batches import Batches
 from dataset.mixture import mixture
-from dataset.tokenizer import MODEL_FILE, Tokenizer
+from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
+from model.cli import RunFlags
 from model.config import preset
 from model.losses import IGNORE, next_token_targets
-from model.optimizer import make_optimizer
-from model.registry import TEMPLATES
-from model.runtime import Run, clip_gradients, draw_curves, learning_rate
+from model.optimizer import OptimizerGroup, clip_gradients, lr_multiplier, make_optimizer
+from model.registry import UserError
+from model.runtime import Run, data_settings, draw_curves
 from model.vlm import VLM
 from tests import tiny
-from tests.conftest import ENCODER, MIXED_SEED, mixed_arguments
+from tests.conftest import ENCODER, MIXED_SEED, ROOT, mixed_arguments
 
 # ---------------------------------------------------------------- learning rate
 
 
 def test_the_learning_rate_rises_in_a_line_to_its_peak():
-    rates = [learning_rate(step, peak=1.0, warmup=4, total=20) for step in range(5)]
+    rates = [lr_multiplier(step, warmup=4, total=20) for step in range(5)]
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.5])
 def test_a_last_learning_rate_that_is_no_share_of_the_peak_is_refused(floor):
-    with pytest.raises(ValueError, match="--lr_end"):
-        learning_rate(0, peak=1.0, warmup=4, total=20, floor=floor)
+    with pytest.raises(UserError, match="--lr_end"):
+        lr_multiplier(0, warmup=4, total=20, floor=floor)
 
 
 def test_the_learning_rate_falls_as_a_cosine_to_its_floor_and_stays_there():
-    rate = partial(learning_rate, peak=2.0, warmup=10, total=110, floor=0.1)
-    assert rate(60) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))  # half way down the cosine
-    assert rate(35) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4))))
-    assert rate(110) == rate(5000) == pytest.approx(0.2)
-    falling = [rate(step) for step in range(10, 111)]
+    share = partial(lr_multiplier, warmup=10, total=110, floor=0.1)
+    assert share(60) == pytest.approx(0.1 + 0.9 * 0.5)  # half way down the cosine
+    assert share(35) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert share(110) == share(5000) == pytest.approx(0.1)
+    falling = [share(step) for step in range(10, 111)]
     assert falling == sorted(falling, reverse=True)
 
 
 def test_a_run_without_warm_up_or_shorter_than_it_has_a_learning_rate():
-    assert learning_rate(0, peak=1.0, warmup=0, total=3) == 1.0
-    assert 0 < learning_rate(2, peak=1.0, warmup=20, total=3) < 1.0
+    assert lr_multiplier(0, warmup=0, total=3) == 1.0
+    assert 0 < lr_multiplier(2, warmup=20, total=3) < 1.0
+
+
+def test_every_group_gets_its_share_of_its_own_peak():
+    optimizer = OptimizerGroup(torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": 2.0, "parts": ["llm"]},
+                                                {"params": [nn.Parameter(torch.zeros(1))], "lr": 0.5, "parts": ["connector"]}]))
+    for share in (0.25, 0.5):
+        assert optimizer.scale_lr(share) == {"lr_llm": 2.0 * share, "lr_connector": 0.5 * share}
+        assert [group["lr"] for group in optimizer.param_groups] == [2.0 * share, 0.5 * share]
 
 
 # ---------------------------------------------------------------- optimizer and gradients
@@ -101,42 +111,42 @@ def test_a_gradient_that_is_no_number_stops_the_run(value):
 # ---------------------------------------------------------------- a run of one process
 
 
-def settings(out, **changes) -> SimpleNamespace:
-    return SimpleNamespace(**(dict(out=out, device="cpu", dtype="auto", seed=7, wandb=False, resume=False) | changes))
+def flags(out, **changes) -> RunFlags:
+    return RunFlags(out, "", 0, 0, save_every=1, log_every=1, **(dict(device="cpu", seed=7) | changes))
 
 
 def test_a_cpu_computes_in_fp32(tmp_path):
-    run = Run(settings(tmp_path), "test")
+    run = Run(flags(tmp_path), "test")
     assert (run.device, run.dtype) == (torch.device("cpu"), torch.float32)
     with run.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 def test_bf16_is_used_where_it_is_asked_for(tmp_path):
-    with Run(settings(tmp_path, dtype="bf16"), "test").autocast():
+    with Run(flags(tmp_path, dtype="bf16"), "test").autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("change", [{"dtype": "fp16"}, {"dtype": "fp31"}, {"device": "gpu"}])
 def test_a_device_or_precision_that_does_not_exist_is_refused(tmp_path, change):
-    with pytest.raises((ValueError, RuntimeError), match="fp32|cpu"):
-        Run(settings(tmp_path, **change), "test")
+    with pytest.raises(UserError, match="--dtype is auto, fp32 or bf16, not 'fp|--device is auto, cpu, cuda or mps, not 'gpu'"):
+        Run(flags(tmp_path, **change), "test")
 
 
 def test_a_missing_gpu_is_said_and_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="--device cuda, but torch sees no GPU"):
-        Run(settings(tmp_path, device="cuda"), "test")
+    with pytest.raises(UserError, match="--device cuda, but torch sees no GPU"):
+        Run(flags(tmp_path, device="cuda"), "test")
 
 
 def test_weights_begin_alike_on_every_rank_and_random_numbers_do_not(tmp_path, monkeypatch):
     weights, noise = [], []
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
-        run = Run(settings(tmp_path), "test")
+        run = Run(flags(tmp_path), "test")
         model = nn.Linear(3, 3)
         run.resume(model, torch.optim.SGD(model.parameters()))
-        run.wrap(model, compile=False)
+        run.wrap(model)
         weights.append(model.weight)
         noise.append(torch.rand(5))
     assert torch.equal(*weights)
@@ -146,26 +156,98 @@ def test_weights_begin_alike_on_every_rank_and_random_numbers_do_not(tmp_path, m
 def test_a_resumed_run_goes_on_in_the_random_numbers_where_it_stopped(tmp_path):
     model = tiny.vlm()
     optimizer = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.0)
-    run = Run(settings(tmp_path), "test")
-    run.wrap(model, compile=False)
+    run = Run(flags(tmp_path), "test")
+    run.wrap(model)
     assert run.resume(model, optimizer) == (0, 0)
     torch.rand(3)
     run.save(model, optimizer, MODEL_FILE, step=4, position=8)
     expected = torch.rand(3)
-    again = Run(settings(tmp_path, resume=True), "test")
-    again.wrap(model, compile=False)
+    again = Run(flags(tmp_path, resume=True), "test")
+    again.wrap(model)
     assert again.resume(model, optimizer) == (4, 8)
     assert torch.equal(torch.rand(3), expected)
 
 
+STAGES = [runpy.run_path(str(ROOT / script)) for script in ("1-pretrain_vlm.py", "2-sft_vlm.py", "3-rl_vlm.py")]
+TRAINING = {"data", "batch_size", "accumulate", "max_length", "seed", "image_folder"}
+ROLLOUTS = {"data", "problems", "pass_rates", "prompts", "group_size", "resample_rounds", "reward", "max_new_tokens",
+            "temperature", "seed", "image_folder"}  # fmt: skip
+OWN_PAIRS = {"pairs", "scenes", "questions", "group_size", "max_new_tokens", "temperature", "divider", "labeler", "judge"}
+
+
+@pytest.mark.parametrize(("config", "names"), [
+    (STAGES[0]["Config"], TRAINING), (STAGES[1]["Config"], TRAINING), (STAGES[2]["DPO"], TRAINING | OWN_PAIRS),
+    (STAGES[2]["GRPO"], ROLLOUTS | {"keep_zero_variance", "num_iterations"}),
+    (STAGES[2]["OnlineDPO"], ROLLOUTS | {"pairs", "batch_size"}),
+], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+def test_these_flags_decide_which_row_comes_when(config, names):
+    assert {name for name in data_settings(config()) if not name.endswith(" files")} == names
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(a run of 3-rl_vlm.py on a file and with a reward of one's own, that was saved; the function that starts it again)."""
+    folder = tmp_path_factory.mktemp("saved")
+    (folder / "rows.jsonl").write_text('{"text": "a"}\n')
+    (folder / "my.py").write_text("def one(): ...\ndef two(): ...\n")
+    model = tiny.vlm()
+    optimizer = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.0)
+    started = STAGES[2]["GRPO"](data=(f"{folder}/rows.jsonl:2",), reward=f"{folder}/my.py:one", run=flags(folder / "out"))
+
+    def start(**changes) -> tuple[int, int]:
+        of_run = {name: changes.pop(name) for name in list(changes) if hasattr(started.run, name)}
+        config = dataclasses.replace(started, **changes, run=dataclasses.replace(started.run, **of_run))
+        run = Run(config.run, "grpo", config)
+        place = run.resume(model, optimizer)
+        if not config.run.resume:
+            run.save(model, optimizer, MODEL_FILE, step=4, position=8)
+        return place
+
+    assert start() == (0, 0)
+    return folder, start
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"resample_rounds": 1}, "--resample_rounds 3, now 1"),
+    ({"group_size": 4, "temperature": 0.9}, "--group_size 8, now 4; --temperature 1.0, now 0.9"),
+    ({"reward": "rule"}, "--reward 'FOLDER/my.py:one', now 'rule'"),
+    ({"reward": "FOLDER/my.py:two"}, "--reward 'FOLDER/my.py:one', now 'FOLDER/my.py:two'"),
+    ({"data": ("FOLDER/rows.jsonl",)}, "--data ['FOLDER/rows.jsonl:2'], now ['FOLDER/rows.jsonl']"),
+    ({"seed": 8}, "--seed 7, now 8"),
+    ({"image_folder": "FOLDER"}, "--image_folder None, now 'FOLDER'"),
+])  # fmt: skip
+def test_a_run_that_would_go_on_with_other_rows_is_refused_by_the_name_of_the_flag(saved, changes, message):
+    folder, start = saved
+    here = {name: tuple(text.replace("FOLDER", str(folder)) for text in value) if isinstance(value, tuple) else
+            value.replace("FOLDER", str(folder)) if isinstance(value, str) else value for name, value in changes.items()}
+    with pytest.raises(UserError, match=rf"^\S+/out was started with .*{re.escape(message.replace('FOLDER', str(folder)))}"):
+        start(resume=True, **here)
+
+
+@pytest.mark.parametrize(("flag", "name", "more"), [("data", "rows.jsonl", '{"text": "b"}\n'), ("reward", "my.py", "# more\n")])
+def test_a_run_whose_file_grew_since_is_refused_by_the_name_of_the_file(saved, flag, name, more):
+    folder, start = saved
+    before = (folder / name).read_text()
+    (folder / name).write_text(before + more)
+    files = rf"{{'\S+/{name}\S*': '\w+'}}"
+    with pytest.raises(UserError, match=f"was started with --{flag} files {files}, now {files}: --resume would go on"):
+        start(resume=True)
+    (folder / name).write_text(before)
+    assert start(resume=True) == (4, 8)
+
+
+def test_what_does_not_change_the_rows_may_change(saved):
+    assert saved[1](resume=True, batch_size=8, entropy_floor=0.1, log_every=3, save_every=7, max_bad=0.5) == (4, 8)
+
+
 def test_the_log_is_one_line_a_step_and_a_picture_of_curves(tmp_path, capsys):
-    run = Run(settings(tmp_path), "test")
+    run = Run(flags(tmp_path), "test")
     run.resume(nn.Linear(1, 1), None)
-    run.progress(0, 3)
-    for step in range(3):
-        run.count(50)
-        run.log(step, loss=3.0 - step, lr=1e-3, tokens_per_second=run.tokens_per_second())
-    run.log(3, exact=0.5)
+    for step in run.steps(0, 3):
+        if step == 3:
+            run.log(step, exact=0.5)
+        else:
+            run.log_step(step, [{"input_ids": torch.zeros(1, 50)}], loss=3.0 - step, lr=1e-3)
     run.finish("wrote it", "the next script")
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
@@ -178,7 +260,7 @@ def test_the_log_is_one_line_a_step_and_a_picture_of_curves(tmp_path, capsys):
 
 def test_a_second_run_does_not_write_behind_the_log_of_the_first(tmp_path):
     for _ in range(2):
-        run = Run(settings(tmp_path), "test")
+        run = Run(flags(tmp_path), "test")
         run.resume(nn.Linear(1, 1), None)
         run.log(0, loss=1.0)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
@@ -191,9 +273,9 @@ def test_an_empty_history_draws_nothing(tmp_path):
 
 def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    run = Run(settings(tmp_path / "out"), "test")
+    run = Run(flags(tmp_path / "out"), "test")
     run.resume(nn.Linear(1, 1), None)
-    run.progress(0, 1)
+    assert list(run.steps(0, 1)) == [0, 1]
     run.log(0, loss=1.0)
     run.finish("wrote it", "nothing")
     assert not list(tmp_path.iterdir())
@@ -201,7 +283,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_is_only_made_writes_nothing(tmp_path):
-    Run(settings(tmp_path / "out"), "test")
+    Run(flags(tmp_path / "out"), "test")
     assert not (tmp_path / "out").exists()
 
 
@@ -209,9 +291,9 @@ def test_wandb_starts_only_when_asked_and_under_no_name_but_the_users(tmp_path, 
     asked = []
     library = SimpleNamespace(init=lambda **options: asked.append(options) or SimpleNamespace(log=None))
     monkeypatch.setitem(sys.modules, "wandb", library)
-    Run(settings(tmp_path), "test").progress(0, 1)
+    assert list(Run(flags(tmp_path), "test").steps(0, 1)) == [0, 1]
     assert not asked
-    Run(settings(tmp_path, wandb=True), "test").progress(0, 1)
+    assert list(Run(flags(tmp_path, wandb=True), "test").steps(0, 1)) == [0, 1]
     (options,) = asked
     assert "entity" not in options  # nobody's account but that of who is logged in
 
@@ -229,18 +311,16 @@ def test_wandb_offline_keeps_the_run_in_its_folder(run_script, mixed, tmp_path):
 
 def micro_batches(mixed, number: int) -> list[dict]:
     """The first micro-batches that the scripts read of this data, without its pictures."""
-    tokenizer = Tokenizer()
+    processor = tiny.processor(image_tokens=9)
     batches = Batches(
-        mixture([str(mixed)], "pretrain", None, False),
-        partial(render, template=TEMPLATES.make("pupil"), tokenizer=tokenizer, image_tokens=37, max_length=1024),
-        lambda pictures: torch.zeros(len(pictures), 37, 32), batch_size=2, window=1, seed=MIXED_SEED,
-        bad_rows=BadRows(mixed.parent / "bad_rows.jsonl", 64, 0.0), rank=0, world=1)  # fmt: skip
+        mixture([str(mixed)], "pretrain", None, False), partial(processor.document, max_length=1024), processor.batch,
+        batch_size=2, seed=MIXED_SEED, bad_rows=BadRows(mixed.parent / "bad_rows.jsonl", 64, 0.0))  # fmt: skip
     return [batches.batch(i) for i in range(number)]
 
 
 def test_the_data_of_the_comparison_is_uneven(mixed):
     batches = micro_batches(mixed, 10)
-    seen = [("features" in a, "features" in b) for a, b in zip(batches[::2], batches[1::2])]
+    seen = [("pixels" in a, "pixels" in b) for a, b in zip(batches[::2], batches[1::2])]
     assert (True, False) in seen or (False, True) in seen
     learned = [int((next_token_targets(b["labels"], b["document_ids"]) != IGNORE).sum()) for b in batches]
     assert any(abs(a - b) > 10 for a, b in zip(learned[::2], learned[1::2]))
@@ -249,7 +329,7 @@ def test_the_data_of_the_comparison_is_uneven(mixed):
 def first_weights() -> dict[str, torch.Tensor]:
     """The weights that script 1 begins with."""
     torch.manual_seed(MIXED_SEED)
-    tokenizer = Tokenizer()
+    tokenizer = SentencePieceTokenizer()
     return VLM(preset("nano", encoder=ENCODER, vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image)).state_dict()
 
 

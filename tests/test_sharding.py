@@ -1,4 +1,4 @@
-"""A model divided among two processes: the same weights as with DDP, checkpoints that know nothing of it, and resuming."""
+"""A model divided among two processes: the same weights as with DDP, ordinary checkpoints, and resuming."""
 
 import json
 import signal
@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from model import checkpoint
-from tests.conftest import mixed_arguments
+from tests.conftest import free_port, mixed_arguments
 from tests.test_runtime import first_weights
-from tests.test_scripts import free_port
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def run_two(launcher):
 def same_training(one, two) -> None:
     """Equal to rounding: the difference is tiny beside the way that each tensor went.
 
-    But not the bias of the keys, which softmax does not see: its gradient is nothing but rounding, and AdamW makes steps of it.
+    The bias of the keys is left out: softmax does not see it, so its gradient is rounding alone, and AdamW makes steps of it.
     """
     start, one, two = first_weights(), load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     for tensors in (start, one, two):
@@ -46,7 +45,7 @@ def same_training(one, two) -> None:
 
 @pytest.mark.parametrize("shard", ["zero2", "zero3"])
 def test_divided_weights_go_where_whole_ones_go(shard, run_two, two_processes, mixed, tmp_path):
-    """Muon and AdamW, clipped; some micro-batches have no picture; the first process is asked alone in between."""
+    """Muon and AdamW, clipped; some micro-batches have no picture; the first process evaluates alone in between."""
     checks = ("--bench", "world", "--eval_every", 2, "--eval_examples", 1)
     folder = run_two(*mixed_arguments(mixed), "--shard", shard, *checks, cwd=tmp_path)
     same_training(two_processes, folder)
@@ -76,17 +75,29 @@ def test_a_divided_run_that_was_killed_goes_on_to_exactly_the_same_weights(run_t
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("shard", ["ddp", "zero3"])
-def test_a_connector_alone_learns_from_rows_of_which_some_hold_no_picture(shard, run_two, run_script, mixed, tmp_path):
-    """One conversation a micro-batch: of two processes one often has nothing to go back through, and both go on."""
-    alone = (*mixed_arguments(mixed), "--train.llm", "freeze", "--batch_size", 1, "--max_steps", 12)
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    run_script("1-pretrain_vlm.py", *alone, "--accumulate", 2, cwd=tmp_path / "one")
-    same_training(tmp_path / "one" / "out" / "pretrain", run_two(*alone, "--shard", shard, cwd=tmp_path / "two"))
-    start, end = first_weights(), load_file(tmp_path / "one" / "out" / "pretrain" / "model.safetensors")
+def connector_arguments(mixed) -> tuple:
+    """The connector alone, from one conversation a micro-batch: many hold no picture, and reach no weight that is trained."""
+    return (*mixed_arguments(mixed), "--train.llm", "freeze", "--batch_size", 1, "--max_steps", 12)
+
+
+@pytest.fixture(scope="module")
+def connector_alone(run_script, mixed, tmp_path_factory):
+    """The checkpoint of one process that trains the connector alone."""
+    folder = tmp_path_factory.mktemp("connector")
+    run_script("1-pretrain_vlm.py", *connector_arguments(mixed), "--accumulate", 2, cwd=folder)
+    return folder / "out" / "pretrain"
+
+
+def test_where_the_connector_alone_is_trained_nothing_else_moves(connector_alone):
+    start, end = first_weights(), load_file(connector_alone / "model.safetensors")
     moved = {name for name in end if not torch.equal(end[name], start[name])}
     assert "connector.proj.weight" in moved and all(name.startswith("connector.") for name in moved)
+
+
+@pytest.mark.parametrize("shard", ["ddp", "zero3"])
+def test_a_connector_alone_learns_from_rows_of_which_some_hold_no_picture(shard, connector_alone, run_two, mixed, tmp_path):
+    """Of two processes one often has no gradient, and both go on."""
+    same_training(connector_alone, run_two(*connector_arguments(mixed), "--shard", shard, cwd=tmp_path))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -94,5 +105,6 @@ def test_a_connector_alone_learns_from_rows_of_which_some_hold_no_picture(shard,
     (("--shard", "zero1"), "--shard is ddp, zero2 or zero3, not 'zero1'"),
     (("--shard", "zero2", "--compile"), "--compile and --shard zero2 do not go together"),
 ])  # fmt: skip
-def test_what_cannot_be_divided_is_said(arguments, message, run_script, mixed, tmp_path):
-    assert message in run_script("1-pretrain_vlm.py", *mixed_arguments(mixed), *arguments, cwd=tmp_path, expect=1).err
+def test_what_cannot_be_divided_is_refused(arguments, message, run_script, mixed, tmp_path):
+    done = run_script("1-pretrain_vlm.py", *mixed_arguments(mixed), *arguments, cwd=tmp_path, expect=1)
+    assert message in done.err and "Traceback" not in done.err

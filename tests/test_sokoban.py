@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from dataset.chat import Given
+from dataset.chat import Prefill
 from dataset.tasks import sokoban
 from dataset.tasks.sokoban import MOVES, Level, Sokoban, level, moves_of, play, shortest_plan
 
@@ -104,10 +104,10 @@ def test_demonstrations_solve_their_level_in_both_languages(task):
 
 def test_an_answer_is_a_list_of_moves_in_either_language():
     wanted = ["up", "left"]
-    for said in ("up, left", " Up , LEFT.", "上，左", "上、左。", "up left"):
-        assert moves_of(f"<think></think><answer>{said}</answer>") == wanted, said
-    for said in ("", "up, jump", "uup", "上左", "up; left", "1"):
-        assert moves_of(f"<answer>{said}</answer>") is None, said
+    for moves in ("up, left", " Up , LEFT.", "上，左", "上、左。", "up left"):
+        assert moves_of(f"<think></think><answer>{moves}</answer>") == wanted, moves
+    for moves in ("", "up, jump", "uup", "上左", "up; left", "1"):
+        assert moves_of(f"<answer>{moves}</answer>") is None, moves
     assert moves_of("up, left") is None and moves_of("<answer>up") is None
 
 
@@ -116,8 +116,8 @@ def test_any_plan_that_solves_is_right():
     made, plan = TASK.level(example)
     idle = next(move for move in MOVES if made.after(move) == made or made.after(move).boxes == made.boxes)
     back = {"up": "down", "down": "up", "left": "right", "right": "left"}[idle]
-    detour = ([idle] if made.after(idle) == made else [idle, back]) + list(plan)
-    assert TASK.score(example, f"<answer>{', '.join(detour)}</answer>") == 1
+    longer = ([idle] if made.after(idle) == made else [idle, back]) + list(plan)
+    assert TASK.score(example, f"<answer>{', '.join(longer)}</answer>") == 1
     assert TASK.score(example, f"<answer>{', '.join(plan[:-1]) or 'up, down'}</answer>") == 0
 
 
@@ -167,8 +167,8 @@ def test_random_bytes_crash_no_reward():
     for name, example in product(sokoban.REWARDS, TASK.examples("test", 5)):
         for _ in range(30):
             noise = rng.randbytes(50).decode("utf-8", errors="replace")
-            for said in (noise, f"<answer>{noise}</answer>", f"<answer>up, {noise}</answer>"):
-                assert 0 <= Sokoban(reward=name).reward(example, said) < 1
+            for answer in (noise, f"<answer>{noise}</answer>", f"<answer>up, {noise}</answer>"):
+                assert 0 <= Sokoban(reward=name).reward(example, answer) < 1
 
 
 def test_one_plan_for_all_levels_solves_few():
@@ -179,10 +179,10 @@ def test_rows_that_only_play_learn_the_moves_alone_and_solve_their_levels():
     rows = Sokoban(rows=2, plays=3).train("sft")
     assert len(rows) == 5
     for i in range(2, 5):
-        told, learned = rows[i].messages[-1].parts[::2], rows[i].messages[-1].parts[1::2]
-        assert all(isinstance(part, Given) for part in told) and not any(isinstance(part, Given) for part in learned)
-        for k, (given, said) in enumerate(zip(told, learned, strict=True)):
+        boards, learned = rows[i].messages[-1].parts[::2], rows[i].messages[-1].parts[1::2]
+        assert all(isinstance(part, Prefill) for part in boards) and not any(isinstance(part, Prefill) for part in learned)
+        for k, (board, play_by_play) in enumerate(zip(boards, learned, strict=True)):
             made, plan = level("train", sokoban.ONLY_PLAYED + 4 * (i - 2) + k, 1, 1, 6)
-            assert all(sokoban.at(square) in given for square in (made.player, *made.boxes, *made.targets, *made.walls))
-            moves = [sokoban.MEANING[word] for word in re.findall("|".join(sokoban.MEANING), said)]
+            assert all(sokoban.at(square) in board for square in (made.player, *made.boxes, *made.targets, *made.walls))
+            moves = [sokoban.MEANING[word] for word in re.findall("|".join(sokoban.MEANING), play_by_play)]
             assert moves == list(plan) and play(made, moves).end.solved

@@ -79,7 +79,7 @@ def test_the_command_prints_both_speeds_and_their_ratio(capsys):
     threads = torch.get_num_threads()
     speed.main(speed.Config(preset="nano", encoder=ENCODER, threads=threads, rounds=1, steps=1, rows=2, maximum=128))
     printed = capsys.readouterr().out
-    for expected in ("GEMM rate", "padded to the maximum", "flat (ours)", "x1.00 [1.00-1.00]"):
+    for expected in ("GEMM rate", "padded to the maximum", "packed (ours)", "x1.00 [1.00-1.00]"):
         assert expected in printed
 
 

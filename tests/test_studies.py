@@ -1,24 +1,25 @@
 """The studies of stage 3: what each arm runs, what is not run again, and what is told of numbers worked out by hand."""
 
 import dataclasses
-import importlib.util
+import functools
 import json
 import re
+import runpy
 import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
-from dataset import rollouts
+from dataset import problems
+from dataset.mixture import name_and_weight
 from dataset.studies import arms as studies
-from dataset.studies.arms import RL, SFT, START, STUDIES, Arm, Config, Study
-from dataset.studies.scripts import Failed
+from dataset.studies.arms import MADE_BY, RL, SFT, START, STUDIES, Arm, Config, Study
+from dataset.studies.scripts import ScriptError
 from model import cli
-from model.losses import PREFERENCE_LOSSES
-from model.registry import TASKS, specs
+from model.registry import ALGORITHMS, PREFERENCE_LOSSES, TASKS, specs
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_dpo import start  # noqa: F401  (a fixture)
 
@@ -42,32 +43,32 @@ def test_text_says_how_much_is_in_words_and_changes_nothing_else(name):
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_what_is_tuned_on_from_a_number_on_is_what_rl_asks_from_there(name):
     tuned = TASKS.make(f"{name}:first=10000,rows=6").train("sft")
-    asked = rollouts.of_task(TASKS.make(f"{name}:first=10000,rows=0"), 6, None)
+    asked = problems.of_task(TASKS.make(f"{name}:first=10000,rows=0"), 6, None)
     assert [item.prompt.id for item in asked] == [f"{name}/train/{10000 + k}" for k in range(6)]
     for row, item in zip([tuned[k] for k in range(len(tuned))], asked, strict=True):
         assert row.id == item.prompt.id and row.messages[0] == item.prompt.messages[0]  # the same pictures and words
-        assert item.judge(item.example, row.messages[-1].text).total == 1.1
+        assert item.reward(item.example, row.messages[-1].text).total == 1.1
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_rl_begins_behind_the_rows_wherever_the_numbers_begin_and_only_train_is_moved(name):
     moved = TASKS.make(f"{name}:first=100,rows=5")
-    assert [item.prompt.id for item in rollouts.of_task(moved, 2, None)] == [f"{name}/train/105", f"{name}/train/106"]
+    assert [item.prompt.id for item in problems.of_task(moved, 2, None)] == [f"{name}/train/105", f"{name}/train/106"]
     assert moved.examples("test", 3) == TASKS.make(name).examples("test", 3)
     assert moved.train("sft")[4] == TASKS.make(name).train("sft")[104]
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
-def test_brief_is_the_share_of_demonstrations_about_pictures_that_say_the_right_answer_at_once(name):
-    whole, brief = (TASKS.make(f"{name}:rows=300{more}").train("sft") for more in ("", ",brief=0.6"))
-    asked = rollouts.of_task(TASKS.make(f"{name}:rows=0"), 300, None)
-    short = [k for k in range(300) if brief[k] != whole[k]]
+def test_direct_is_the_share_of_demonstrations_about_pictures_that_say_the_right_answer_at_once(name):
+    whole, direct = (TASKS.make(f"{name}:rows=300{more}").train("sft") for more in ("", ",direct=0.6"))
+    asked = problems.of_task(TASKS.make(f"{name}:rows=0"), 300, None)
+    short = [k for k in range(300) if direct[k] != whole[k]]
     assert all(whole[k].pictures for k in short) and 0.5 < len(short) / sum(bool(whole[k].pictures) for k in range(300)) < 0.7
     for k in short:
-        told, in_full = brief[k].messages[-1].text, whole[k].messages[-1].text
+        told, in_full = direct[k].messages[-1].text, whole[k].messages[-1].text
         assert told.partition("</think>")[2] == in_full.partition("</think>")[2]
         assert len(told) < len(in_full)
-        assert asked[k].judge(asked[k].example, told).total == 1.1
+        assert asked[k].reward(asked[k].example, told).total == 1.1
 
 
 def test_rows_of_other_kinds_stand_behind_the_sums_wherever_these_begin():
@@ -90,31 +91,56 @@ def test_what_these_options_cannot_be_is_refused(spec, message):
 
 
 ARMS = [(name, arm) for name, study in STUDIES.items() for arm in study.arms]
+EVAL = "4-eval_chat.py"
 
 
-@pytest.fixture(scope="module")
-def scripts() -> dict[str, ModuleType]:
-    """The two scripts that the arms are made of, as modules whose command line can be parsed."""
-    modules = {}
-    for file in (SFT, RL):
-        spec = importlib.util.spec_from_file_location(f"script_{file[0]}", ROOT / file)
-        modules[file] = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(modules[file])
-    yield modules
-    for module in modules.values():
-        del sys.modules[module.__name__]
+def parsed(script: str, *flags) -> Any:
+    """What a script makes of its command line: its last lines choose the dataclass, and the run itself is left out."""
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, flags)])
+        patch.setattr(cli, "run", lambda main, config_class: made.append(cli.parse(config_class)))
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    (config,) = made
+    return config
+
+
+@functools.cache
+def of_arm(name: str, arm: Arm) -> list:
+    """The configs of an arm's runs."""
+    given = ("--init", "out/sft", "--out", "out/step", "--seed", 1)
+    return [parsed(script, *given, *flags) for script, flags in studies.commands(arm, STUDIES[name].steps)]
+
+
+@functools.cache
+def of_starts() -> list:
+    """The configs of the commands that make the starts."""
+    commands = [command.format("out/start").split() for text in MADE_BY.values() for command in text.split(" && ")]
+    assert all(command[:2] == ["python", SFT] for command in commands)
+    return [parsed(SFT, *flags) for _, _, *flags in commands]
 
 
 @pytest.mark.parametrize(("name", "arm"), ARMS, ids=[f"{name}-{arm.name}" for name, arm in ARMS])
-def test_every_command_line_is_accepted(name, arm, scripts):
-    """By the parser of the script, its own checks, and the tasks that it names; `--dry_run` would only load a model besides."""
-    for script, flags in studies.commands(arm, STUDIES[name].steps):
-        config = cli.parse(scripts[script].Config, flags)
-        if script == RL:
-            config = scripts[RL].filled(config)
-            scripts[RL].options_of(config)
-        assert config.max_steps > 0 or config.algo in PREFERENCE_LOSSES  # those learn for epochs
-        assert [TASKS.make(spec) for spec in (*config.data, *specs(config.bench))]
+def test_every_command_line_is_accepted(name, arm):
+    """By the parser of the script, the registry of its algorithm, and the tasks that it names; a run would only load a model."""
+    for config in of_arm(name, arm):
+        by_preferences = False
+        if hasattr(config, "algo"):
+            by_preferences = config.algo.partition(":")[0] in PREFERENCE_LOSSES.names()
+            assert (PREFERENCE_LOSSES if by_preferences else ALGORITHMS).make(config.algo)
+        assert config.optim.max_steps > 0 or by_preferences  # those learn for epochs
+        assert (config.run.seed, config.run.out) == (1, Path("out/step"))
+        assert [TASKS.make(spec) for spec in (*config.data, *specs(config.run.bench))]
+
+
+def test_the_commands_that_make_the_starts_and_ask_the_results_are_accepted():
+    for config in of_starts():
+        assert config.run.out in (Path("out/start"), Path("out/sft-counting"))
+        assert [TASKS.make(name_and_weight(spec)[0]) for spec in config.data]
+    for study in STUDIES.values():
+        for tasks, _ in study.judged:
+            config = parsed(EVAL, "--model", "out/step", "--bench", tasks, "--examples", 5, "--controls", 0)
+            assert config.bench == tasks and [TASKS.make(spec) for spec in specs(tasks)]
 
 
 def test_arms_of_equal_rollouts_have_equal_steps():
@@ -126,26 +152,23 @@ def test_arms_of_equal_rollouts_have_equal_steps():
     assert studies.commands(STUDIES["arithmetic"].arms[0], None) == [(RL, [])]  # the script as it is
 
 
-def test_no_problem_that_rules_ask_by_default_or_in_a_study_was_tuned_on_before(scripts):
+def test_no_problem_that_rules_ask_by_default_or_in_a_study_was_tuned_on_before():
     """Not in stage 2, nor by the commands that make the starts of the other tasks."""
-    def of_tasks(found):
-        return [spec for spec in found if spec.partition(":")[0] in TASK_NAMES]
+    def of_tasks(configs):
+        return [spec for config in configs for spec in config.data if spec.partition(":")[0] in TASK_NAMES]
 
-    made = [spec for command in studies.MADE_BY.values() for spec in command.split()]
     tuned_until = dict.fromkeys(TASK_NAMES, 0)
-    for spec in of_tasks((*scripts[SFT].MIXTURE, *made)):
+    for spec in of_tasks([parsed(SFT), *of_starts()]):
         name, task = spec.partition(":")[0], TASKS.make(spec)
         assert not task.rows or task.train("sft")[task.rows - 1].id == f"{name}/train/{task.first + task.rows - 1}"
         tuned_until[name] = max(tuned_until[name], task.first + task.rows)
     assert tuned_until == {"arithmetic": 2_600, "geometry": 24_000, "perception": 31_500, "sokoban": 36_000}
-    asked = [*scripts[RL].filled(scripts[RL].Config()).data]
-    for name in ("sokoban", "geometry", "perception", "efficiency"):
-        commands = [command for arm in STUDIES[name].arms for command in studies.commands(arm, 20)]
-        asked += of_tasks({flags[flags.index("--data") + 1] for _, flags in commands})
-    assert len(asked) == 1 + 2 + 1 + 1 + 1 + 2 * len(studies.PROBLEMS)
+    by_default = [parsed(RL), parsed(RL, "--algo", "dpo", "--pairs", "policy")]
+    asked = of_tasks([*by_default, *(config for name, arm in ARMS for config in of_arm(name, arm))])
+    assert len(asked) == 2 + sum(len(arm.steps) for name, arm in ARMS if name not in ("preferences", "iterations"))
     for spec in asked:
-        (first,) = rollouts.of_task(TASKS.make(spec), 1, None)
-        assert int(first.prompt.id.rpartition("/")[2]) >= tuned_until[spec.partition(":")[0]]
+        task = TASKS.make(spec)
+        assert task.first + task.rows >= tuned_until[spec.partition(":")[0]]  # where RL begins, as a test above has it
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -158,8 +181,7 @@ def test_every_metric_is_one_of_a_task_that_judges_and_what_is_compared_is_an_ar
             made = TASKS.make(task)
             examples = made.examples("test", 40)
             answers = [f"<think>.</think><answer>{example.answer}</answer>" for example in examples]
-            measured = made.measure(examples, answers)[1] if hasattr(made, "measure") else made.summary(examples, [1.0] * 40)
-            assert metric.partition("/")[2] in measured
+            assert metric.partition("/")[2] in made.measure(examples, answers)[1]
     assert {arm for pair in study.compared for arm in pair} <= {START, *(arm.name for arm in study.arms)}
 
 
@@ -167,7 +189,7 @@ def test_every_metric_is_one_of_a_task_that_judges_and_what_is_compared_is_an_ar
 def small(monkeypatch, start, run_script, tmp_path):  # noqa: F811
     """`stages` of two arms by the forking launcher, in small steps; returns (Config, the scripts that ran)."""
     ran = []
-    quick = {RL: ("--problems", 4, "--prompts", 2, "--answers", 2, "--batch_size", 4, "--max_new_tokens", 6,
+    quick = {RL: ("--problems", 4, "--prompts", 2, "--group_size", 2, "--batch_size", 4, "--max_new_tokens", 6,
                   "--eval_examples", 2),
              "4-eval_chat.py": ("--max_new_tokens", 6)}  # fmt: skip
 
@@ -176,7 +198,7 @@ def small(monkeypatch, start, run_script, tmp_path):  # noqa: F811
         done = run_script(script, *arguments, *quick[script], "--device", "cpu", cwd=tmp_path, expect=None,
                           env={**ENVIRONMENT, "COLUMNS": "200"})  # fmt: skip
         if done.status:
-            raise Failed(done.err.strip().rpartition("\n")[2])
+            raise ScriptError(done.err.strip().rpartition("\n")[2])
         return done.out
 
     monkeypatch.setattr(studies, "start", launched)
@@ -231,7 +253,7 @@ def pretended(monkeypatch, tmp_path):
             threads_of.append(threads)
         folder = Path(given.get("--out") or given["--model"])
         if folder.parent.name in broken:
-            raise Failed("out of luck")
+            raise ScriptError("out of luck")
         time.sleep(0.02 if threads else 0)  # as long as it takes that another one fails
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").touch()
@@ -239,6 +261,7 @@ def pretended(monkeypatch, tmp_path):
         return ""
 
     monkeypatch.setattr(studies, "start", pretend)
+    monkeypatch.setattr(studies, "draw", lambda study, found, file: None)  # pictures have tests of their own
     config = Config("ablations", seeds=2, steps=3, init=weights(tmp_path / "init"), out=tmp_path / "out")
     return config, commands, threads_of, broken
 
@@ -248,7 +271,7 @@ def test_every_arm_and_seed_has_a_command_of_its_own(pretended):
     studies.main(config)
     trained = [command for command in commands if command[0] == RL]
     assert len(trained) == 8 and len(commands) == 8 + 9  # the start is only judged
-    assert ["--beta", "0.01"] == trained[1][7:9] and trained[0][1:7] == [
+    assert ["--algo", "grpo:kl=0.01"] == trained[1][7:9] and trained[0][1:7] == [
         "--init", str(config.init), "--out", str(config.out / "ablations" / "default-0" / "step-1"), "--seed", "0"]  # fmt: skip
     assert all(command[-2:] == ["--max_steps", "3"] for command in trained)
     assert commands[0][3:] == ["--bench", "arithmetic", "--examples", "1500", "--controls", "0"]
@@ -305,7 +328,7 @@ def test_what_makes_no_sense_is_refused_with_the_remedy(tmp_path):
     nowhere = tmp_path / "nowhere"
     with pytest.raises(SystemExit, match=r"run `python 2-sft_vlm.py --out .*nowhere` first"):
         studies.main(Config("stages", init=nowhere))
-    with pytest.raises(SystemExit, match="--data sokoban:rows=36000,plays=5000,brief=0.5 .* --lr 6e-3` first"):
+    with pytest.raises(SystemExit, match="--data sokoban:rows=36000,plays=5000,direct=0.5 .* --lr 6e-3` first"):
         studies.main(Config("sokoban", sokoban_init=nowhere))
     for flag, value in (("seeds", 0), ("steps", 1), ("examples", 0), ("jobs", 0)):
         with pytest.raises(SystemExit, match=f"--{flag} is at least"):

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset.tokenizer import CONTROLS, MODEL_FILE, TAGS, Tokenizer
+from dataset.tokenizer import CONTROLS, MODEL_FILE, TAGS, SentencePieceTokenizer
 
-TOKENIZER = Tokenizer()
+TOKENIZER = SentencePieceTokenizer()
 CONTROL_IDS = {TOKENIZER.bos, TOKENIZER.end, TOKENIZER.pad, *map(TOKENIZER.id, CONTROLS)}
 SPELLED = ("<s>", "<|end|>", "</s>", "<pad>", "<unk>", "<0x41>", *CONTROLS)
 
-# Surrogates are no characters: a str that holds one cannot be written to a file either.
+# Surrogates are not characters: a str that holds one cannot be written to a file either.
 anything = st.text(st.characters(exclude_categories=["Cs"]))
 awkward = st.lists(st.sampled_from(["\u2581", "\0", "\r\n", "\n", "\t", " ", "  ", "\u3000", "\u00a0", "\ufeff", "\u200d",
                                     "👩‍🚀", "🐻‍❄️", "é", "e\u0301", "ﬁ", "１", "猫", "cat", "42", *TAGS,
@@ -48,7 +48,7 @@ def test_control_tokens_leave_no_trace_in_decoded_text():
     assert TOKENIZER.decode(ids) == "a cat"
 
 
-def test_people_are_shown_the_control_tokens():
+def test_people_see_the_control_tokens():
     ids = [TOKENIZER.bos, TOKENIZER.id("<|user|>"), TOKENIZER.image, TOKENIZER.image, *TOKENIZER.encode("猫 <think>"),
            TOKENIZER.id("<|assistant|>"), TOKENIZER.id("<|system|>"), TOKENIZER.end, TOKENIZER.pad]  # fmt: skip
     assert TOKENIZER.decode_all(ids) == "<s><|user|><image><image>猫 <think><|assistant|><|system|><|end|><pad>"
@@ -82,11 +82,11 @@ def test_an_unknown_piece_or_file_is_an_error(tmp_path):
     with pytest.raises(KeyError, match="no piece '<|bot|>'"):
         TOKENIZER.id("<|bot|>")
     with pytest.raises(FileNotFoundError, match="python -m dataset.studies.train_tokenizer"):
-        Tokenizer(tmp_path / "none.model")
+        SentencePieceTokenizer(tmp_path / "none.model")
 
 
 def test_a_copy_beside_a_checkpoint_is_the_same_tokenizer(tmp_path):
-    copy = Tokenizer(shutil.copy(MODEL_FILE, tmp_path))
+    copy = SentencePieceTokenizer(shutil.copy(MODEL_FILE, tmp_path))
     assert copy.encode("two pears 两个梨") == TOKENIZER.encode("two pears 两个梨")
 
 

@@ -7,17 +7,19 @@ MM-EUREKA, LMM-R1 and RLAIF-V. Guards that belong to no other file stand below t
 import ast
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dataset.images import from_image
-from dataset.vision.image_processor import Eyes
+from dataset.mixture import load, name_and_weight
+from dataset.vision.image_processor import ImageProcessor, OneRank
+from model import cli
 from model.encoder.clip import clip_random
+from model.registry import ALGORITHMS, PREFERENCE_LOSSES, TASKS, split_options
 from tests.conftest import ROOT
-from tests.test_structure import SCRIPTS, TREES, dataclass_fields
+from tests.test_structure import CONFIGS, FUNCTIONS, SCRIPTS, TREES, config_class
 
 GUARDS = {  # number: (what went wrong, the tests that guard it as file::function)
     1: ("two adjacent <image> merge into one", "test_conversations::test_each_way_to_write_a_question_with_pictures",
@@ -31,14 +33,14 @@ GUARDS = {  # number: (what went wrong, the tests that guard it as file::functio
     5: ("the policy samples the placeholder", "test_generate::test_banned_tokens_are_never_sampled_at_any_temperature",
         "test_losses::test_banned_tokens_have_probability_zero_and_the_rest_sum_to_one"),
     6: ("truncation cuts an image or all that is learned",
-        "test_chat::test_truncation_at_every_length_keeps_whole_pictures_and_something_to_learn",
-        "test_conversations::test_a_row_cut_to_nothing_is_named_too"),
+        "test_processor::test_truncation_at_every_length_keeps_whole_pictures_and_something_to_learn",
+        "test_conversations::test_a_row_truncated_to_nothing_is_named_too"),
     7: ("pixels are not normalised as the encoder expects", "test_traps::test_pixels_are_normalised_as_the_encoder_states"),
     8: ("a Python loop over samples splices the images", "test_traps::test_images_are_spliced_without_a_loop"),
-    9: ("a typed assistant marker is learned as an answer", "test_chat::test_control_tokens_that_a_user_types_stay_text",
+    9: ("a typed assistant marker is learned as an answer", "test_processor::test_control_tokens_that_a_user_types_stay_text",
         "test_tokenizer::test_a_control_token_that_a_user_types_stays_text"),
-    10: ("labels are searched for in the tokens", "test_chat::test_exactly_the_answers_and_their_ends_are_learned",
-         "test_chat::test_prompt_and_answer_make_the_document_in_every_template"),
+    10: ("labels are searched for in the tokens", "test_processor::test_exactly_the_answers_and_their_ends_are_learned",
+         "test_processor::test_prompt_and_answer_make_the_document_in_every_template"),
     11: ("the end of a turn is never learned",
          "test_losses::test_the_first_answer_token_and_the_end_of_turn_are_learned_once_each",
          "test_generate::test_an_answer_ends_at_a_stop_token_which_is_scored_but_not_part_of_it"),
@@ -63,16 +65,16 @@ GUARDS = {  # number: (what went wrong, the tests that guard it as file::functio
     22: ("log-probabilities of another distribution than the sampled one",
          "test_generate::test_samples_and_their_log_probabilities_come_from_one_distribution"),
     23: ("the mean over micro-batches, not over tokens", "test_runtime::test_two_processes_equal_one_that_accumulates",
-         "test_losses::test_losses_of_parts_add_up_to_the_loss_of_the_whole"),
+         "test_losses::test_log_probabilities_of_parts_are_those_of_the_whole"),
     24: ("the same random numbers on every rank",
          "test_runtime::test_weights_begin_alike_on_every_rank_and_random_numbers_do_not"),
-    25: ("attention leaks between packed documents", "test_gpt::test_perturbing_a_document_never_moves_another"),
+    25: ("attention leaks between packed documents", "test_gpt::test_a_changed_document_never_moves_another"),
     26: ("--compile False is True", "test_scripts::test_a_switch_takes_no_word_so_false_is_never_true"),
     27: ("flags that nothing reads", "test_structure::test_every_flag_is_read"),
     28: ("device == 'cuda' is never true", "test_structure::test_no_file_contains_what_is_forbidden"),
     29: ("LoRA on square layers alone",
          "test_lora::test_every_linear_map_of_the_blocks_is_adapted_the_rectangular_ones_too"),
-    30: ("rewards under `except: return 0`", "test_rewards::test_a_bug_in_a_reward_ends_the_run_and_is_no_zero"),
+    30: ("rewards under `except: return 0`", "test_rewards::test_a_bug_in_a_reward_ends_the_run_and_is_not_a_zero"),
     31: ("dummy gradients", "test_structure::test_no_gradient_is_kept_alive_by_adding_nothing",
          "test_vlm::test_text_alone_touches_neither_encoder_nor_connector"),
     32: ("temperature 0 crashes", "test_generate::test_temperature_zero_takes_the_likeliest_token_with_certainty"),
@@ -85,7 +87,7 @@ GUARDS = {  # number: (what went wrong, the tests that guard it as file::functio
          "test_runtime::test_wandb_starts_only_when_asked_and_under_no_name_but_the_users"),
     36: ("sys.path edits: runs from one folder only", "test_structure::test_no_file_contains_what_is_forbidden",
          "test_scripts::test_a_run_from_another_folder_writes_into_that_folder"),
-    37: ("every worker holds the whole parquet file", "test_conversations::test_parquet_keeps_few_row_groups_in_memory",
+    37: ("every worker holds the whole parquet file", "test_files::test_parquet_keeps_few_row_groups_in_memory",
          "test_traps::test_a_parquet_source_holds_a_small_part_of_its_file"),
     38: ("README line counts, names and flags that no longer hold", "test_traps::test_line_counts_in_the_readme_are_right",
          "test_traps::test_commands_in_the_readme_exist_with_their_flags"),
@@ -116,7 +118,7 @@ def test_pixels_are_normalised_as_the_encoder_states():
     encoder = clip_random(size=16, patch=8, width=16, layers=1, heads=2)
     encoder.mean, encoder.std = (0.2, 0.4, 0.6), (0.1, 0.2, 0.4)
     pictures = [from_image(Image.new("RGB", (30, 20), colour)) for colour in ((51, 102, 153), (255, 255, 255), (0, 0, 0))]
-    seen = Eyes(encoder, "square", 0, torch.device("cpu"), cache=None)(pictures)  # (3, 3, 16, 16)
+    seen = ImageProcessor(encoder, "square", 0, None, OneRank())(pictures)  # (3, 3, 16, 16)
     assert torch.allclose(seen[0], torch.zeros(3, 16, 16), atol=1e-6)
     assert torch.allclose(seen[1], torch.tensor([8.0, 3.0, 1.0])[:, None, None].expand(3, 16, 16), atol=1e-5)
     assert torch.allclose(seen[2], torch.tensor([-2.0, -2.0, -1.5])[:, None, None].expand(3, 16, 16), atol=1e-5)
@@ -145,32 +147,43 @@ def test_the_checkpoint_holds_the_last_update(one_process):
     assert all(torch.equal(shared[name], kept[name]) for name in shared)
 
 
-@pytest.mark.parametrize("script", [path for path in SCRIPTS if "run.resume(" in ast.unparse(TREES[path])], ids=lambda p: p.name)
-def test_nothing_draws_over_the_random_numbers_that_resuming_restored(script):
+LOOPS = [(script, node) for script in SCRIPTS for node in TREES[script].body
+         if isinstance(node, ast.FunctionDef) and "run.resume(" in ast.unparse(node)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "loop"), LOOPS, ids=[f"{script.name}-{loop.name}" for script, loop in LOOPS])
+def test_nothing_draws_over_the_random_numbers_that_resuming_restored(script, loop):
     """Run.wrap seeds this rank, so it comes before Run.resume; nothing that runs after it seeds or makes weights."""
-    parts = {node.name: ast.unparse(node) for node in TREES[script].body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    (code,) = [text for text in parts.values() if "run.resume(" in text]
-    assert code.index("run.wrap(") < code.index("run.resume(")
-    after, called = code[code.index("run.resume(") :], []
-    while found := [name for name in parts if name not in called and re.search(rf"\b{name}\b", after)]:
-        called += found
-        after += "\n".join(parts[name] for name in found)
-    assert not re.search(r"manual_seed|VLM\(|checkpoint\.load\(", after)
+    code = ast.unparse(loop)
+    assert code.count("prepare(") == 1 and code.index("prepare(") < code.index("run.resume(")
+    assert any("run.wrap(" in ast.unparse(prepare) for prepare in FUNCTIONS["prepare"])
+    parts = {node.name: node for node in TREES[script].body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    (at,) = [k for k, statement in enumerate(loop.body) if "run.resume(" in ast.unparse(statement)]
+    after, followed = list(loop.body[at:]), set()
+    while new := {node.id for code in after for node in ast.walk(code) if isinstance(node, ast.Name)} & set(parts) - followed:
+        followed |= new
+        after += [parts[name] for name in new]
+    assert "finish" in followed or script.name[0] in "12"
+    assert not [code for code in after if re.search(r"manual_seed|VLM\(|checkpoint\.load\(|\.wrap\(", ast.unparse(code))]
+
+
+def test_all_four_loops_are_looked_at():
+    assert [(script.name[0], loop.name) for script, loop in LOOPS] == [("1", "main"), ("2", "main"), ("3", "grpo"), ("3", "dpo")]
 
 
 def test_a_parquet_source_holds_a_small_part_of_its_file(tmp_path, monkeypatch):
     import pyarrow
     from pyarrow import parquet
 
-    from dataset.formats import conversations
+    from dataset.formats import files
 
     row_bytes, rows = 20_000, 400
     talk = json.dumps([{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Yes."}])
     noise = torch.randint(0, 256, (rows, row_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     table = pyarrow.table({"conversations": [talk] * rows, "image_bytes": [bytes(line.tolist()) for line in noise]})
     parquet.write_table(table, tmp_path / "big.parquet", row_group_size=10)
-    monkeypatch.setattr(conversations, "KEPT_BYTES", 1_000_000)  # of 8,000,000
-    source = conversations.load(tmp_path / "big.parquet")
+    monkeypatch.setattr(files, "MAX_GROUP_BYTES", 1_000_000)  # of 8,000,000
+    source = load(tmp_path / "big.parquet")
     before = pyarrow.total_allocated_bytes()
     for i in [*range(0, rows, 7), *range(0, rows, 11)]:
         assert len(source[i].pictures) == 1
@@ -215,25 +228,34 @@ def test_nothing_in_the_readme_is_left_to_fill_in():
     assert not re.findall(r"\{[A-Z_]+\}|TODO|TBD|XXX", readme())
 
 
-def commands(text: str) -> list[tuple[str, set[str]]]:
-    """(script, flags) of every `python SCRIPT --flag` or torchrun in a text, those joined with && apart."""
+def commands(text: str) -> list[tuple[str, dict[str, list[str]]]]:
+    """(script, {flag: values}) of every `python SCRIPT --flag` or torchrun in a text, those joined with && apart."""
     found = []
     for line in re.split(r"\n|&&|`", text.replace("\\\n", " ")):
         if match := re.search(r"(?:python|torchrun(?: --\w+ \d+)*) ([\w-]+\.py)(.*)", line):
-            found.append((match[1], set(re.findall(r"--([\w.]+)", match[2].split(" # ")[0]))))
+            flags: dict[str, list[str]] = {}
+            for name, values in re.findall(r"--([\w.]+)((?: +(?!--)\S+)*)", re.split(r" # |  +\S", match[2])[0]):
+                flags[name] = values.split()
+            found.append((match[1], flags))
     return found
 
 
 def test_commands_are_found_in_a_text():
-    text = "python 1-a.py --lr 1e-3 && python 2-b.py\n`torchrun --nproc_per_node 2 1-a.py --train.llm freeze`\npython -m x --no"
-    assert commands(text) == [("1-a.py", {"lr"}), ("2-b.py", set()), ("1-a.py", {"train.llm"})]
+    text = ("python 1-a.py --lr 1e-3 && python 2-b.py\n`torchrun --nproc_per_node 2 1-a.py --train.llm freeze`\n"
+            "python -m x --no\n    python 1-a.py --data a b:2 --seed 1         what it does --lr")  # fmt: skip
+    assert commands(text) == [("1-a.py", {"lr": ["1e-3"]}), ("2-b.py", {}), ("1-a.py", {"train.llm": ["freeze"]}),
+                              ("1-a.py", {"data": ["a", "b:2"], "seed": ["1"]})]  # fmt: skip
 
 
-def known_flags(script: Path) -> set[str]:
-    tree = TREES[script]
-    fields = set(dataclass_fields(tree, "Config"))
-    inner = dataclass_fields(tree, "Train") if "train" in fields else []
-    return fields | {f"train.{name}" for name in inner} | {"config", "help"}
+def config_of(script: str, flags: dict[str, list[str]]) -> type:
+    """The class of flags that a command of a script is parsed by."""
+    names = [name for known, name in CONFIGS if known == script]
+    assert names, f"{script} does not exist"
+    if len(names) == 1:
+        return config_class(script, names[0])
+    (algo,) = flags.get("algo", ["grpo"])
+    by_rules = algo.partition(":")[0] in ALGORITHMS.names()
+    return config_class(script, "GRPO" if by_rules else "OnlineDPO" if flags.get("pairs") == ["policy"] else "DPO")
 
 
 @needs_readme
@@ -249,7 +271,29 @@ def test_commands_in_the_head_of_a_script_exist_with_their_flags(script):
 
 
 def check_commands(text: str) -> None:
-    by_name = {script.name: script for script in SCRIPTS}
+    """Every flag is one of its script's, and the algorithms and tasks that values name have the options that are given."""
     for script, flags in commands(text):
-        assert script in by_name, f"{script} does not exist"
-        assert flags <= known_flags(by_name[script]), f"{script} has no {flags - known_flags(by_name[script])}"
+        known = {*cli.flag_names(config_of(script, flags)()), "config", "help"}
+        assert set(flags) <= known, f"{script} has no {set(flags) - known}"
+        for algo in flags.get("algo", []):
+            (ALGORITHMS if algo.partition(":")[0] in ALGORITHMS.names() else PREFERENCE_LOSSES).make(algo)
+        for spec in (*flags.get("data", []), *flags.get("bench", [])):
+            for name in re.split(r",(?!\w+=)", name_and_weight(spec)[0]):
+                task, _, options = name.partition(":")
+                if task in TASKS.names():
+                    assert {option.partition("=")[0] for option in split_options(options)} <= set(TASKS.parameters(task)), spec
+
+
+def test_a_command_that_does_not_exist_is_noticed():
+    for command in ("python 5-more.py", "python 3-rl_vlm.py --beta 0.1", "python 3-rl_vlm.py --algo dpo --prompts 4",
+                    "python 3-rl_vlm.py --algo dpo:kl=1", "python 2-sft_vlm.py --data text sokoban:brief=1:2"):  # fmt: skip
+        with pytest.raises((AssertionError, ValueError)):
+            check_commands(command)
+
+
+@needs_readme
+def test_every_flag_that_the_readme_names_is_one_of_a_script():
+    text = re.sub(r"(?:python -m|pip install|torchrun) [^`\n]*?(?=[\w-]+\.py|`|\n)", "", readme())  # of other programs
+    known = {name for config in CONFIGS for name in cli.flag_names(config_class(*config)())}
+    known |= {"config", "help", "train", "ladder"}  # the flags --train.PART; tests/speed.py --ladder
+    assert not set(re.findall(r"--([a-z][\w.]*\w)", text)) - known

@@ -1,9 +1,9 @@
-"""Images land where their placeholders are, in flat streams and padded rows alike, and mismatches are named."""
+"""Images land where their placeholders are, in packed and in padded batches, and mismatches are named."""
 
 import pytest
 import torch
 
-from model.losses import IGNORE, cross_entropy_sum, next_token_targets
+from model.losses import score
 from model.vlm import count_parameters
 from tests import tiny
 
@@ -19,12 +19,10 @@ PIXELS = tiny.pictures(sum(IMAGES), seed=5)
 
 
 def loss_of(model, batch):
-    targets = next_token_targets(batch["labels"], batch["document_ids"])
-    keep = targets != IGNORE
-    return cross_entropy_sum(model(batch, keep), targets[keep])
+    return -score(model, batch).logps.sum()
 
 
-def test_where_the_connector_alone_is_trained_text_alone_has_a_way_back_and_gives_it_no_gradient():
+def test_where_only_the_connector_is_trained_a_text_has_a_backward_pass_and_gives_no_gradient():
     model = tiny.vlm()
     for part in (model.llm, model.encoder):
         part.requires_grad_(False)
@@ -35,27 +33,27 @@ def test_where_the_connector_alone_is_trained_text_alone_has_a_way_back_and_give
         assert not loss_of(model, batch).requires_grad
 
 
-def test_flat_equals_padded_in_logits():
+def test_packed_equals_padded_in_logits():
     model = tiny.vlm()
-    rows, stream = ({**make(DOCUMENTS), "pixels": PIXELS} for make in (tiny.padded, tiny.flat))
-    expected = model(rows, tiny.everywhere(rows))
+    padded, packed = ({**make(DOCUMENTS), "pixels": PIXELS} for make in (tiny.padded, tiny.flat))
+    expected = model(padded, tiny.everywhere(padded))
     assert expected.std() > 0.1
-    torch.testing.assert_close(model(stream, tiny.everywhere(stream)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(packed, tiny.everywhere(packed)), expected, atol=1e-5, rtol=0)
 
 
-def test_flat_equals_padded_in_every_gradient():
+def test_packed_equals_padded_in_every_gradient():
     model = tiny.vlm()
     gradients = []
     for make in (tiny.padded, tiny.flat):
         model.zero_grad()
         loss_of(model, {**make(DOCUMENTS), "pixels": PIXELS}).backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters()})
-    padded, stream = gradients
+    padded, packed = gradients
     # CLIP's final norm and projection serve embed() alone; everything else must have learned something.
-    assert {name for name, grad in stream.items() if grad is None} == {
+    assert {name for name, grad in packed.items() if grad is None} == {
         "encoder.proj", "encoder.ln_post.weight", "encoder.ln_post.bias",
     }  # fmt: skip
-    for name, gradient in stream.items():
+    for name, gradient in packed.items():
         if gradient is not None:
             assert gradient.abs().max() > 0, name
             torch.testing.assert_close(gradient, padded[name], atol=1e-4, rtol=1e-4, msg=name)
@@ -63,20 +61,20 @@ def test_flat_equals_padded_in_every_gradient():
 
 def test_packed_documents_equal_each_document_alone():
     model = tiny.vlm()
-    stream = {**tiny.flat(DOCUMENTS), "pixels": PIXELS}
-    together = model(stream, tiny.everywhere(stream)).split([len(ids) for ids in DOCUMENTS])
+    packed = {**tiny.flat(DOCUMENTS), "pixels": PIXELS}
+    together = model(packed, tiny.everywhere(packed)).split([len(ids) for ids in DOCUMENTS])
     for ids, pixels, logits in zip(DOCUMENTS, PIXELS.split(IMAGES), together, strict=True):
         alone = {**tiny.flat([ids])} | ({"pixels": pixels} if len(pixels) else {})
         torch.testing.assert_close(model(alone, tiny.everywhere(alone)), logits, atol=1e-5, rtol=0)
 
 
-def test_another_picture_moves_its_own_document_only_from_its_place_on():
+def test_another_picture_moves_its_own_document_alone_and_only_from_its_place_on():
     model = tiny.vlm()
-    stream = {**tiny.flat(DOCUMENTS), "pixels": PIXELS}
+    packed = {**tiny.flat(DOCUMENTS), "pixels": PIXELS}
     changed = PIXELS.clone()
     changed[2] += 1.0  # the second of the two adjacent pictures of the third document, which begins at 9 + 14 + 6
-    keep = tiny.everywhere(stream)
-    moved = (model({**stream, "pixels": changed}, keep) - model(stream, keep)).abs().amax(-1)
+    keep = tiny.everywhere(packed)
+    moved = (model({**packed, "pixels": changed}, keep) - model(packed, keep)).abs().amax(-1)
     assert moved[:29].max() == 0 and moved[29:43].min() > 0 and moved[43:].max() == 0
 
 
@@ -84,15 +82,15 @@ def test_each_placeholder_is_replaced_by_its_own_image_token():
     model = tiny.vlm()
     seen = []
     model.llm.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    stream = {**tiny.flat(DOCUMENTS), "pixels": PIXELS}
-    model(stream, tiny.everywhere(stream))
-    is_image = stream["input_ids"][0] == tiny.IMAGE
+    packed = {**tiny.flat(DOCUMENTS), "pixels": PIXELS}
+    model(packed, tiny.everywhere(packed))
+    is_image = packed["input_ids"][0] == tiny.IMAGE
     tokens = model.connector(model.encoder(PIXELS), torch.zeros(len(PIXELS), dtype=torch.long)).flatten(0, 1)
     torch.testing.assert_close(seen[0][is_image], tokens)
-    torch.testing.assert_close(seen[0][~is_image], model.llm.embed(stream["input_ids"][0][~is_image]))
+    torch.testing.assert_close(seen[0][~is_image], model.llm.embed(packed["input_ids"][0][~is_image]))
 
 
-def test_the_connector_is_told_which_picture_of_its_conversation_each_one_is():
+def test_the_connector_gets_the_index_of_each_picture_in_its_conversation():
     model = tiny.vlm()
     seen = []
     model.connector.register_forward_pre_hook(lambda module, args: seen.append(args[1].tolist()))
@@ -109,24 +107,24 @@ def test_logits_come_only_where_they_are_asked_for_in_row_order():
     torch.testing.assert_close(model(rows, keep), model(rows, real)[keep[real]], atol=1e-5, rtol=0)
 
 
-def test_cached_features_give_the_same_logits_and_spare_the_encoder():
+def test_cached_features_give_the_same_logits_without_the_encoder():
     model = tiny.vlm()
-    stream = tiny.flat(DOCUMENTS)
-    keep = tiny.everywhere(stream)
-    expected = model({**stream, "pixels": PIXELS}, keep)
+    packed = tiny.flat(DOCUMENTS)
+    keep = tiny.everywhere(packed)
+    expected = model({**packed, "pixels": PIXELS}, keep)
     features = model.encoder(PIXELS)
     model.encoder.forward = None  # calling it would raise
-    torch.testing.assert_close(model({**stream, "features": features}, keep), expected)
+    torch.testing.assert_close(model({**packed, "features": features}, keep), expected)
 
 
 def test_text_alone_touches_neither_encoder_nor_connector():
     model = tiny.vlm()
-    stream = tiny.flat([DOCUMENTS[0], tiny.document(6, [], seed=9)])
+    packed = tiny.flat([DOCUMENTS[0], tiny.document(6, [], seed=9)])
     model.encoder.forward = model.connector.forward = None  # calling them would raise
-    assert model(stream, tiny.everywhere(stream)).shape == (15, 50)
+    assert model(packed, tiny.everywhere(packed)).shape == (15, 50)
 
 
-def test_a_frozen_encoder_gets_no_gradient_and_keeps_no_activations():
+def test_a_frozen_encoder_gets_no_gradient_and_stores_no_activations():
     model = tiny.vlm()
     model.encoder.requires_grad_(False)
     assert not model.image_features({"pixels": PIXELS.requires_grad_()}).requires_grad
@@ -155,8 +153,8 @@ def test_a_missing_or_extra_image_is_an_error_that_counts_both_and_names_the_sam
 def test_a_broken_image_span_names_its_sample_alone():
     model = tiny.vlm()
     documents = [DOCUMENTS[1], DOCUMENTS[2][:9], DOCUMENTS[0]]  # truncation cut the second picture: 5 + 3 placeholders
-    batch = {**tiny.flat(documents), "pixels": PIXELS[:3], "ids": ["whole", "cut.jpg", "text"]}
-    with pytest.raises(ValueError, match=r"Placeholders in cut.jpg: 8\."):
+    batch = {**tiny.flat(documents), "pixels": PIXELS[:3], "ids": ["whole", "broken.jpg", "text"]}
+    with pytest.raises(ValueError, match=r"Placeholders in broken.jpg: 8\."):
         model(batch, tiny.everywhere(batch))
 
 

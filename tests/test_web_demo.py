@@ -2,9 +2,8 @@
 
 import json
 import os
+import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,23 +15,18 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 import web_demo
+from dataset.bad_rows import BadRow
 from dataset.chat import Message
-from dataset.images import BadRow
-from dataset.tokenizer import MODEL_FILE, Tokenizer
+from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
 from model import checkpoint
 from model.config import VLMConfig
 from model.vlm import VLM
+from tests.conftest import free_port
 from tests.test_dialogue import BLUE, GREEN, RED, Model, dialogue, encode, look
 from tests.tiny import llm_config
 
-TOKENIZER = Tokenizer()
+TOKENIZER = SentencePieceTokenizer()
 SCRIPT = Path(web_demo.__file__)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +191,7 @@ def test_the_examples_show_scenes_of_both_languages_and_one_has_two_pictures(tmp
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory):
+def port(launcher, tmp_path_factory):
     """The script itself with a tiny random checkpoint, on this port."""
     folder = tmp_path_factory.mktemp("served")
     spec = "clip_random:size=8,patch=4,width=16,layers=1,heads=2"
@@ -205,15 +199,13 @@ def port(tmp_path_factory):
     checkpoint.save(folder / "tiny", VLM(config), MODEL_FILE)
     chosen = free_port()
     arguments = ["--model", "tiny", "--port", str(chosen), "--max_new_tokens", "5", "--device", "cpu"]
-    with subprocess.Popen(
-        [sys.executable, SCRIPT, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as server:  # fmt: skip
-        while not answers("127.0.0.1", chosen):
-            assert server.poll() is None, server.stdout.read()
-            time.sleep(0.2)
-        yield chosen
-        server.terminate()
+    server, latest = launcher.start(SCRIPT.name, *arguments, cwd=folder), time.time() + 120
+    while not answers("127.0.0.1", chosen):
+        assert time.time() < latest, server.streams["stderr"].read_text()
+        time.sleep(0.1)
+    yield chosen
+    os.kill(server.pid, signal.SIGTERM)
+    launcher.wait(server)
 
 
 def test_the_script_answers_with_a_checkpoint_and_refuses_huge_files(port, files, tmp_path):
@@ -239,7 +231,6 @@ def answers(host: str, port: int) -> bool:
     return True
 
 
-def test_without_a_trained_model_it_says_what_to_run(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "1-pretrain_vlm.py" in done.stderr and "Traceback" not in done.stderr
+def test_without_a_trained_model_it_says_what_to_run(run_script, tmp_path):
+    done = run_script(SCRIPT.name, cwd=tmp_path, expect=1)
+    assert "1-pretrain_vlm.py" in done.err and len(done.err.splitlines()) == 1

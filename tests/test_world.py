@@ -1,5 +1,6 @@
 """The embedded world: its truth, recomputed here from the pictures' contents alone, and what is held out."""
 
+import functools
 import random
 import re
 import zlib
@@ -9,14 +10,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dataset.chat import Given
+from dataset.chat import Prefill
 from dataset.tasks.arithmetic import Arithmetic, split_of
 from dataset.tasks.easy_vqa import COLOURS, SHAPES, YES_NO, EasyVQA, known_shapes, shape_drawing
 from dataset.tasks.text import Text
 from dataset.tasks.world import World, picture
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import SentencePieceTokenizer
 from dataset.world import drawings, inventories, questions
-from dataset.world.openmoji import LANGUAGES, categories, paste, plural, with_article
+from dataset.world.openmoji import LANGUAGES, Category, categories, paste, plural, with_article
 from dataset.world.scenes import (
     Object,
     Scene,
@@ -32,11 +33,12 @@ from dataset.world.scenes import (
 from dataset.world.words import caption, description, mentions
 
 NANO = categories("nano")
+scene = functools.cache(sample_scene)  # many tests look at the same scenes
 
 # ---------------------------------------------------------------- categories and words
 
 
-def test_the_nano_concepts_have_names_of_their_own_in_both_languages():
+def test_the_nano_categories_have_names_of_their_own_in_both_languages():
     assert len(NANO) == 100
     for names in ([c.en for c in NANO], [c.zh for c in NANO], [plural(c.en) for c in NANO], [c.code for c in NANO]):
         assert len(set(names)) == 100 and all(names)
@@ -44,7 +46,7 @@ def test_the_nano_concepts_have_names_of_their_own_in_both_languages():
     assert all(any("\u4e00" <= letter <= "\u9fff" for letter in c.zh) for c in NANO)
 
 
-def test_every_emoji_without_a_skin_tone_is_a_concept():
+def test_every_emoji_without_a_skin_tone_is_a_category():
     everything = categories("all")
     assert 1800 < len(everything) < 2100
     assert set(NANO) <= set(everything)
@@ -84,7 +86,7 @@ def test_a_caption_written_out():
 @pytest.mark.parametrize("most", [4, 9])
 def test_captions_and_descriptions_name_exactly_what_is_there(language, most):
     for index in range(300):
-        shown = sample_scene("val", index, most=most)
+        shown = scene("val", index, most=most)
         assert mentions(caption(shown, language), language) == list(shown.counts)
         assert mentions(description(shown, language), language) == [obj.category for obj in shown.objects]
 
@@ -104,7 +106,7 @@ def test_a_scene_is_the_same_every_time():
 
 def test_the_world_is_the_same_on_every_machine():
     """Written down: a new version of the code or of a package must not move the test set under old checkpoints."""
-    assert [caption(sample_scene("test", i), "en") for i in range(3)] == [
+    assert [caption(scene("test", i), "en") for i in range(3)] == [
         "A whale and a trophy.", "A bicycle, an umbrella and a trophy.", "A frog.",
     ]  # fmt: skip
 
@@ -122,9 +124,9 @@ def held_out(shown: Scene) -> bool:
 
 
 def test_train_has_no_held_out_combination_and_every_second_test_scene_has_one():
-    assert not any(held_out(sample_scene("train", i)) for i in range(1000))
+    assert not any(held_out(scene("train", i)) for i in range(1000))
     for split in ("val", "test"):
-        assert [held_out(sample_scene(split, i)) for i in range(300)] == [False, True] * 150
+        assert [held_out(scene(split, i)) for i in range(300)] == [False, True] * 150
 
 
 def test_a_tenth_of_all_combinations_is_held_out():
@@ -150,7 +152,7 @@ def test_another_split_is_refused():
 
 def test_things_lie_apart_inside_their_cells():
     for index in range(200):
-        shown = sample_scene("train", index, most=9)
+        shown = scene("train", index, most=9)
         cells = [obj.cell for obj in shown.objects]
         assert cells == sorted(set(cells))
         assert cells == [obj.y // 32 * 3 + obj.x // 32 for obj in shown.objects]
@@ -176,7 +178,7 @@ def test_rows_are_functions_of_their_number():
 def test_a_changed_scene_differs_in_exactly_one_thing():
     kinds = Counter()
     for index in range(300):
-        before = sample_scene("val", index)
+        before = scene("val", index)
         after, kind, old, new = changed_scene(before, random.Random(index))
         gone, came = set(before.objects) - set(after.objects), set(after.objects) - set(before.objects)
         expected = {"same": (0, 0), "added": (0, 1), "removed": (1, 0), "replaced": (1, 1)}[kind]
@@ -205,8 +207,12 @@ def place(obj: Object) -> tuple[int, int]:
 
 def called(shown: Scene, name: str, language: str) -> list[Object]:
     """The things of this name, singular or plural; the name must exist."""
-    known = {form: c for c in NANO for form in ((c.en, plural(c.en)) if language == "en" else (c.zh,))}
-    return [obj for obj in shown.objects if obj.category == known[name]]
+    return [obj for obj in shown.objects if obj.category == by_form(language)[name]]
+
+
+@functools.cache
+def by_form(language: str) -> dict[str, Category]:
+    return {form: c for c in NANO for form in ((c.en, plural(c.en)) if language == "en" else (c.zh,))}
 
 
 def only(shown: Scene, name: str, language: str) -> Object:
@@ -265,7 +271,7 @@ def truth(text: str, shown: Scene, language: str) -> str:
 def test_every_answer_is_true_of_the_scene(kind, language):
     asked = 0
     for index in range(150):
-        shown = sample_scene("val", index, most=random.Random(index).choice((4, 9)))
+        shown = scene("val", index, most=random.Random(index).choice((4, 9)))
         question = questions.ask(kind, shown, language, random.Random(index))
         if question is not None:
             assert question.kind == kind
@@ -294,7 +300,7 @@ def pair_truth(text: str, first: Scene, second: Scene, language: str) -> str:
 def test_every_answer_about_two_pictures_is_true_of_them(language):
     for index in range(150):
         rng = random.Random(index)
-        first = sample_scene("val", index)
+        first = scene("val", index)
         second, *change = changed_scene(first, rng)
         asked = [questions.difference(*change, language), questions.which_picture(first, second, language, rng, "nano"),
                  questions.together(first, second, language, rng, "nano")]  # fmt: skip
@@ -371,7 +377,7 @@ def inventory_truth(kind: str, asked: str, shown: list[Scene], language: str) ->
 def test_every_line_of_an_inventory_is_true(kind, language):
     said = Counter()
     for index in range(60):
-        shown = [sample_scene("train", index, most=9, least=4)]
+        shown = [scene("train", index, most=9, least=4)]
         if kind in inventories.TWO:
             shown.append(varied_scene(shown[0], random.Random(index)))
         lines = inventories.lines(kind, shown, language, random.Random(index), "nano")
@@ -383,30 +389,30 @@ def test_every_line_of_an_inventory_is_true(kind, language):
     assert said.total() > 60 and said.most_common(1)[0][1] < 0.6 * said.total()  # no answer is right for most
 
 
-def test_partners_are_mutual_often_together_and_never_held_out():
+def test_companions_are_mutual_often_together_and_never_held_out():
     found = companions()
     assert len(found) == len(NANO)
     assert all(found[other] == one != other and not held_out_pair(one, other) for one, other in found.items())
     together = Counter()
     for index in range(500):
-        there = set(sample_scene("train", index).counts)
+        there = set(scene("train", index).counts)
         together.update(found[one] in there for one in there)
-    others = sum(len(sample_scene("train", index).counts) - 1 for index in range(500)) / 500 / len(NANO)
+    others = sum(len(scene("train", index).counts) - 1 for index in range(500)) / 500 / len(NANO)
     assert together[True] / together.total() > 5 * others  # than any other thing
 
 
 @pytest.mark.parametrize(("noise", "least", "most"), [(0.0, 0, 0), (0.5, 0.35, 0.65), (1.0, 1, 1)])
-def test_noisy_descriptions_name_the_absent_partner_of_the_last_thing_and_nothing_else(noise, least, most):
+def test_noisy_descriptions_name_the_absent_companion_of_the_last_thing_and_nothing_else(noise, least, most):
     task, found, tempted, named_it = World(description_noise=noise), companions(), 0, 0
     for index in range(200):
-        shown = sample_scene("train", index)
-        partner, language = found[shown.objects[-1].category], LANGUAGES[index % 2]
+        shown = scene("train", index)
+        companion, language = found[shown.objects[-1].category], LANGUAGES[index % 2]
         _, text = task.noisy_description(shown, language, random.Random(index))
         truth = description(shown, language)
         assert text.startswith(truth)
-        room = shown.objects[-1].cell < 8 and partner not in shown.counts
-        room = room and not any(held_out_pair(partner, other) for other in shown.counts)
-        assert mentions(text[len(truth):], language) in ([], [partner] if room else [])
+        room = shown.objects[-1].cell < 8 and companion not in shown.counts
+        room = room and not any(held_out_pair(companion, other) for other in shown.counts)
+        assert mentions(text[len(truth):], language) in ([], [companion] if room else [])
         assert text == truth or PLACES[language][shown.objects[-1].cell + 1] in text[len(truth):]
         tempted, named_it = tempted + room, named_it + (text != truth)
     assert least <= named_it / tempted <= most
@@ -424,7 +430,7 @@ def test_captions_and_answers_are_clean_and_pretraining_descriptions_too():
 def test_a_varied_scene_shares_some_places_and_is_never_new():
     shared = Counter()
     for index in range(100):
-        before = sample_scene("train", index, most=9, least=4)
+        before = scene("train", index, most=9, least=4)
         after = varied_scene(before, random.Random(index))
         assert not is_new(after)
         shared.update(obj in after.objects for obj in before.objects)
@@ -433,7 +439,7 @@ def test_a_varied_scene_shares_some_places_and_is_never_new():
 
 def test_a_name_is_one_token_wherever_it_stands():
     """Names are looked up by their embedding: in pieces, or with another piece at the start of a text, they would be others."""
-    tokenizer = Tokenizer()
+    tokenizer = SentencePieceTokenizer()
     for category in NANO:
         for form in (category.en, plural(category.en)):
             assert len(tokenizer.encode(f" {form}")) == len(form.split()), form
@@ -448,7 +454,7 @@ def test_answers_are_balanced(kind):
     """The commonest answer of a kind does not give a blind model more than 65 %."""
     answers = Counter()
     for index in range(400):
-        question = questions.ask(kind, sample_scene("train", index), "en", random.Random(index))
+        question = questions.ask(kind, scene("train", index), "en", random.Random(index))
         if question:
             places = {"compare": "first" if f"of, {question.answer} or" in question.text else "second"}
             answers["equal" if question.answer == "equal" else places.get(kind, question.answer)] += 1
@@ -457,7 +463,7 @@ def test_answers_are_balanced(kind):
 
 def test_counting_thoughts_end_at_the_answer():
     for index in range(100):
-        question = questions.ask("count", sample_scene("train", index), LANGUAGES[index % 2], random.Random(index))
+        question = questions.ask("count", scene("train", index), LANGUAGES[index % 2], random.Random(index))
         assert ([*re.findall(r"\d", question.thoughts), "0"] if question.answer == "0" else re.findall(r"\d", question.thoughts))[
             -1] == question.answer  # fmt: skip
 
@@ -472,7 +478,7 @@ def differing(one, two) -> np.ndarray:
 
 def test_a_thing_changes_the_pixels_of_its_box_and_no_others():
     for index in range(30):
-        shown = sample_scene("train", index)
+        shown = scene("train", index)
         for k, obj in enumerate(shown.objects):
             without = Scene("", shown.objects[:k] + shown.objects[k + 1 :], shown.background)
             where = differing(draw_scene(shown), draw_scene(without))
@@ -649,22 +655,23 @@ def test_rows_that_only_add_learn_the_next_number_and_the_sum_of_each_step_and_t
             for k in range(1, len(values)):
                 learned += [str(values[k]), f"{ends[k]}{'.' if k + 1 == len(values) else ','}"]
             lengths.add(len(values))
-        assert [part for part in message.parts if not isinstance(part, Given)] == learned
+        assert [part for part in message.parts if not isinstance(part, Prefill)] == learned
     assert lengths == {3, 4, 5}
 
 
-def test_brief_rows_say_a_sum_in_a_picture_at_once_and_one_in_words_step_by_step():
-    rows = [Arithmetic(brief=0.6).train("sft")[i] for i in range(300)]
-    brief = [row for row in rows if "+" not in row.messages[-1].text]
-    assert all(row.pictures for row in brief) and 0.5 < len(brief) / sum(bool(row.pictures) for row in rows) < 0.7
-    for row in brief:
+def test_direct_rows_say_a_sum_in_a_picture_at_once_and_one_in_words_step_by_step():
+    rows = [Arithmetic(direct=0.6).train("sft")[i] for i in range(300)]
+    direct = [row for row in rows if "+" not in row.messages[-1].text]
+    assert all(row.pictures for row in direct) and 0.5 < len(direct) / sum(bool(row.pictures) for row in rows) < 0.7
+    for row in direct:
         seen, said = re.fullmatch(r"<think>([\d, ]+)\.</think><answer>(\d+)</answer>", row.messages[-1].text).groups()
         assert sum(map(int, seen.split(", "))) == int(said)
 
 
-@pytest.mark.parametrize(("brief", "of_dice", "of_digits"), [(0.4, 0.8, 0.0), (0.75, 1.0, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)])
-def test_sums_of_dice_are_said_at_once_before_those_of_digits(brief, of_dice, of_digits):
-    rows = [row for row in (Arithmetic(brief=brief).train("sft")[i] for i in range(400)) if row.pictures]
+@pytest.mark.parametrize(("direct", "of_dice", "of_digits"),
+                         [(0.4, 0.8, 0.0), (0.75, 1.0, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)])
+def test_sums_of_dice_are_said_at_once_before_those_of_digits(direct, of_dice, of_digits):
+    rows = [row for row in (Arithmetic(direct=direct).train("sft")[i] for i in range(400)) if row.pictures]
     shares = {True: [], False: []}
     for row in rows:
         shares["dice" in row.messages[0].text or "骰子" in row.messages[0].text].append("+" not in row.messages[-1].text)

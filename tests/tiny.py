@@ -1,12 +1,15 @@
 """Models small enough to test in milliseconds, and batches written out by hand (no tokenizer, no data set)."""
 
+import dataclasses
+
 import torch
 
 from dataset.processor import Processor
 from dataset.tokenizer import SentencePieceTokenizer
-from model.config import LLMConfig, VLMConfig
+from model.config import LLMConfig, VLMConfig, preset
 from model.registry import TEMPLATES
 from model.vlm import VLM
+from tests.conftest import ENCODER
 
 IMAGE = 3  # the placeholder's id
 IMAGE_TOKENS = 5  # (8 / 4)^2 patches and CLS
@@ -36,6 +39,16 @@ def vlm(**changes) -> VLM:
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.2)  # at std 0.02 every logit is nearly 0 and nothing can be told apart
     return model
+
+
+def nano() -> VLM:
+    """The little sister of the nano language model, with the real tokenizer's vocabulary and a random encoder."""
+    torch.manual_seed(0)
+    tokenizer = SentencePieceTokenizer()
+    config = preset("nano", encoder=ENCODER, vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image)
+    llm = dataclasses.replace(config.llm, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                              intermediate_size=96)  # fmt: skip
+    return VLM(dataclasses.replace(config, llm=llm))
 
 
 def document(length: int, images: list[int], seed: int) -> list[int]:
@@ -101,3 +114,16 @@ def processor(template: str = "pupil", image_tokens: int = IMAGE_TOKENS, *, toke
     """A processor without a model."""
     return Processor(TEMPLATES.make(template), tokenizer or SentencePieceTokenizer(), image_tokens, images or Images(),
                      context_length)
+
+
+class Ranks:
+    """One of several processes, without the others."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1):
+        self.device, self.rank, self.world_size = torch.device("cpu"), rank, world_size
+
+    def barrier(self):
+        pass
+
+    def all_gather(self, found):
+        return found

@@ -183,19 +183,19 @@ Statement: {}"""
 
 
 def claims_by_judge(judge: Judge, answered: Sequence[tuple[Item, str]]) -> list[list[Claim] | Failure]:
-    """Facts of each answer, then a question of each different fact; one that fails leaves its whole answer undivided.
-
-    `judge.ask` takes lists of chat messages and gives a text for each, or an object that says why there is none.
-    """
+    """Facts of each answer, then a question of each different fact; one that fails leaves its whole answer undivided."""
     replies = ask_judge(judge, [FACTS.format(item.prompt.messages[-1].text, answer) for item, answer in answered])
     facts = [reply if isinstance(reply, Failure) else facts_of(reply) for reply in replies]
     different = list(dict.fromkeys(fact for found in facts if not isinstance(found, Failure) for fact in found))
-    questions = dict(zip(different, map(question_of, ask_judge(judge, [AS_QUESTION.format(fact) for fact in different]))))
-    result = []
-    for found in facts:
-        missing = [found] if isinstance(found, Failure) else [q for q in map(questions.get, found) if isinstance(q, Failure)]
-        result.append(missing[0] if missing else [Claim(fact, questions[fact]) for fact in found])
-    return result
+    replies = ask_judge(judge, [AS_QUESTION.format(fact) for fact in different])
+    claims = {fact: as_claim(fact, reply) for fact, reply in zip(different, replies, strict=True)}
+    return [found if isinstance(found, Failure) else all_or_failure([claims[fact] for fact in found]) for found in facts]
+
+
+def all_or_failure(claims: Sequence[Claim | Failure]) -> list[Claim] | Failure:
+    """The claims, or the first of them that could not be made."""
+    failed = [claim for claim in claims if isinstance(claim, Failure)]
+    return failed[0] if failed else [claim for claim in claims if isinstance(claim, Claim)]
 
 
 def ask_judge(judge: Judge, texts: Sequence[str]) -> list[str | Failure]:
@@ -213,8 +213,11 @@ def facts_of(reply: str) -> list[str] | Failure:
     return facts or Failure(f"no fact in the reply {reply[:200]!r}")
 
 
-def question_of(reply: str | Failure) -> str | Failure:
+def as_claim(fact: str, reply: str | Failure) -> Claim | Failure:
+    """A fact with the question that a judge made of it."""
     if isinstance(reply, Failure):
         return reply
     question = reply.strip()
-    return question if re.fullmatch(r"[^\n]+[?？]", question) else Failure(f"no question in the reply {reply[:200]!r}")
+    if not re.fullmatch(r"[^\n]+[?？]", question):
+        return Failure(f"no question in the reply {reply[:200]!r}")
+    return Claim(fact, question)

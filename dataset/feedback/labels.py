@@ -16,6 +16,7 @@ import torch
 
 from dataset.chat import Conversation, Message
 from dataset.feedback.claims import Claim, Item
+from dataset.images import Picture
 from dataset.judge import Failure, Judge, data_url
 from dataset.processor import Processor
 from dataset.world.scenes import Scene
@@ -61,7 +62,7 @@ TRUTH = Labeler("truth", lambda questions: [true_margin(one) for one in question
 
 def prompt(question: ClaimQuestion, suffix: str = "") -> Conversation:
     """The question of a claim about the item's pictures."""
-    parts = (*question.item.prompt.pictures, question.claim.question + suffix)
+    parts: tuple[str | Picture, ...] = (*question.item.prompt.pictures, question.claim.question + suffix)
     return Conversation(question.item.prompt.id, (Message("user", parts),))
 
 

@@ -8,22 +8,28 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dataset.bad_rows import BadRows
-from dataset.collate import Source
 from dataset.feedback.claims import Divider, Item
 from dataset.feedback.labels import TRUTH, Labeler, by_judge
 from dataset.feedback.pipeline import SampleAnswers, Sampling, items_digest, make_preferences, own_items, world_items
 from dataset.judge import make_judge
 from dataset.mixture import load
-from dataset.preferences import load_preferences
+from dataset.preferences import PreferenceFile
+from dataset.protocols import Run
 from model.registry import DIVIDERS, UserError
 
 
 class Flags(Protocol):
     """The flags of 3-rl_vlm.py that are read here."""
 
+    data: tuple[str, ...]
+    pairs: str
+    pairs_only: bool
+    iterations: int
+    batch_size: int
+    accumulate: int
     divider: str
     labeler: str
     judge: str
@@ -31,18 +37,6 @@ class Flags(Protocol):
     scenes: int
     group_size: int
     temperature: float
-
-
-class Run(Protocol):
-    """What is needed of a run (model/runtime.py)."""
-
-    config: Any
-    out: Path
-    is_main: bool
-
-    def barrier(self) -> None: ...
-
-    def print0(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +51,25 @@ class OwnModel:
     fingerprint: str
     answers: SampleAnswers
     label: Callable[[str], Labeler]
+
+
+OWN_PAIR_FLAGS = ("scenes", "questions", "group_size", "max_new_tokens", "temperature", "divider", "labeler", "judge")
+
+
+def check_flags(flags: Flags) -> None:
+    """UserError for flags that do not go together, before anything is loaded."""
+    if flags.pairs != "stored":
+        raise UserError(f"--pairs is stored or policy, not {flags.pairs!r}")
+    for name in ("group_size", "batch_size", "accumulate"):
+        if getattr(flags, name) < 1:
+            raise UserError(f"--{name} is at least 1, not {getattr(flags, name)}")
+    if flags.pairs_only and (flags.data or flags.iterations > 1):
+        raise UserError("--pairs_only makes the pairs of one iteration: leave out --data and --iterations")
+    defaults = type(flags)()
+    if flags.data and (given := [name for name in OWN_PAIR_FLAGS if getattr(flags, name) != getattr(defaults, name)]):
+        raise UserError(f"--data has its pairs: leave out --{', --'.join(given)}")
+    if not flags.data:
+        divider_and_labeler(flags)
 
 
 def divider_and_labeler(flags: Flags) -> tuple[Divider, Labeler | None]:
@@ -91,7 +104,7 @@ def items_to_ask(flags: Flags, run: Run) -> list[Item]:
     return own_items(rows, flags.scenes, run.config.seed, BadRows(listed, len(rows), run.config.max_bad), run.is_main)
 
 
-def own_pairs(flags: Flags, run: Run, model: OwnModel) -> Source:
+def own_pairs(flags: Flags, run: Run, model: OwnModel) -> PreferenceFile:
     """The preferences of the model's own answers, made by the first rank alone."""
     divider, labeler = divider_and_labeler(flags)
     labeler = labeler or model.label(flags.labeler)
@@ -102,4 +115,6 @@ def own_pairs(flags: Flags, run: Run, model: OwnModel) -> Source:
     if run.is_main:
         make_preferences(items, model.answers, folder, divider, labeler, sampling, run.print0)
     run.barrier()
-    return load_preferences(folder / "pairs.jsonl")
+    pairs = PreferenceFile(folder / "pairs.jsonl", folder, allow_urls=False, need_answer=True)
+    run.print0(f"{len(pairs):,} pairs in {pairs.path}")
+    return pairs

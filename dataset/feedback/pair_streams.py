@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from dataset.batches import Batches, Stream
 from dataset.chat import Pair
-from dataset.collate import Batches, Ranks, Stream
 from dataset.processor import Processor
+from dataset.protocols import Ranks
 from dataset.rollouts import PATIENCE, Sampler, early_stop_reason, share_out
 
 
@@ -52,8 +53,8 @@ class SampledPairs:
             if len(pairs) >= self.sampler.ranks.world_size:  # else no two answers differ: sample on
                 return self.micro_batches(pairs)
         reason = early_stop_reason([self.stats] * PATIENCE, 0.0) or "raise --group_size or --prompts"
-        raise RuntimeError(f"{PATIENCE} times in a row no answer to any of {self.stats['asked']} problems was better than another: "
-                           f"{reason}")
+        raise RuntimeError(f"{PATIENCE} times in a row no answer to any of {self.stats['asked']} problems was better than "
+                           f"another: {reason}")
 
     def micro_batches(self, pairs: Sequence[Pair]) -> list[dict]:
         """This rank's share of the pairs."""

@@ -33,17 +33,19 @@ def score(claims: Sequence[Claim] | Failure, pictures: tuple[Picture, ...], marg
     if isinstance(claims, Failure):
         return None
     different = set(claims)
-    own = [margins[pictures, claim.question] for claim in different if not claim.malformed]
-    if None in own:
+    labels = [margins[pictures, claim.question] for claim in different if not claim.malformed]
+    known = [margin for margin in labels if margin is not None]
+    if len(known) < len(labels):
         return None
-    rejected = sum(not margin > 0 for margin in own) + sum(claim.malformed for claim in different)  # a tie rejects
+    rejected = sum(not margin > 0 for margin in known) + sum(claim.malformed for claim in different)  # a tie rejects
     return -rejected - (len(claims) - len(different))
 
 
 def ranked(answers: Sequence[str], scores: Sequence[int | None], rng: random.Random, most: int) -> list[tuple[int, int]]:
     """At most `most` random (better, worse) of all pairs whose scores differ; the same two texts are no pair, nor twice one."""
-    pairs = [(a, b) for a, b in permutations(range(len(answers)), 2) if None not in (scores[a], scores[b])
-             and scores[a] - scores[b] >= 1 and answers[a].strip() != answers[b].strip()]
+    known = [(k, value) for k, value in enumerate(scores) if value is not None]
+    pairs = [(a, b) for (a, better), (b, worse) in permutations(known, 2)
+             if better - worse >= 1 and answers[a].strip() != answers[b].strip()]
     rng.shuffle(pairs)
     different: dict[tuple[str, str], tuple[int, int]] = {}
     for a, b in pairs:

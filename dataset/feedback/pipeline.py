@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 from dataset.bad_rows import BadRow, BadRows
 from dataset.chat import Conversation, Preference
-from dataset.collate import Source
 from dataset.feedback.claims import Claim, Divider, Item, claims_by_rule
 from dataset.feedback.labels import ClaimQuestion, Labeler, untrue
 from dataset.feedback.pairs import Margins, pair_rows, picture_and_question, score, words, write_parquet, write_pictures
 from dataset.images import Picture
 from dataset.judge import Failure
+from dataset.protocols import Source
 from dataset.tasks import Truncated, dialogue
 from dataset.tasks.world import picture
 from dataset.vision.feature_cache import replacing
@@ -218,7 +218,8 @@ def labels(item: Item, margins: dict[str, float | Failure]) -> dict:
     failed = {question: margin.reason for question, margin in margins.items() if isinstance(margin, Failure)}
     numbers = {question: None if isinstance(margin, Failure) else float(margin) for question, margin in margins.items()}
     if strange := [question for question, margin in numbers.items() if margin is not None and not math.isfinite(margin)]:
-        raise ValueError(f"the labeler's margin of {strange[0]!r} ({item.prompt.id}) is {numbers[strange[0]]}: look at its weights")
+        raise ValueError(f"the labeler's margin of {strange[0]!r} ({item.prompt.id}) is {numbers[strange[0]]}: look at its "
+                         f"weights")
     return {"id": item.prompt.id, "margins": numbers, "failed": failed}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from dataset.bad_rows import BadRow
 from dataset.chat import Conversation, Message
@@ -34,7 +35,7 @@ def decode(text: str | bytes, name: str):
         raise BadRow(f"{name} is not JSON: {error}", "repair or remove the row") from error
 
 
-def conversation(row, id: str, find: Find, need_answer: bool) -> Conversation:
+def conversation(row: Any, id: str, find: Find, need_answer: bool) -> Conversation:
     """A row of any known format as a conversation; raises BadRow.
 
     With `need_answer` the last turn must be the assistant's, unless the row carries a gold "answer" (RL data).
@@ -54,7 +55,7 @@ def conversation(row, id: str, find: Find, need_answer: bool) -> Conversation:
     try:
         "".join(message.text for message in messages).encode()
     except UnicodeEncodeError as error:
-        raise BadRow(f"text is no Unicode: {error}", "repair the row: half a character stands there") from error
+        raise BadRow(f"text is not Unicode: {error}", "repair the row: half a character stands there") from error
     if any(message.role == "assistant" and not message.text.strip() for message in messages):
         raise BadRow("empty answer", "write the answer, or remove the row")
     return Conversation(id, messages, None if gold is None else str(gold))
@@ -73,7 +74,7 @@ def raw_turns(row: dict) -> list:
     return turns
 
 
-def turn(raw, find: Find, marked: bool) -> Turn:
+def turn(raw: Any, find: Find, marked: bool) -> Turn:
     """One turn of LLaVA's ("from", "value") or OpenAI's ("role", "content") kind."""
     if not isinstance(raw, dict):
         raise BadRow(f"a turn is a {type(raw).__name__}, not an object", 'write {"from": ..., "value": ...}')
@@ -93,14 +94,14 @@ def split(text: str) -> list[str | None]:
     before, *others = text.split(PLACEHOLDER)
     if not others:
         return [text]
-    parts = [before]
+    parts: list[str | None] = [before]
     for other in others:
         parts += [None, other]
     stripped = [part if part is None else part.strip("\n") for part in parts]
     return [part for part in stripped if part != ""]
 
 
-def content_part(raw, find: Find, marked: bool) -> list:
+def content_part(raw: Any, find: Find, marked: bool) -> list:
     """One element of an OpenAI-style content list; an image part without an address takes the row's next image."""
     kind = raw.get("type") if isinstance(raw, dict) else None
     if kind == "text" and isinstance(raw.get("text"), str):
@@ -115,13 +116,13 @@ def content_part(raw, find: Find, marked: bool) -> list:
 
 def image_values(row: dict) -> list:
     """The images beside a row's turns as written: names, bytes, or {"bytes", "path"}; none where the field is null."""
-    value = next((row[field] for field in IMAGE_FIELDS if row.get(field)), [])
+    value: Any = next((row[field] for field in IMAGE_FIELDS if row.get(field)), [])
     if isinstance(value, str) and ":" not in value:  # "a.jpg, b.jpg"; an address may hold commas of its own
         return [name.strip() for name in value.split(",")]
     return value if isinstance(value, list) else [value]
 
 
-def picture(value, find: Find) -> Picture:
+def picture(value: Any, find: Find) -> Picture:
     """An image as a row writes it: a name, the file's bytes, or {"bytes", "path"} as the Hugging Face hub stores it."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")

@@ -12,6 +12,7 @@ import json
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from dataset.bad_rows import BadRow
-from dataset.collate import blocks
+from dataset.batches import blocks
 from dataset.formats.conversations import conversation, decode
+from dataset.protocols import Source
 from dataset.vision.loading import from_name
 from model.registry import UserError
 
@@ -102,7 +104,7 @@ class ParquetRows:
         return np.searchsorted(self.ends, np.arange(len(self)), side="right")
 
 
-READERS = {".json": JsonRows, ".jsonl": JsonlRows, ".parquet": ParquetRows}
+READERS: dict[str, Callable[[Path], Source]] = {".json": JsonRows, ".jsonl": JsonlRows, ".parquet": ParquetRows}
 
 
 class FileSource:
@@ -144,8 +146,6 @@ def rewrite(path: Path, out: Path, rows: int = GROUP_ROWS) -> None:
 
 
 if __name__ == "__main__":
-    from dataset.mixture import load
-
     parser = argparse.ArgumentParser(description="look at a data file, or rewrite a parquet file in small row groups")
     parser.add_argument("path", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
@@ -153,5 +153,7 @@ if __name__ == "__main__":
     if given.out:
         rewrite(given.path, given.out)
     else:
-        source = load(given.path)
+        if given.path.suffix not in READERS:
+            parser.error(f"{given.path}: a file of {', '.join(READERS)} is expected")
+        source = FileSource(given.path, given.path.parent, allow_urls=False, need_answer=True)
         print(f"{len(source):,} rows; the first: {source[0]}")

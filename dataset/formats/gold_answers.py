@@ -84,8 +84,8 @@ def rational(text: str) -> Number | None:
     """`12`, `1,234`, `-0.5`, `1/2`, `\\frac{1}{2}`, and nothing else."""
     text = text.strip()
     if found := PLAIN.fullmatch(text):
-        places = len(found[2].partition(".")[2])
-        return Number(fraction(*found.groups()), half=Fraction(1, 2 * 10**places) if places else Fraction(0))
+        places, value = len(found[2].partition(".")[2]), fraction(*found.groups())
+        return None if value is None else Number(value, half=Fraction(1, 2 * 10**places) if places else Fraction(0))
     if found := RATIO.fullmatch(text) or FRAC.fullmatch(text):
         value = fraction(*found.groups())
         return None if value is None else Number(value)
@@ -129,8 +129,10 @@ def actions(text: str) -> str | None:
     words = re.split(r"[\s,;]+|->|→", text.lower())
     if len(words) == 1 and re.fullmatch(r"[UDLR]{2,}|[上下左右]+", text):
         words = list(text.lower())
-    found = [ACTIONS.get(word) or (word.upper() if word in ("u", "d", "l", "r") else None) for word in words if word]
-    return "".join(found) if found and None not in found and (len(found) > 1 or words[0] in ACTIONS) else None
+    initials = {**ACTIONS, "u": "U", "d": "D", "l": "L", "r": "R"}
+    words = [word for word in words if word]
+    found = [initials[word] for word in words if word in initials]
+    return "".join(found) if found and len(found) == len(words) and (len(found) > 1 or words[0] in ACTIONS) else None
 
 
 def plain(text: str) -> str:
@@ -153,13 +155,13 @@ class Gold:
         """Whether a final answer is right; never raises, whatever stands in it."""
         if len(body) > MAX_LETTERS:
             return False
-        said = normal(body)
-        if self.kind == "number":
-            found = number(said)
+        answer = normal(body)
+        if isinstance(self.value, Number):
+            found = number(answer)
             return found is not None and same_number(self.value, found)
         if self.kind == "latex":
-            return plain(said) == plain(self.value) or verified(self.value, said)
-        return {"letter": letter, "actions": actions, "text": plain}[self.kind](said) == self.value
+            return plain(answer) == plain(self.value) or verified(self.value, answer)
+        return {"letter": letter, "actions": actions, "text": plain}[self.kind](answer) == self.value
 
 
 def gold(text: str | None) -> Gold:

@@ -14,21 +14,23 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
 
 from dataset.bad_rows import BadRow
+from dataset.batches import blocks
 from dataset.chat import Conversation
-from dataset.collate import Source, blocks
 from dataset.formats.files import FileSource
 from dataset.mixture import Mixture, load
+from dataset.protocols import Source
 from model.registry import UserError
 
 FIELDS = ("pass_rate", "accuracy", "solve_rate")  # a share in 0..1, under any of the names in use
 
 
-def pass_rate(row) -> float | None:
+def pass_rate(row: Any) -> float | None:
     """How often the row was solved, None where it does not say. BadRow where what it says is no share."""
     if not isinstance(row, dict):
         return None
@@ -89,14 +91,14 @@ class Config:
 
 def main(config: Config) -> None:
     source = load(config.path, need_answer=False)
-    if isinstance(source, Mixture):
+    if not isinstance(source, FileSource):
         raise UserError(f"{config.path} is a folder: name one of its files")
     rates: Counter[str] = Counter()
     for i in range(len(source)):
         rate = pass_rate(source.rows[i])
         rates["unknown" if rate is None else f"{rate:.1f}"] += 1
-    for rate, number in sorted(rates.items()):
-        print(f"{rate:>8} {number:>8,}")
+    for name, number in sorted(rates.items()):
+        print(f"{name:>8} {number:>8,}")
     print(f"{len(by_pass_rate(source, config.low, config.high)):,} of {len(source):,} rows from {config.low} to {config.high}, "
           f"or unknown")
 

@@ -125,12 +125,12 @@ STUDIES = {
         metrics=("sokoban/image", "sokoban/text", "sokoban/untouched", "sokoban/moves")),
     # Two more kinds of problems, each from a start of its own (MADE_BY) in which most answers about pictures come at once.
     "geometry": Study(
-        arms=(rl("rules", f"--data geometry:{NEVER_SEEN} --resample_rounds 1 {CHECKED} geometry"),), compared=(("rules", START),),
-        start="geometry_init", judged=(("geometry", 3000),),
+        arms=(rl("rules", f"--data geometry:{NEVER_SEEN} --resample_rounds 1 {CHECKED} geometry"),),
+        compared=(("rules", START),), start="geometry_init", judged=(("geometry", 3000),),
         metrics=("geometry/image", "geometry/text", "geometry/held_out")),
     "perception": Study(
-        arms=(rl("rules", f"--data perception:{NEVER_SEEN} --resample_rounds 1 {CHECKED} perception"),), compared=(("rules", START),),
-        start="perception_init", judged=(("perception", 3000),),
+        arms=(rl("rules", f"--data perception:{NEVER_SEEN} --resample_rounds 1 {CHECKED} perception"),),
+        compared=(("rules", START),), start="perception_init", judged=(("perception", 3000),),
         metrics=("perception/image", "perception/text", "perception/held_out")),
     # MM-EUREKA: what do the same few problems teach, by their answers and RL, by their answers and SFT, by worked solutions?
     "efficiency": Study(
@@ -150,8 +150,8 @@ STUDIES = {
         compared=(("text_image", "image"), ("text_image", "fewer_images"), ("text_image", START)), start="init",
         seeds=5, judged=(("arithmetic", None),), metrics=SUM_METRICS),
     "ablations": Study(
-        arms=(rl("default", f"--data arithmetic {LAST}"), rl("kl", f"--algo grpo:kl=0.01 {LAST}"), rl("no_filter", f"--keep_zero_variance {LAST}"),
-              rl("grpo", f"--algo grpo:advantage=grpo {LAST}")),
+        arms=(rl("default", f"--data arithmetic {LAST}"), rl("kl", f"--algo grpo:kl=0.01 {LAST}"),
+              rl("no_filter", f"--keep_zero_variance {LAST}"), rl("grpo", f"--algo grpo:advantage=grpo {LAST}")),
         compared=(("kl", "default"), ("no_filter", "default"), ("grpo", "default")), start="init",
         judged=(("arithmetic", None),), metrics=SUM_METRICS),
 }  # fmt: skip
@@ -233,8 +233,8 @@ def train(steps: Sequence[list[str]], seed: int, init: Path, folder: Path, threa
 
 
 def results(study: Study, init: Path, config: Config) -> dict[str, list[dict]]:
-    """Of the start and of every arm its facts, a seed after another. ScriptError, when those that run have ended, where one fails."""
-    runs = [(Arm(START, ()), 0), *((arm, seed) for seed in range(config.seeds) for arm in study.arms)]
+    """Of the start and of every arm the facts of each seed. ScriptError where one fails, when those that run are done."""
+    runs = [(Arm(START, ()), 0), *((arm, seed) for seed in range(config.seeds or study.seeds) for arm in study.arms)]
     failed: list[str] = []
 
     def one(arm: Arm, seed: int) -> dict | None:
@@ -253,7 +253,7 @@ def results(study: Study, init: Path, config: Config) -> dict[str, list[dict]]:
         found = list(pool.map(lambda run: one(*run), runs))
     if failed:
         raise ScriptError("; ".join(failed))
-    return {name: [facts for (arm, _), facts in zip(runs, found, strict=True) if arm.name == name]
+    return {name: [facts for (arm, _), facts in zip(runs, found, strict=True) if facts and arm.name == name]
             for name in (START, *(arm.name for arm in study.arms))}
 
 
@@ -292,10 +292,11 @@ def difference(found: dict[str, list[dict]], arm: str, other: str, metric: str) 
     a, b = values(found, arm, metric), values(found, other, metric)
     by = statistics.mean(a) - statistics.mean(b)
     errors = [standard_error(numbers) for name, numbers in ((arm, a), (other, b)) if name != START]
+    known = [error for error in errors if error is not None]
     way = f"{'' if metric in COUNTS else ' points'} {'higher' if by > 0 else 'lower' if by < 0 else 'apart'}"
-    if None in errors:
+    if len(known) < len(errors):
         return f"{metric} {abs(by):.1f}{way} (one seed: it may be chance)"
-    error = math.hypot(*errors)
+    error = math.hypot(*known)
     return f"{metric} {abs(by):.1f} ± {error:.1f}{way}{'' if abs(by) > 2 * error else ' (not told apart)'}"
 
 

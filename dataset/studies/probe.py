@@ -22,6 +22,7 @@ import torch
 import tyro
 
 from dataset.images import from_image, pixels
+from dataset.protocols import Encoder
 from dataset.world import drawings, figures
 from dataset.world.drawings import Drawing
 from dataset.world.scenes import CELL
@@ -92,7 +93,7 @@ SOURCES: dict[str, Source] = {
 # ---------------------------------------------------------------- the probe
 
 @torch.inference_mode()
-def cell_features(encoder: torch.nn.Module, pictures: Sequence[Drawing], batch: int = 64) -> torch.Tensor:
+def cell_features(encoder: Encoder, pictures: Sequence[Drawing], batch: int = 64) -> torch.Tensor:
     """(n, 9, 4 D): for every cell the features of its 2 x 2 patches side by side, as the connector sees them."""
     edge, skip = math.isqrt(encoder.tokens - int(encoder.has_cls)), int(encoder.has_cls)
     found = []
@@ -126,7 +127,7 @@ class Reading:
     names: int
 
 
-def probe(encoder: torch.nn.Module, source: Source, n: int, seed: int = 0) -> Reading:
+def probe(encoder: Encoder, source: Source, n: int, seed: int = 0) -> Reading:
     """Fit on n drawings, read n / 4 others."""
     draw, labels_of = source
     sets = []

@@ -1,6 +1,6 @@
 """The numbered scripts as processes of their own, and a Markdown table of what came of them.
 
-In:  a script and its arguments.  Out: what it printed; `Failed` with its last line where it ended with an error.
+In:  a script and its arguments.  Out: what it printed; `ScriptError` with its last line where it ended with an error.
 Made for what compares runs: dataset/studies/recipes.py and dataset/studies/arms.py.
 """
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ScriptError(Exception):
 
 
 def start(script: str, *arguments, threads: int | None = None) -> str:
-    """Run a script as `python SCRIPT ARGUMENTS`; returns what it printed. Failed where it ends with an error.
+    """Run a script as `python SCRIPT ARGUMENTS`; returns what it printed. ScriptError where it ends with an error.
 
     threads   of the processor that it may use; None: as many as it finds
     """

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from dataset.tasks.easy_vqa import known_shapes, shape_drawing
-from dataset.tokenizer import Tokenizer
+from dataset.tokenizer import SentencePieceTokenizer
 from dataset.world import drawings
 from dataset.world.drawings import Drawing, Region
 from dataset.world.openmoji import LANGUAGES, Category, categories
@@ -138,7 +138,7 @@ def place_targets(batch: list[Drawing], patch: int) -> torch.Tensor:
 
 # ---------------------------------------------------------------- the model: open_clip's, small
 
-def build(config: Config, tokenizer: Tokenizer) -> open_clip.CLIP:
+def build(config: Config, tokenizer: SentencePieceTokenizer) -> open_clip.CLIP:
     vision = dict(image_size=CANVAS, patch_size=drawings.TILE, width=config.width, layers=config.layers, head_width=32)
     text = dict(context_length=CONTEXT, vocab_size=tokenizer.vocab_size, width=128, heads=4, layers=2,
                 pool_type="eos", eos_id=tokenizer.end, pad_id=tokenizer.pad)
@@ -155,7 +155,7 @@ def encode_images(clip: open_clip.CLIP, pixels: torch.Tensor) -> tuple[torch.Ten
     return embedded[:, 0], embedded[:, 1:], tokens
 
 
-def encode_texts(clip: open_clip.CLIP, tokenizer: Tokenizer, texts: list[str], device: str) -> torch.Tensor:
+def encode_texts(clip: open_clip.CLIP, tokenizer: SentencePieceTokenizer, texts: list[str], device: str) -> torch.Tensor:
     """Texts -> (len(texts), E) of length one. As `clip.encode_text`, but only as long as the longest text: names are short."""
     rows = [tokenizer.encode(text)[:CONTEXT - 1] + [tokenizer.end] for text in texts]
     longest = max(map(len, rows))
@@ -205,7 +205,7 @@ def patch_accuracy(clip, tokenizer, pictures: list[Drawing], language: str, name
         owners = np.stack([drawings.region_of_patches(picture.regions, drawings.TILE) for picture in batch])
         truth = [index[getattr(batch[n].regions[owners[n, p]], language)] for n, p in np.argwhere(owners >= 0)]
         guess = (patches[torch.from_numpy(owners >= 0).to(device)] @ table.T).argmax(-1).cpu()
-        right += (guess == torch.tensor(truth)).sum().item()
+        right += int((guess == torch.tensor(truth)).sum())
         asked += len(truth)
     return right / asked
 
@@ -249,7 +249,7 @@ def save(clip, config: Config, measured: dict[str, float]) -> None:
 def main(config: Config) -> None:
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
-    tokenizer = Tokenizer()
+    tokenizer = SentencePieceTokenizer()
     clip = build(config, tokenizer).to(config.device)
     if config.init:
         weights = load_file(config.init)

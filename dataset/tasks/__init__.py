@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dataset.chat import Conversation, Message
-from dataset.collate import Source
 from dataset.images import Picture
+from dataset.protocols import Source
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Task:
         """{"metric": value in 0..1}, written to scores.json as "task/metric"."""
         return {"accuracy": sum(scores) / len(scores)}
 
-    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
+    def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[Sequence[float | None], dict[str, float]]:
         """A score in 0..1 for each answer, None where nobody could judge it, and the metrics of all.
 
         Overridden where a metric is not a mean over answers, or where a judge decides.
         """
         scores = [self.score(example, answer) for example, answer in zip(examples, answers, strict=True)]
-        return list(scores), self.summary(examples, scores)
+        return scores, self.summary(examples, scores)
 
     def guess(self, examples: Sequence[Example]) -> float | None:
         """The score of a model that never looks; None where nobody knows."""

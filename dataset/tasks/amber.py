@@ -19,13 +19,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dataset.formats.official import existing, picture, rows
 from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.chair import binary, share, yes_or_no
-from model.registry import TASKS
+from model.registry import TASKS, UserError
 
 SOURCE = "the folder data of github.com/junyangwang0410/AMBER"
 PARTS = {  # the official type of a question -> what it counts for; the types of relations are several, and go by the rest
@@ -94,8 +95,8 @@ def described(named: Sequence[str], truth: Sequence[str], likely: Sequence[str],
         if exact := first(noun.__eq__, good):
             covered |= exact
             continue
-        expected |= first(noun.__eq__, bad) | first(lambda word, noun=noun: similar(noun, word), bad)
-        near = first(lambda word, noun=noun: similar(noun, word), good)
+        expected |= first(noun.__eq__, bad) | first(partial(similar, noun), bad)
+        near = first(partial(similar, noun), good)
         covered |= near
         wrong += not near
     return Counts(wrong, len(named), len(covered), len(truth), len(expected), len(likely))
@@ -115,7 +116,7 @@ def discriminative(answers: Sequence[str], examples: Sequence[Example]) -> dict[
     for part in ("", "existence", "attribute", "state", "number", "action", "relation"):
         chosen = [(yes_or_no(a), e.answer) for e, a in zip(examples, answers, strict=True) if not part or part in e.tags]
         if chosen:
-            numbers = binary(*map(list, zip(*chosen)), positive="no")
+            numbers = binary([said for said, _ in chosen], [true for _, true in chosen], positive="no")
             metrics.update({f"{part}_{name}".lstrip("_"): value for name, value in numbers.items()})
     return metrics
 
@@ -125,12 +126,12 @@ def near_synonyms(package: str) -> Callable[[str, str], bool]:
     try:
         import spacy
     except ImportError as error:
-        raise ValueError(f"amber: spacy={package} wants the library: pip install spacy") from error
+        raise UserError(f"amber: spacy={package} wants the library: pip install spacy") from error
     try:
         language = spacy.load(package)
     except OSError as error:
-        raise ValueError(f"amber: spaCy has no {package}: python -m spacy download {package}") from error
-    seen = {}
+        raise UserError(f"amber: spaCy has no {package}: python -m spacy download {package}") from error
+    seen: dict[str, Any] = {}
 
     def similar(a: str, b: str) -> bool:
         for word in {a, b} - seen.keys():
@@ -164,7 +165,7 @@ class Amber(Task):
         for row in rows(self.file(f"query/{self.query}"))[:n]:
             note = notes.get(row["id"])
             if note is None:
-                raise ValueError(f"amber: no annotation for query {row['id']}; path= wants {SOURCE}, all of one version")
+                raise UserError(f"amber: no annotation for query {row['id']}; path= wants {SOURCE}, all of one version")
             shown = picture(row, [row["image"]], self.images, "the pictures of AMBER, linked in its README")
             prompt = dialogue(f"amber/{row['id']}", [shown], [(row["query"], "")])
             if note["type"] == "generative":

@@ -78,7 +78,7 @@ class Arithmetic(Task):
     text      true: all in words; false: none; left out: every third
     first     the number of the first sum of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
     read      rows more, about pictures of four to nine numbers which are only read: a sum is right where all of it is
-    direct     share of the rows about pictures that say the sum at once, as people do, of dice before digits (0.45: nine of ten
+    direct    share of the rows about pictures that say the sum at once, as people do, of dice before digits (0.45: nine of ten
               dice): what is imitated is a habit, good or bad, and RL finds out which one pays. Drawn by lot, 0.43 of all rows,
               it made one seed say 66 % of 600 validation sums at once and another 4 %: greedily the likelier way is taken
     lists     rows more, in words, of three lists of three to five numbers, given as if they had been read in a picture, and their

@@ -47,13 +47,16 @@ def agreement(named: Collection[Hashable], present: Collection[Hashable]) -> flo
     return f1(share(right, len(set(named))), share(right, len(set(present))))
 
 
+YES_OR_NO = {"yes": "yes", "no": "no", "是": "yes", "否": "no"}
+
+
 def yes_or_no(answer: str) -> str | None:
     """The first word where it is yes or no, in English or Chinese; None for anything else, which is wrong either way.
 
     POPE's own parser takes every answer without a "no" or "not" for a yes, the empty one too.
     """
     first = re.match(r"\W*(yes\b|no\b|是|否)", answer.lower())
-    return {"yes": "yes", "no": "no", "是": "yes", "否": "no"}[first[1]] if first else None
+    return YES_OR_NO[first[1]] if first else None
 
 
 def binary(predicted: Sequence[str | None], truth: Sequence[str], positive: str) -> dict[str, float]:

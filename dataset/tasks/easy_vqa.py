@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from dataset.chat import Conversation
-from dataset.images import Picture, open_rgb, upright_size
+from dataset.images import Picture
 from dataset.tasks import Example, Generated, Task, dialogue, exact, guessing, means
+from dataset.vision.decoding import open_rgb, upright_size
 from dataset.world import inventories
 from dataset.world.drawings import COLOURS, SHAPES, Drawing, Region
 from dataset.world.openmoji import LANGUAGES, with_article

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from dataset.images import Picture
 from dataset.tasks.reasoning import ReasoningProblem, ReasoningTask, drawn, split_of
 from dataset.world import figures
 from dataset.world.openmoji import LANGUAGES
@@ -141,11 +142,12 @@ class Geometry(ReasoningTask):
         while split_of(*(state := state_of(words, values))) != split:
             values = numbers(rng)
         thoughts, answer = steps(language, *values)
-        question, pictures, seed = ASK[language][asked], (), rng.random()
+        question, seed = ASK[language][asked], rng.random()
+        pictures: tuple[Picture, ...] = ()
         if self.words_only(i):
             labels = [f"{value}°" if kind == "angle" else str(value) for value in values]
             question = WORDS[language][words].format(*labels) + (" " if language == "en" else "") + question
         else:
             pictures = (drawn(f"geometry:{kind}:{values}", lambda own: draw(kind, values, own), seed),)
-        labels = f"{', '.join(map(str, values))}."
-        return ReasoningProblem(kind, language, pictures, question, thoughts, str(answer), state, glance=labels)
+        glance = f"{', '.join(map(str, values))}."
+        return ReasoningProblem(kind, language, pictures, question, thoughts, str(answer), state, glance)

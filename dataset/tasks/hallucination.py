@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from dataset.tasks import Example, Task, Truncated, dialogue
-from dataset.tasks.chair import agreement, binary, chair, yes_or_no
+from dataset.tasks.chair import YES_OR_NO, agreement, binary, chair, yes_or_no
 from dataset.tasks.world import picture
 from dataset.world.openmoji import LANGUAGES, Category, categories, with_article
 from dataset.world.questions import ASK_DESCRIPTION, WORDS
@@ -124,7 +124,8 @@ POPULAR = 10  # a popular negative is one of this many most frequent categories 
 @functools.cache
 def seen_in_training(which: str, most: int, scenes: int) -> tuple[Counter, dict[Category, Counter]]:
     """In how many training scenes each category is, and beside each category each other one."""
-    alone, beside = Counter(), defaultdict(Counter)
+    alone: Counter[Category] = Counter()
+    beside: dict[Category, Counter[Category]] = defaultdict(Counter)
     for i in range(scenes):
         there = set(sample_scene("train", i, which, most).counts)
         alone.update(there)
@@ -189,9 +190,9 @@ class WorldPOPE(Task):
         """accuracy, precision, recall and f1 of yes, share of yes: of each kind, and the mean of the kinds."""
         parts = {}
         for kind in self.kinds:
-            pairs = [(yes_or_no(a), yes_or_no(e.answer)) for e, a in zip(examples, answers, strict=True) if e.kind == kind]
+            pairs = [(yes_or_no(a), YES_OR_NO[e.answer]) for e, a in zip(examples, answers, strict=True) if e.kind == kind]
             if pairs:
-                parts[kind] = binary(*map(list, zip(*pairs)), positive="yes")
+                parts[kind] = binary([said for said, _ in pairs], [true for _, true in pairs], positive="yes")
         whole = {metric: mean([part[metric] for part in parts.values()]) for metric in next(iter(parts.values()))}
         each = {f"{kind}_{metric}": value for kind, part in parts.items() for metric, value in part.items()}
         return [self.score(example, answer) for example, answer in zip(examples, answers)], {**whole, **each}

@@ -26,7 +26,7 @@ from dataset.judge import Failure, failures, judge_or_none, message
 from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.chair import share
 from dataset.world.openmoji import plural
-from model.registry import TASKS
+from model.registry import TASKS, UserError
 
 SOURCE = "the question file of Object HalBench, obj_halbench_300_with_image.jsonl of github.com/RLHF-V/RLAIF-V (eval/data)"
 COCO = "the folder with instances_*2014.json and captions_*2014.json of COCO 2014 (cocodataset.org, trainval annotations)"
@@ -147,7 +147,7 @@ def plural_of(phrase: str) -> str:
 @functools.cache
 def names() -> tuple[dict[str, tuple[str, str]], re.Pattern]:
     """Every form of a name -> (the name in the singular, its class; "-" for none), and what finds the longest forms first."""
-    forms = {}
+    forms: dict[str, tuple[str, str]] = {}
     for entry in SYNONYMS.strip().replace("\n ", " ").split("\n"):
         coco_class, _, others = entry.partition(":")
         for name in [coco_class, *(other.strip() for other in others.split(",") if other.strip())]:
@@ -165,7 +165,7 @@ def classes() -> frozenset[str]:
 def objects(text: str) -> dict[str, str]:
     """The COCO objects that a text names: each name once, in the singular, with its class ("man": "person")."""
     forms, pattern = names()
-    found = {}
+    found: dict[str, str] = {}
     for match in pattern.finditer(text.lower().replace("-", " ").replace("’", "'")):
         name, coco_class = forms[match[1]]
         following = match[2]
@@ -179,9 +179,10 @@ def objects(text: str) -> dict[str, str]:
 def truths(folder: Path, images: Collection[int]) -> dict[int, set[str]]:
     """Image -> the classes that have a mask in it or are named in one of its captions.
 
-    Raises FileNotFoundError for a missing kind of file, ValueError for an image that no file knows.
+    Raises FileNotFoundError for a missing kind of file, UserError for an image that no file knows.
     """
-    there, known = defaultdict(set), set()
+    there: dict[int, set[str]] = defaultdict(set)
+    known: set[int] = set()
     for kind in ("instances", "captions"):
         files = sorted(folder.glob(f"{kind}_*.json"))
         if not files:
@@ -195,7 +196,7 @@ def truths(folder: Path, images: Collection[int]) -> dict[int, set[str]]:
                     named = {category[row["category_id"]]} if kind == "instances" else set(objects(row["caption"]).values())
                     there[row["image_id"]] |= named
     if unknown := sorted(set(images) - known):
-        raise ValueError(f"{len(unknown)} images, {unknown[0]} the first, are in no file of {folder}: it wants {COCO}")
+        raise UserError(f"{len(unknown)} images, {unknown[0]} the first, are in no file of {folder}: it wants {COCO}")
     return {image: there[image] for image in images}
 
 

@@ -1,7 +1,7 @@
 """Perception and reasoning: count, compare and find the largest among shapes, dice and emoji drawings.
 
 The reasoning says what it counts, names one thing after the other, each with how many of its kind there were, and only then turns
-to what is asked; at a glance (`brief`) it only says what it looks for. How many circles and triangles there are together is held
+to what is asked; at a glance (`direct`) it only says what it looks for. How many circles and triangles there are together is held
 out: shapes are counted and compared, emoji drawings are also added up.
 """
 from __future__ import annotations
@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from dataset.images import Picture
 from dataset.tasks.reasoning import ReasoningProblem, ReasoningTask, drawn, split_of
 from dataset.world import drawings, figures
 from dataset.world.openmoji import LANGUAGES, Category, categories, plural
@@ -104,6 +105,11 @@ def some_shapes(rng: random.Random, n: int, shapes: Sequence[str] = SHAPES, colo
     return [(rng.choice(colours), rng.choice(shapes)) for _ in range(n)]
 
 
+def of_kind(rng: random.Random, n: int, kind: str | Category) -> list:
+    """So many shapes of one kind, in any colours, or things of one category."""
+    return some_shapes(rng, n, [kind]) if isinstance(kind, str) else [kind] * n
+
+
 # ---------------------------------------------------------------- the kinds: (content, question, glance, thoughts, answer)
 
 Made = tuple[Content, str, str, str, str]
@@ -112,9 +118,11 @@ Made = tuple[Content, str, str, str, str]
 def count(rng: random.Random, language: str) -> Made:
     """How many circles, red shapes, or buses; each number from 0 to 6 as often as the others."""
     number, rest, by = rng.randint(0, 6), rng.randint(1, 3), rng.choice(tuple(KINDS))
+    what: str | Category
+    objects: list
     if by == "thing":
-        what, *others = trained_things(rng, 4)
-        objects = [what] * number + rng.choices(others, k=rest)
+        what, *things = trained_things(rng, 4)
+        objects = [what] * number + rng.choices(things, k=rest)
     else:
         words, within = (SHAPES, "shapes") if by == "shape" else (COLOURS, "colours")
         what = rng.choice(words)
@@ -135,8 +143,7 @@ def compare(rng: random.Random, language: str) -> Made:
     low = rng.randint(1, 4)
     high = low if more == "equal" else rng.randint(low + 1, 5)
     one, two = (low, high) if more == "second" else (high, low)
-    objects = some_shapes(rng, one, [first]) + some_shapes(rng, two, [second]) if shapes else [first] * one + [second] * two
-    content = in_order(objects, rng)
+    content = in_order(of_kind(rng, one, first) + of_kind(rng, two, second), rng)
     numbers, thoughts = tally(content, "shape" if shapes else "thing", language)
     sign = "=" if one == two else ">" if one > two else "<"
     answer = WORDS[language]["equal"] if one == two else many(first if one > two else second, language)
@@ -239,7 +246,8 @@ class Perception(ReasoningTask):
         content, question, looked_for, thoughts, answer = make(rng, language)
         while split_of("perception", *content.state) != split or holds_out(content):
             content, question, looked_for, thoughts, answer = make(rng, language)
-        pictures, seed = (), rng.random()
+        seed = rng.random()
+        pictures: tuple[Picture, ...] = ()
         if self.words_only(i):
             question = join(language, content.told(language), question)
         else:
@@ -256,7 +264,8 @@ class Perception(ReasoningTask):
             values = [rng.randint(1, 6) if dice else rng.randint(0, 9) for _ in range(rng.randint(3, 7))]
         so_far = [max(values[: k + 1]) for k in range(len(values))]
         seen = f"{', '.join(map(str, values))}."
-        question, pictures, seed = HIGHEST[language][dice], (), rng.random()
+        question, seed = HIGHEST[language][dice], rng.random()
+        pictures: tuple[Picture, ...] = ()
         if self.words_only(i):
             question = join(language, ", ".join(map(str, values)) + STOP[language], question)
         else:

@@ -18,6 +18,7 @@ from dataset.images import Picture
 from dataset.tasks import Example, Generated, Task, dialogue, exact, guessing, means
 from dataset.tasks.world import THINK
 from dataset.world.drawings import Drawing
+from model.registry import UserError
 
 STATES = {"test": 0.15, "val": 0.3, "train": 1.0}  # a state's hash below the first of these is in that split
 
@@ -79,20 +80,20 @@ def is_direct(i: int, direct: float) -> bool:
 
 
 def checked(name: str, first: int) -> int:
-    """`first` where problems can begin; ValueError where they cannot."""
+    """`first` where problems can begin; UserError where they cannot."""
     if first < 0:
-        raise ValueError(f"{name}: first is the number of a problem, 0 or more, not {first}")
+        raise UserError(f"{name}: first is the number of a problem, 0 or more, not {first}")
     return first
 
 
 class ReasoningTask(Task):
     """A task made of problems: a subclass says what problem number i of a split is.
 
-    rows   rows to tune on
-    text   true: all in words; false: none; left out: every third
-    first  the number of the first problem of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
-    brief  share of the rows about pictures that say the answer at once, as people do: what is imitated is a habit, good or bad,
-           and RL finds out which one pays
+    rows    rows to tune on
+    text    true: all in words; false: none; left out: every third
+    first   the number of the first problem of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
+    direct  share of the rows about pictures that say the answer at once, as people do: what is imitated is a habit, good or bad,
+            and RL finds out which one pays
     """
 
     name = ""

@@ -18,9 +18,9 @@ import re
 from collections.abc import Sequence
 
 from dataset.formats.official import existing, picture, rows
-from dataset.judge import Failure, failures, judge_or_none, message
+from dataset.judge import Failure, Judge, failures, judge_or_none, message
 from dataset.tasks import Example, Task, dialogue, means
-from model.registry import TASKS
+from model.registry import TASKS, UserError
 
 SOURCE = "RefoMB_gpt4v_dev.jsonl of github.com/RLHF-V/RLAIF-V (eval/data)"
 COMPARE = """Two vision-language models, A and B, answered a question about a picture. You do not see the picture; the description
@@ -65,7 +65,22 @@ def verdict(reply: str | Failure, ours: str) -> float | Failure:
 def both(*points: float | Failure) -> float | Failure:
     """The mean of the verdicts on one pair; a failure where one of them is."""
     bad = [point for point in points if isinstance(point, Failure)]
-    return bad[0] if bad else sum(points) / len(points)
+    good = [point for point in points if not isinstance(point, Failure)]
+    return bad[0] if bad else sum(good) / len(good)
+
+
+def compared(judge: Judge, examples: Sequence[Example], answers: Sequence[str], ours: str) -> tuple[list, list]:
+    """(which is better, which is more trustworthy) for every pair, our answer standing at A or B."""
+    asked = []
+    for example, answer in zip(examples, answers, strict=True):
+        first, second = (answer, example.answer) if ours == "A" else (example.answer, answer)
+        question = example.prompt.messages[-1].text
+        asked.append(COMPARE.format(description=example.tags[0], question=question, first=first, second=second))
+    reviews = judge.ask([[message(text)] for text in asked])
+    there = [k for k, review in enumerate(reviews) if not isinstance(review, Failure)]
+    replies = judge.ask([[message(TRUST.format(review=reviews[k]))] for k in there])
+    trust = {k: verdict(reply, ours) for k, reply in zip(there, replies)}
+    return [verdict(review, ours) for review in reviews], [trust.get(k, review) for k, review in enumerate(reviews)]
 
 
 @TASKS.register("refomb")
@@ -83,41 +98,29 @@ class RefoMB(Task):
         found = []
         for row in rows(existing(self.path, "path", SOURCE))[:n]:
             if not row["answer"].strip():
-                raise ValueError(f"path={self.path}: row {row['id']} has no answer to compare with: it wants {SOURCE}")
+                raise UserError(f"path={self.path}: row {row['id']} has no answer to compare with: it wants {SOURCE}")
             names = [row["image_url"].rpartition("/")[2]]
             shown = picture(row, names, self.images, f"the pictures of RefoMB; this one is {row['image_url']}")
             prompt = dialogue(f"refomb/{row['id']}", [shown], [(row["question"], "")])
             found.append(Example(prompt, row["answer"], row["type"], (row["description"],)))
         return found
 
-    def judged(self, examples: Sequence[Example], answers: Sequence[str], ours: str) -> tuple[list, list]:
-        """(which is better, which is more trustworthy) for every pair, our answer standing at A or B."""
-        asked = []
-        for example, answer in zip(examples, answers, strict=True):
-            first, second = (answer, example.answer) if ours == "A" else (example.answer, answer)
-            question = example.prompt.messages[-1].text
-            asked.append(COMPARE.format(description=example.tags[0], question=question, first=first, second=second))
-        reviews = self.judge.ask([[message(text)] for text in asked])
-        there = [k for k, review in enumerate(reviews) if not isinstance(review, Failure)]
-        replies = self.judge.ask([[message(TRUST.format(review=reviews[k]))] for k in there])
-        trust = {k: verdict(reply, ours) for k, reply in zip(there, replies)}
-        return [verdict(review, ours) for review in reviews], [trust.get(k, review) for k, review in enumerate(reviews)]
-
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
         """win_rate and trust_rate over the pairs that were judged, win_rate by type; judged, judge_failures."""
         if self.judge is None:
             return [None] * len(answers), {"judged": 0}
-        orders = [self.judged(examples, answers, ours) for ours in ("BA" if self.swap else "B")]
+        orders = [compared(self.judge, examples, answers, ours) for ours in ("BA" if self.swap else "B")]
         wins = [both(*points) for points in zip(*(order[0] for order in orders))]
         trust = [both(*points) for points in zip(*(order[1] for order in orders))]
         failed = failures("refomb", wins)
         failed_trust = failures("refomb, trustworthiness", trust)
         good = [(example, point) for example, point in zip(examples, wins) if not isinstance(point, Failure)]
         sure = [point for point in trust if not isinstance(point, Failure)]
-        metrics = {"judged": len(good), "judge_failures": failed, "trust_failures": failed_trust}
+        metrics: dict[str, float] = {"judged": len(good), "judge_failures": failed, "trust_failures": failed_trust}
         if good:
             metrics["win_rate"] = sum(point for _, point in good) / len(good)
-            metrics.update(means(*zip(*good), lambda example: [f"win_rate_{example.kind.lower().replace(' ', '_')}"]))
+            judged, points = [example for example, _ in good], [point for _, point in good]
+            metrics.update(means(judged, points, lambda example: [f"win_rate_{example.kind.lower().replace(' ', '_')}"]))
         if sure:
             metrics["trust_rate"] = sum(sure) / len(sure)
         return [None if isinstance(point, Failure) else point for point in wins], metrics

@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from dataset.chat import Conversation, Message, Prefill
+from dataset.images import Picture
 from dataset.tasks import Example, Generated
 from dataset.tasks.reasoning import ReasoningProblem, ReasoningTask, body, drawn, split_of
 from dataset.world import drawings
 from dataset.world.openmoji import LANGUAGES
-from model.registry import TASKS
+from model.registry import TASKS, UserError
 
 SIDE = 6
 Square = tuple[int, int]  # row and column, from 0
@@ -103,7 +104,8 @@ def shortest_plan(level: Level, most: int) -> list[str] | None:
 
     A move brings the boxes nearer by one square at most, so whatever is farther away than moves are left is not followed.
     """
-    waiting, seen = deque([(level, [])]), {(level.player, level.boxes)}
+    waiting: deque[tuple[Level, list[str]]] = deque([(level, [])])
+    seen = {(level.player, level.boxes)}
     while waiting:
         here, moves = waiting.popleft()
         if here.solved:
@@ -263,7 +265,7 @@ class Sokoban(ReasoningTask):
         super().__init__(rows, text, first, direct)
         self.plays = plays
         if reward not in REWARDS:
-            raise ValueError(f"sokoban: reward is one of {', '.join(REWARDS)}, not {reward!r}")
+            raise UserError(f"sokoban: reward is one of {', '.join(REWARDS)}, not {reward!r}")
         self.boxes, self.walls, self.most, self.paid = boxes, walls, most, REWARDS[reward]
 
     def train(self, stage: str) -> Generated | None:
@@ -276,7 +278,8 @@ class Sokoban(ReasoningTask):
     def playing(self, i: int) -> Conversation:
         """Four levels in words, with numbers of their own: the squares and what is wanted are read, the moves are learned."""
         language = random.Random(f"sokoban/playing/{i}").choice(LANGUAGES)
-        space, parts = " " if language == "en" else "", []
+        space = " " if language == "en" else ""
+        parts: list[str] = []
         for k in range(PLAYED * i, PLAYED * i + PLAYED):
             made, plan = level("train", ONLY_PLAYED + k, self.boxes, self.walls, self.most)
             told = listed(made, language) + space + wanted(made, plan, language)
@@ -287,7 +290,8 @@ class Sokoban(ReasoningTask):
         rng = random.Random(f"sokoban/drawing/{split}/{i}")
         made, plan = level(split, i, self.boxes, self.walls, self.most)
         language, seed = rng.choice(LANGUAGES), rng.random()
-        question, pictures = ASK[language], ()
+        question = ASK[language]
+        pictures: tuple[Picture, ...] = ()
         if self.words_only(i):
             question = listed(made, language) + (" " if language == "en" else "") + question
         else:
@@ -295,7 +299,8 @@ class Sokoban(ReasoningTask):
         seen = listed(made, language)
         thoughts = (" " if language == "en" else "").join((seen, wanted(made, plan, language), played(made, plan, language)))
         kind = f"{self.boxes}_box" + "es" * (self.boxes > 1)
-        return ReasoningProblem(kind, language, pictures, question, thoughts, told(plan, language), ("sokoban", *made.rows()), seen)
+        state = ("sokoban", *made.rows())
+        return ReasoningProblem(kind, language, pictures, question, thoughts, told(plan, language), state, seen)
 
     def guess(self, examples: Sequence[Example]) -> float:
         """What one plan for all levels solves: of 100 plans of validation levels, the one that solves most of those levels."""

@@ -44,7 +44,7 @@ class World(Task):
                        asked twice is learned by heart; but every picture costs a run of the encoder
     most               things in a scene (a part of the rows is about crowded ones, of up to nine)
     description_noise  of the detailed descriptions in stage 2 with a place left behind the last thing, the share that also names
-                       its absent partner there (world.partners); captions and answers are always true
+                       its absent companion there (scenes.companions); captions and answers are always true
     """
 
     size = 300  # pictures' worth of questions that make the test set
@@ -135,7 +135,8 @@ class World(Task):
         return inventories.conversation(id, [picture(one) for one in shown], inventories.ASK[language][kind], lines)
 
     def listing(self, scene: Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        return self.turn("list", scene, language, rng)
+        question = questions.listing(scene, language, rng, self.categories)
+        return question.text, question.answer
 
     def turn(self, kind: str, scene: Scene, language: str, rng: random.Random) -> tuple[str, str] | None:
         question = questions.ask(kind, scene, language, rng, self.categories)
@@ -156,11 +157,12 @@ class World(Task):
         rng.shuffle(turns)
         return dialogue(f"world/sft/{i}", [picture(first), picture(second)], turns)
 
-    def second_scene(self, first: Scene, split: str, i: int, rng: random.Random):
+    def second_scene(self, first: Scene, split: str, i: int,
+                     rng: random.Random) -> tuple[Scene, tuple[str, Object | None, Object | None] | None]:
         """A second scene for a pair, and what changed: in most pairs the first scene with a change, else another scene."""
         if rng.random() < 0.6:
-            second, *change = changed_scene(first, rng, self.categories)
-            return second, change
+            second, change, old, new = changed_scene(first, rng, self.categories)
+            return second, (change, old, new)
         return self.scene(split, rng.randrange(self.scenes) if split == "train" else i + 1_000_000), None
 
     # ------------------------------------------------------------ to be judged by
@@ -187,10 +189,11 @@ class World(Task):
                     found.append(Example(prompt, question.answer, kind, (language, freshness)))
         return found
 
-    def pair_question(self, kind: str, first: Scene, split: str, i: int, language: str, rng: random.Random):
+    def pair_question(self, kind: str, first: Scene, split: str, i: int, language: str,
+                      rng: random.Random) -> tuple[list[Scene], Question]:
         if kind == "difference":
-            second, *change = changed_scene(first, rng, self.categories)
-            return [first, second], questions.difference(*change, language)
+            second, change, old, new = changed_scene(first, rng, self.categories)
+            return [first, second], questions.difference(change, old, new, language)
         second, _ = self.second_scene(first, split, i, rng)
         ask = {"which_picture": questions.which_picture, "together": questions.together}[kind]
         return [first, second], ask(first, second, language, rng, self.categories)

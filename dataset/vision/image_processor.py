@@ -8,40 +8,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from dataset.bad_rows import BadRow
 from dataset.images import Picture, pixels
+from dataset.protocols import Encoder, Ranks
 from dataset.vision.feature_cache import FeatureCache
 from dataset.vision.tiles import Tiles
 
 MAX_HELD_BYTES = 1_000_000_000  # of pictures in memory
-
-
-class Encoder(Protocol):
-    """What the image processor needs of an encoder (model/encoder/__init__.py)."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    tokens: int
-    dim: int
-
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor: ...
-
-    def fingerprint(self) -> str: ...
-
-
-class Ranks(Protocol):
-    """Who works beside this process, and where it computes (model/runtime.py)."""
-
-    device: torch.device
-    rank: int
-    world_size: int
-
-    def barrier(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -49,11 +25,14 @@ class OneRank:
     """A process that works alone."""
 
     device: torch.device = torch.device("cpu")
-    rank = 0
-    world_size = 1
+    rank: int = 0
+    world_size: int = 1
 
     def barrier(self) -> None:
         """Nobody to wait for."""
+
+    def all_gather(self, found: dict) -> dict:
+        return found
 
 
 class ImageProcessor:

@@ -12,7 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from dataset.bad_rows import BadRow
-from dataset.images import Picture, from_bytes, from_file, open_rgb
+from dataset.images import Picture, from_bytes, from_file
+from dataset.vision.decoding import open_rgb
 
 MAX_DOWNLOAD = 50_000_000  # bytes
 
@@ -30,7 +31,7 @@ def from_name(name: str, folder: Path, allow_urls: bool) -> Picture:
         path = (folder / (unquote(rest.removeprefix("//")) if scheme == "file" else name)).resolve()
         path.is_file()  # a name of a thousand letters, or with a zero byte, cannot even be asked for
     except (OSError, ValueError) as error:
-        raise BadRow(f"image name is no path: {name[:80]!r} ({error})", "write a path inside --image_folder") from error
+        raise BadRow(f"image name is not a path: {name[:80]!r} ({error})", "write a path inside --image_folder") from error
     # Rows are written by strangers: with `..`, an absolute path or a link they could name any file of this machine.
     if not path.is_relative_to(folder.resolve()):
         raise BadRow(f"image path leaves the image folder: {name}", f"it must lie in --image_folder (now {folder})")
@@ -41,7 +42,7 @@ def from_base64(text: str) -> Picture:
     """A picture from base64, with or without the `data:image/...;base64,` before it."""
     try:
         return from_bytes(base64.b64decode(text.rpartition(",")[2], validate=True))
-    except ValueError as error:  # binascii.Error is one, and what stands for letters that are no ASCII another
+    except ValueError as error:  # binascii.Error is one, and what stands for letters that are not ASCII another
         raise BadRow(f"bad base64 in an image: {error}", "encode the image file again") from error
 
 

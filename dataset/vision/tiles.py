@@ -72,8 +72,12 @@ class Tiles:
         if columns * rows == 1:
             return (picture,)
         key = f"{picture.key}#{columns}x{rows}"
-        return tuple(Picture(f"{key}/{k}", lambda k=k: self.cut(picture, key, columns, rows)[k], lambda: (self.size, self.size),
-                             picture.held) for k in range(1 + columns * rows))
+
+        def tile(k: int) -> Picture:
+            return Picture(f"{key}/{k}", lambda: self.cut(picture, key, columns, rows)[k], lambda: (self.size, self.size),
+                           picture.held)
+
+        return tuple(tile(k) for k in range(1 + columns * rows))
 
     def cut(self, picture: Picture, key: str, columns: int, rows: int) -> list[Image.Image]:
         """Thumbnail and tiles; the picture is opened once for all of them."""

@@ -54,7 +54,7 @@ class Drawing:
 
 
 @functools.cache
-def font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, so that every machine draws the same."""
     return ImageFont.load_default(size)
 
@@ -66,7 +66,7 @@ def write(pen: ImageDraw.ImageDraw, text: str, centre: tuple[float, float], size
 
 
 def dark(rng: random.Random) -> tuple[int, int, int]:
-    return tuple(rng.randint(0, 110) for _ in range(3))
+    return rng.randint(0, 110), rng.randint(0, 110), rng.randint(0, 110)
 
 
 def cell_centres(n: int, rng: random.Random, jitter: int = 3) -> list[tuple[int, int]]:
@@ -100,7 +100,8 @@ def dice(values: list[int], rng: random.Random) -> Drawing:
         box = (x - half, y - half, x + half, y + half)
         pen.rounded_rectangle(box, 4, fill=(255, 255, 255), outline=(40, 40, 40))
         near = half * 0.55
-        spots = {1: [(0, 0)], 2: [(-near, -near), (near, near)], 4: [(a, b) for a in (-near, near) for b in (-near, near)]}
+        spots: dict[int, list[tuple[float, float]]] = {1: [(0, 0)], 2: [(-near, -near), (near, near)]}
+        spots[4] = [(a, b) for a in (-near, near) for b in (-near, near)]
         spots[3], spots[5] = spots[1] + spots[2], spots[1] + spots[4]
         spots[6] = spots[4] + [(-near, 0), (near, 0)]
         for dx, dy in spots[value]:
@@ -158,8 +159,8 @@ def polygon(kind: tuple[str, str], corners: list[tuple[float, float]], sides: li
     regions = []
 
     def label(text: str, point: tuple[float, float], what: tuple[str, str]) -> None:
-        centre = tuple(min(max(part, 9), CANVAS - 9) for part in point)
-        box = write(pen, text, centre, 13)
+        x, y = (min(max(part, 9), CANVAS - 9) for part in point)
+        box = write(pen, text, (x, y), 13)
         name = ("unknown", "未知") if text.startswith("?") else (text.rstrip("°"),) * 2
         regions.append(Region(box, f"{what[0]} {name[0]}", what[1] + name[1]))
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from model.registry import UserError
+
 LANGUAGES = ("en", "zh")
 # The 100 categories that the nano model learns in minutes: short names, shapes that differ at 28 pixels.
 NANO_CATEGORIES = """ant, bat, bear, bird, butterfly, camel, chicken, cow, crab, crocodile, dolphin, duck, elephant, fox, frog,
@@ -57,7 +59,7 @@ def categories(which: str = "nano") -> tuple[Category, ...]:
     if which == "all":
         return tuple(found[name] for name in sorted(found))
     if which != "nano":
-        raise ValueError(f"categories: 'nano' or 'all', not {which!r}")
+        raise UserError(f"categories: 'nano' or 'all', not {which!r}")
     names = [name.strip() for name in NANO_CATEGORIES.split(",")]
     missing = [name for name in names if name not in found]
     if missing:

@@ -163,9 +163,10 @@ def listing(scene: Scene, language: str, rng: random.Random, which: str) -> Ques
 
 
 def difference(change: str, old: Object | None, new: Object | None, language: str) -> Question:
-    """Spot the difference between two pictures; `change`, `old` and `new` come from `world.changed`."""
+    """Spot the difference between two pictures; `change`, `old` and `new` come from `scenes.changed_scene`."""
     text = "What changed from the first picture to the second?" if language == "en" else "第二张图和第一张图相比有什么变化？"
-    return Question("difference", text, changed(change, old and old.category, new and new.category, language))
+    gone, came = old.category if old else None, new.category if new else None
+    return Question("difference", text, changed(change, gone, came, language))
 
 
 def changed(change: str, old: Category | None, new: Category | None, language: str) -> str:

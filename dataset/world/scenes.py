@@ -98,7 +98,7 @@ def is_new(scene: Scene) -> bool:
 
 
 def light(rng: random.Random) -> tuple[int, int, int]:
-    return tuple(rng.randint(225, 255) for _ in range(3))
+    return rng.randint(225, 255), rng.randint(225, 255), rng.randint(225, 255)
 
 
 def place_objects(members: list[Category], rng: random.Random) -> tuple[Object, ...]:
@@ -151,7 +151,7 @@ def changed_scene(before: Scene, rng: random.Random, which: str = "nano") -> tup
             old = objects.pop(rng.randrange(len(objects)))
         if kind in ("added", "replaced"):
             category = rng.choice([c for c in rng.sample(categories(which), 8) if c not in present])
-            if kind == "replaced":
+            if old:  # replaced
                 new = Object(category, old.cell, old.x, old.y, old.size)
             else:
                 free = sorted(set(range(9)) - {obj.cell for obj in objects})

@@ -8,11 +8,13 @@ Legend: N images, Q queries, S tokens they read, C channels, H heads, K channels
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.registry import UserError
+
 
 def query_table(queries: int, channels: int) -> nn.Embedding:
-    """`queries` learned vectors; ValueError when there is none."""
+    """`queries` learned vectors; UserError when there is none."""
     if queries < 1:
-        raise ValueError(f"queries={queries}: at least one query is needed; each becomes one token")
+        raise UserError(f"queries={queries}: at least one query is needed; each becomes one token")
     table = nn.Embedding(queries, channels)
     # Small, as BLIP-2's: they are normed before they ask, but what they read is added to them as they are. With unit variance a
     # resampler's tokens differ by 0.1 of their size between two pictures of the world, with this by 0.6 (a connector at birth).
@@ -31,7 +33,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, source: int):
         super().__init__()
         if heads < 1 or channels % heads:
-            raise ValueError(f"heads={heads} does not divide the {channels} channels of the language model")
+            raise UserError(f"heads={heads} does not divide the {channels} channels of the language model")
         self.heads = heads
         self.q_proj, self.o_proj = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels, bias=False)
         self.k_proj, self.v_proj = nn.Linear(source, channels, bias=False), nn.Linear(source, channels, bias=False)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.connector import Connector
 from model.encoder import Encoder
-from model.registry import CONNECTORS
+from model.registry import CONNECTORS, UserError
 
 
 @CONNECTORS.register("identity")
@@ -17,7 +17,7 @@ class Identity(Connector):
     def __init__(self, encoder: Encoder, channels: int):
         super().__init__()
         if encoder.dim != channels:
-            raise ValueError(f"identity needs an encoder of the language model's {channels} channels, this one has "
+            raise UserError(f"identity needs an encoder of the language model's {channels} channels, this one has "
                              f"{encoder.dim}: use --connector linear, or another encoder")
         self.tokens = encoder.tokens
 

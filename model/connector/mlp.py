@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.connector import Connector
 from model.encoder import Encoder
-from model.registry import CONNECTORS
+from model.registry import CONNECTORS, UserError
 
 
 @CONNECTORS.register("mlp")
@@ -17,7 +17,7 @@ class MLP(Connector):
     def __init__(self, encoder: Encoder, channels: int, depth: int = 2):
         super().__init__()
         if depth < 1:
-            raise ValueError(f"mlp:depth={depth}: at least one linear map is needed, as in mlp:depth=2")
+            raise UserError(f"mlp:depth={depth}: at least one linear map is needed, as in mlp:depth=2")
         self.tokens = encoder.tokens
         layers: list[nn.Module] = [nn.Linear(encoder.dim, channels)]
         for _ in range(depth - 1):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.connector import Connector
 from model.connector.shared_space import begin_in_shared_space
 from model.encoder import Encoder
-from model.registry import CONNECTORS
+from model.registry import CONNECTORS, UserError
 
 
 @CONNECTORS.register("pixel_shuffle")
@@ -29,7 +29,7 @@ class PixelShuffle(Connector):
         self.side, self.skip = side, int(encoder.has_cls)  # a class token has no neighbours: it is left out
         self.edge = math.isqrt(encoder.tokens - self.skip)  # patches along an edge of the picture
         if self.edge**2 != encoder.tokens - self.skip or side < 1 or self.edge % side:
-            raise ValueError(f"pixel_shuffle:side={side} needs a square of patches whose edge it divides, "
+            raise UserError(f"pixel_shuffle:side={side} needs a square of patches whose edge it divides, "
                              f"not {encoder.tokens - self.skip} patches")
         self.tokens = (self.edge // side) ** 2
         self.proj = nn.Linear(side**2 * encoder.dim, channels, bias=False)

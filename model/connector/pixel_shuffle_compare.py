@@ -1,4 +1,4 @@
-"""Pixel shuffle that compares: tokens also say which picture they are of, what changed since the last one, and how many are alike.
+"""Pixel shuffle that compares: tokens also say which picture they are of, what changed since the last one, how many are alike.
 
 In:  features (N, P, D) of a square of patches, and which image of its conversation each one is.    Out: (N, P / side^2, C).
 

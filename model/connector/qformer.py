@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.connector import Connector
 from model.connector.attention import Attention, feed_forward, query_table
 from model.encoder import Encoder
-from model.registry import CONNECTORS
+from model.registry import CONNECTORS, UserError
 
 
 class Block(nn.Module):
@@ -27,7 +27,7 @@ class Block(nn.Module):
         """(N, Q, C), normed (N, P, D) -> (N, Q, C)."""
         queries = self.self_norm(x)
         x = x + self.self_attention(queries, queries)
-        if self.cross_attention is not None:
+        if self.cross_norm is not None and self.cross_attention is not None:
             x = x + self.cross_attention(self.cross_norm(x), picture)
         return x + self.network(x)
 
@@ -39,7 +39,7 @@ class QFormer(Connector):
     def __init__(self, encoder: Encoder, channels: int, queries: int = 16, depth: int = 4, heads: int = 8, every: int = 2):
         super().__init__()
         if depth < 1 or every < 1:
-            raise ValueError(f"qformer:depth={depth},every={every}: both are 1 at least, or no block looks at the picture")
+            raise UserError(f"qformer:depth={depth},every={every}: both are 1 at least, or no block looks at the picture")
         self.tokens, self.queries = queries, query_table(queries, channels)
         self.picture_norm = nn.LayerNorm(encoder.dim)
         self.blocks = nn.ModuleList(Block(channels, heads, encoder.dim, layer % every == 0) for layer in range(depth))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.connector import Connector
 from model.connector.attention import Attention, feed_forward, query_table
 from model.encoder import Encoder
-from model.registry import CONNECTORS
+from model.registry import CONNECTORS, UserError
 
 
 class Block(nn.Module):
@@ -35,7 +35,7 @@ class Resampler(Connector):
     def __init__(self, encoder: Encoder, channels: int, queries: int = 16, depth: int = 2, heads: int = 8):
         super().__init__()
         if depth < 1:
-            raise ValueError(f"resampler:depth={depth}: without a block nothing reads the picture")
+            raise UserError(f"resampler:depth={depth}: without a block nothing reads the picture")
         self.tokens, self.queries = queries, query_table(queries, channels)
         self.proj = nn.Sequential(nn.Linear(encoder.dim, channels, bias=False), nn.LayerNorm(channels))
         self.blocks = nn.ModuleList(Block(channels, heads) for _ in range(depth))

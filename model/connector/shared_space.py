@@ -2,9 +2,9 @@
 
 In:  a projection with random weights, and an encoder that states its `shared_space`.  Out: the same projection, begun there.
 
-CLIP ends with a map into a space where a picture lies near its caption, and a patch near the name of its object. A projection that
-begins with this map, turned at random into the language model's channels, finds names sooner: to plain random weights a name is
-one direction of the features among many. Of any other encoder the projection stays random, as LLaVA's.
+CLIP ends with a map into a space where a picture lies near its caption, and a patch near the name of its object. A projection
+that begins with this map, turned at random into the language model's channels, finds names sooner: to plain random weights a name
+is one direction of the features among many. With any other encoder the projection stays random, as LLaVA's.
 """
 
 import torch

@@ -38,11 +38,11 @@ class SimilarityCount(nn.Module):
 
 
 def count_similar(tokens: Tensor, others: Tensor) -> Tensor:
-    """(N, tokens, C), (N, others, C), all of length 1 -> (N, tokens): how many others are similar to each, nearly whole numbers."""
+    """(N, tokens, C), (N, others, C), all of length 1 -> (N, tokens): how many others are similar to each, nearly whole."""
     return torch.sigmoid(SHARPNESS * (tokens @ others.transpose(1, 2) - THRESHOLD)).sum(-1)
 
 
 def lerp(numbers: Tensor, table: Tensor) -> Tensor:
-    """(N, tokens), (most + 1, C) -> (N, tokens, C): the table's row for each number, or between two rows, so that there is a gradient."""
+    """(N, tokens), (most + 1, C) -> (N, tokens, C): the table's row for each number, or between two rows, for a gradient."""
     rows = torch.arange(len(table), device=numbers.device)
     return (1 - (numbers[..., None] - rows).abs()).clamp(min=0).to(table.dtype) @ table

@@ -19,6 +19,8 @@ Learn = Callable[[Any, Run], bool]  # one run of DPO; False where it only looked
 def iterate(learn: Learn, config: Any, run: Run) -> bool:
     """`learn` once in --out, or --iterations times, each from the one before it. False where it only looked."""
     out, count = config.run.out, getattr(config, "iterations", 1)
+    if count < 1:
+        raise UserError(f"--iterations is at least 1, not {count}")
     folders = [out] if count == 1 else [out / f"iteration-{k + 1}" for k in range(count)]
     old = [] if config.run.resume else sorted(out.glob("iteration-*"))
     require_other_folders(config, old)
@@ -48,4 +50,5 @@ def require_other_folders(config: Any, folders: list[Path]) -> None:
     given = (config.init, getattr(config, "reference", None), getattr(config, "labeler", None))
     for path in map(Path, filter(None, given)):
         if any(folder.resolve() in (path.resolve(), *path.resolve().parents) for folder in folders):
-            raise UserError(f"{path} is of an earlier run into {config.run.out}, which this one would replace: name another --out")
+            raise UserError(f"{path} is of an earlier run into {config.run.out}, which this one would replace: name another "
+                            f"--out")

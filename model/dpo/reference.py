@@ -24,7 +24,7 @@ from model.registry import UserError
 from model.runtime import Run
 from model.vlm import VLM
 
-Reference = Callable[[dict], Tensor]
+ReferenceLogps = Callable[[dict], Tensor]  # batch -> (2N,)
 
 
 class Stream(Protocol):
@@ -48,7 +48,7 @@ def none(batch: dict) -> Tensor:
     return torch.zeros(len(batch["ids"]), device=batch["input_ids"].device)
 
 
-def live(reference: ReferenceModel, run: Run) -> Reference:
+def live(reference: ReferenceModel, run: Run) -> ReferenceLogps:
     """Computed when asked for."""
 
     def logps(batch: dict) -> Tensor:
@@ -58,7 +58,7 @@ def live(reference: ReferenceModel, run: Run) -> Reference:
     return logps
 
 
-def precomputed(batches: Stream, steps: int, run: Run, model: VLM, fingerprint: str, file: Path | None) -> Reference:
+def precomputed(batches: Stream, steps: int, run: Run, model: VLM, fingerprint: str, file: Path | None) -> ReferenceLogps:
     """Of the micro-batches 0..steps-1 of a stream of pairs. Called before the first step, or in a resumed run.
 
     Where adapters alone are trained, computed live. Else kept in `file`, which says what it was made by (`fingerprint`) and is

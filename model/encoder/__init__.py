@@ -5,6 +5,7 @@ Importing a file of this folder must stay cheap: heavy libraries are imported in
 
 import hashlib
 import json
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,8 +29,8 @@ class Encoder(nn.Module):
     shared_space: Tensor | None = None
 
     @property
-    def blocks(self) -> nn.ModuleList | list[nn.Module]:
-        """Its blocks, first to last."""
+    def blocks(self) -> Any:
+        """Its blocks, first to last: an nn.ModuleList, or a list of modules."""
         raise NotImplementedError
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ Out: (N, P, D): the CLS token and all patches after the last block, before ln_po
 
 tiny_clip      the encoder trained in this repository; tiny_clip.safetensors and tiny_clip.json lie beside this file
 clip_random    the same architecture from scratch
-copy_tower     any plain CLIP ViT of open_clip; open_clip.py fetches it
+               (any plain CLIP ViT of open_clip becomes one of these, too: open_clip.py)
 Legend: N images, P tokens per image, D channels of the encoder, H heads, K channels per head.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class Attention(nn.Module):
@@ -61,7 +62,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp.c_proj(self.activation(self.mlp.c_fc(self.ln_2(x))))
+        hidden = self.activation(self.mlp["c_fc"](self.ln_2(x)))
+        return x + self.mlp["c_proj"](hidden)
+
+
+class Transformer(nn.Module):
+    """The blocks, under open_clip's name."""
+
+    def __init__(self, width: int, layers: int, heads: int, mlp: int, activation: str):
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(width, heads, mlp, activation) for _ in range(layers))
 
 
 class ViT(Encoder):
@@ -83,14 +93,13 @@ class ViT(Encoder):
         self.positional_embedding = nn.Parameter(scale * torch.randn(self.tokens, width))
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.ln_pre = nn.LayerNorm(width)
-        blocks = nn.ModuleList(Block(width, heads, mlp, activation) for _ in range(layers))
-        self.transformer = nn.ModuleDict({"resblocks": blocks})
+        self.transformer = Transformer(width, layers, heads, mlp, activation)
         # Unused by forward: the way into the space shared with text, where connectors begin, and kept for a complete CLIP.
         self.ln_post, self.proj = nn.LayerNorm(width), nn.Parameter(scale * torch.randn(width, output))
 
     @property
     def blocks(self) -> nn.ModuleList:
-        return self.transformer["resblocks"]
+        return self.transformer.resblocks
 
     @property
     def shared_space(self) -> Tensor:  # type: ignore[override]
@@ -136,39 +145,3 @@ def load(weights: Path) -> ViT:
 def clip_random(size: int, patch: int, width: int, layers: int, heads: int, activation: str = "gelu") -> ViT:
     """A CLIP ViT with random weights, to be trained from scratch."""
     return ViT(size, patch, width, layers, heads, 4 * width, width, activation, MEAN, STD)
-
-
-class NotPlain(ValueError):
-    """A tower that the ViT of this file cannot be."""
-
-
-def copy_tower(visual: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> ViT:
-    """Our ViT with the weights of an open_clip visual tower; NotPlain when that tower is not a plain CLIP ViT."""
-    refusal = f"{type(visual).__name__} is not a plain CLIP ViT, the only tower that model/encoder/clip.py writes out"
-    if type(visual).__name__ != "VisionTransformer":
-        raise NotPlain(refusal)
-    first = visual.transformer.resblocks[0]
-    encoder = ViT(
-        size=visual.image_size[0],
-        patch=visual.patch_size[0],
-        width=len(visual.class_embedding),
-        layers=len(visual.transformer.resblocks),
-        heads=first.attn.num_heads,
-        mlp=first.mlp.c_fc.out_features,
-        output=visual.output_dim,
-        # Read from the module: model names do not tell (ViT-B-32 of OpenAI's weights is quick_gelu, LAION's is gelu).
-        activation="quick_gelu" if type(first.mlp.gelu).__name__ == "QuickGELU" else "gelu",
-        mean=mean,
-        std=std,
-    )
-    try:
-        encoder.load_state_dict(visual.state_dict())
-    except RuntimeError as error:
-        raise NotPlain(f"{refusal}: {error}") from error
-    # Equal names do not promise equal mathematics (pooling, layer scale): compare one embedding.
-    with torch.no_grad():
-        pixels = torch.randn(1, 3, encoder.size, encoder.size)
-        difference = (encoder.embed(pixels) - F.normalize(visual.eval()(pixels), dim=-1)).abs().max().item()
-    if difference > 1e-4:
-        raise NotPlain(f"{refusal}: its embedding differs from ours by {difference:.1e} (allowed 1e-4)")
-    return encoder

@@ -10,13 +10,14 @@ Source: Prismatic VLMs (arXiv 2402.07865, section 4.2) with DINOv2 and SigLIP; M
 import hashlib
 import math
 from itertools import zip_longest
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.encoder import Encoder
-from model.registry import ENCODERS
+from model.registry import ENCODERS, UserError
 
 
 class Fused(Encoder):
@@ -27,26 +28,29 @@ class Fused(Encoder):
     def __init__(self, first: Encoder, second: Encoder):
         super().__init__()
         self.towers = nn.ModuleList([first, second])
-        for tower in self.towers:
+        for tower in (first, second):
             if math.isqrt(tower.tokens - tower.has_cls) ** 2 != tower.tokens - tower.has_cls:
-                raise ValueError(f"fused needs patches that form a square, not {tower.tokens - tower.has_cls}")
+                raise UserError(f"fused needs patches that form a square, not {tower.tokens - tower.has_cls}")
         self.tokens, self.dim = first.tokens - first.has_cls, first.dim + second.dim
         self.size, self.mean, self.std = max(first.size, second.size), first.mean, first.std
 
     @property
     def blocks(self) -> list[nn.Module]:
         """Those of both, ordered from the last backwards, so that partial:2 moves the last of each."""
-        pairs = zip_longest(*(reversed(list(tower.blocks)) for tower in self.towers))
+        towers: list[Any] = [*self.towers]
+        pairs = zip_longest(*(reversed(list(tower.blocks)) for tower in towers))
         return [block for pair in pairs for block in pair if block is not None][::-1]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, size, size) -> (N, P, D1 + D2)."""
         image = pixels * channels(self.std, pixels) + channels(self.mean, pixels)  # 0..1
-        return torch.cat([patches(tower, image, math.isqrt(self.tokens)) for tower in self.towers], dim=2)
+        towers: list[Any] = [*self.towers]
+        return torch.cat([patches(tower, image, math.isqrt(self.tokens)) for tower in towers], dim=2)
 
     def fingerprint(self) -> str:
         """A hash of both fingerprints."""
-        return hashlib.sha256(" ".join(["fused", *(tower.fingerprint() for tower in self.towers)]).encode()).hexdigest()[:16]
+        towers: list[Any] = [*self.towers]
+        return hashlib.sha256(" ".join(["fused", *(tower.fingerprint() for tower in towers)]).encode()).hexdigest()[:16]
 
 
 def channels(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -11,20 +11,23 @@ Sources: CLIP arXiv 2103.00020, SigLIP 2303.15343, SigLIP2 2502.14786, EVA 2303.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from model.encoder.clip import NotPlain, copy_tower
+from model.encoder import Encoder
+from model.encoder.clip import ViT
 from model.encoder.timm import SOURCES, Tower
-from model.registry import ENCODERS
+from model.registry import ENCODERS, UserError
 
 
 class Transformer(Tower):
     """A ViT that open_clip writes itself and that is no plain CLIP: layer scale, no first norm, other pooling (CoCa, CLIPA)."""
 
     @property
-    def blocks(self) -> nn.ModuleList | None:
+    def blocks(self) -> Any:
         return getattr(getattr(self.trunk, "transformer", None), "resblocks", None)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ class Transformer(Tower):
 
 
 @ENCODERS.register("open_clip")
-def open_clip(weights: str, size: int = 0) -> nn.Module:
+def open_clip(weights: str, size: int = 0) -> Encoder:
     """A pretrained tower through open_clip (CLIP, SigLIP, EVA, MobileCLIP): NAME/TAG, NAME/FILE, or the FOLDER of one."""
     import open_clip as library  # takes seconds, and only this function needs it
 
@@ -43,12 +46,12 @@ def open_clip(weights: str, size: int = 0) -> nn.Module:
         weights = f"local-dir:{weights}"
     name, _, tag = (weights, "", "") if weights.startswith(SOURCES) else weights.partition("/")
     if not tag and not name.startswith(SOURCES):
-        raise ValueError(
+        raise UserError(
             f"open_clip:{weights} names no weights. Tags: {', '.join(library.list_pretrained_tags_by_model(name))}"
         )
     try:
         # Without require_pretrained a folder that lacks its weights would give a random tower and a warning.
-        model = library.create_model(name, pretrained=tag or None, force_image_size=size or None, require_pretrained=True)
+        model: Any = library.create_model(name, pretrained=tag or None, force_image_size=size or None, require_pretrained=True)
     except RuntimeError as error:
         raise RuntimeError(
             f"could not get {weights} from open_clip. Fetch it once with a network (it stays in the Hugging Face "
@@ -57,8 +60,8 @@ def open_clip(weights: str, size: int = 0) -> nn.Module:
     return tower(model.visual, name.rpartition("/")[2])
 
 
-def tower(visual: nn.Module, name: str) -> nn.Module:
-    """Our own ViT where it can hold these weights, else the library's; ValueError where there are no patch tokens."""
+def tower(visual: Any, name: str) -> Encoder:
+    """Our own ViT where it can hold these weights, else the library's; UserError where there are no patch tokens."""
     size, facts = visual.image_size[0], visual.preprocess_cfg
     if hasattr(visual, "trunk"):  # timm's: SigLIP, EVA, MobileCLIP, ConvNeXt
         return Tower(visual.trunk, name, size, facts["mean"], facts["std"])
@@ -66,3 +69,39 @@ def tower(visual: nn.Module, name: str) -> nn.Module:
         return copy_tower(visual, facts["mean"], facts["std"])
     except NotPlain:
         return Transformer(visual, name, size, facts["mean"], facts["std"])
+
+
+class NotPlain(ValueError):
+    """A tower that the ViT of this file cannot be."""
+
+
+def copy_tower(visual: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> ViT:
+    """Our ViT with the weights of an open_clip visual tower; NotPlain when that tower is not a plain CLIP ViT."""
+    refusal = f"{type(visual).__name__} is not a plain CLIP ViT, the only tower that model/encoder/clip.py writes out"
+    if type(visual).__name__ != "VisionTransformer":
+        raise NotPlain(refusal)
+    first = visual.transformer.resblocks[0]
+    encoder = ViT(
+        size=visual.image_size[0],
+        patch=visual.patch_size[0],
+        width=len(visual.class_embedding),
+        layers=len(visual.transformer.resblocks),
+        heads=first.attn.num_heads,
+        mlp=first.mlp.c_fc.out_features,
+        output=visual.output_dim,
+        # Read from the module: model names do not tell (ViT-B-32 of OpenAI's weights is quick_gelu, LAION's is gelu).
+        activation="quick_gelu" if type(first.mlp.gelu).__name__ == "QuickGELU" else "gelu",
+        mean=mean,
+        std=std,
+    )
+    try:
+        encoder.load_state_dict(visual.state_dict())
+    except RuntimeError as error:
+        raise NotPlain(f"{refusal}: {error}") from error
+    # Equal names do not promise equal mathematics (pooling, layer scale): compare one embedding.
+    with torch.no_grad():
+        pixels = torch.randn(1, 3, encoder.size, encoder.size)
+        difference = (encoder.embed(pixels) - F.normalize(visual.eval()(pixels), dim=-1)).abs().max().item()
+    if difference > 1e-4:
+        raise NotPlain(f"{refusal}: its embedding differs from ours by {difference:.1e} (allowed 1e-4)")
+    return encoder

@@ -7,12 +7,13 @@ In:  pixels (N, 3, size, size).    Out: (N, P, D) of the encoder's block `layer`
 """
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.encoder import Encoder
-from model.registry import ENCODERS
+from model.registry import ENCODERS, UserError
 
 
 class Selected(Encoder):
@@ -21,10 +22,10 @@ class Selected(Encoder):
     def __init__(self, encoder: Encoder, layer: int, cls: bool):
         super().__init__()
         if not isinstance(encoder.blocks, nn.ModuleList | nn.Sequential):
-            raise ValueError("fused has the blocks of two towers: select inside it, "
+            raise UserError("fused has the blocks of two towers: select inside it, "
                              "fused:first=(select:NAME,layer=-2),second=NAME")
         if not -len(encoder.blocks) <= layer <= -1:
-            raise ValueError(f"select:layer={layer}: this encoder has {len(encoder.blocks)} blocks. -1 is behind the last of "
+            raise UserError(f"select:layer={layer}: this encoder has {len(encoder.blocks)} blocks. -1 is behind the last of "
                              f"them, -2 before it, {-len(encoder.blocks)} behind the first")
         del encoder.blocks[len(encoder.blocks) + 1 + layer:]
         self.encoder, self.size, self.mean, self.std = encoder, encoder.size, encoder.mean, encoder.std
@@ -33,7 +34,7 @@ class Selected(Encoder):
             self.tokens, self.dim = self(torch.zeros(1, 3, self.size, self.size)).shape[1:]
 
     @property
-    def blocks(self) -> nn.Module:
+    def blocks(self) -> Any:
         return self.encoder.blocks
 
     def forward(self, pixels: Tensor) -> Tensor:

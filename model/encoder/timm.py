@@ -12,12 +12,13 @@ size=224            other pictures than it was trained on, its positions interpo
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.encoder import Encoder, fingerprint
-from model.registry import ENCODERS
+from model.registry import ENCODERS, UserError
 
 SOURCES = ("hf-hub:", "local-dir:")  # what timm and open_clip write before a repository and a folder
 
@@ -25,19 +26,20 @@ SOURCES = ("hf-hub:", "local-dir:")  # what timm and open_clip write before a re
 class Tower(Encoder):
     """A timm model up to its last block. Its facts are measured, so that no name has to tell them."""
 
-    def __init__(self, trunk: nn.Module, name: str, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, trunk: Any, name: str, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
+        self.trunk: Any
         self.trunk, self.name, self.size, self.mean, self.std = trunk, name, size, tuple(mean), tuple(std)
         self.has_cls = getattr(trunk, "cls_token", getattr(trunk, "class_embedding", None)) is not None
         if not hasattr(trunk, "prune_intermediate_layers") or not self.blocks:
-            raise ValueError(f"{name} ({type(trunk).__name__}) gives no patch tokens: choose a ViT, EVA, ConvNeXt or FastViT")
+            raise UserError(f"{name} ({type(trunk).__name__}) gives no patch tokens: choose a ViT, EVA, ConvNeXt or FastViT")
         trunk.prune_intermediate_layers(1, prune_norm=True, prune_head=True)  # no parameter stays that no feature needs
         self.eval()
         with torch.no_grad():
             self.tokens, self.dim = self(torch.zeros(1, 3, size, size)).shape[1:]
 
     @property
-    def blocks(self) -> nn.Module:
+    def blocks(self) -> Any:
         """Its blocks; of a tower in stages, the stages."""
         return next((part for name in ("blocks", "stages", "layers") if (part := getattr(self.trunk, name, None))), None)
 
@@ -70,12 +72,12 @@ def timm(weights: str, size: int = 0) -> Tower:
     name, _, file = (weights, "", "") if weights.startswith(SOURCES) else weights.partition("/")
     if not name.startswith(SOURCES) and not library.is_model(name.partition(".")[0]):
         near = difflib.get_close_matches(name, library.list_models(pretrained=True), n=3)
-        raise ValueError(f"timm knows no model {name!r}. Near it: {', '.join(near) or 'none'}")
+        raise UserError(f"timm knows no model {name!r}. Near it: {', '.join(near) or 'none'}")
     if file and not Path(file).is_file():
         raise FileNotFoundError(f"timm:{weights}: no file {file}; after the name comes the path of weights, timm:{name}/FILE")
     try:
         overlay = {"file": file} if file else None
-        trunk = library.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+        trunk: Any = library.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     except (RuntimeError, OSError, KeyError) as error:  # KeyError: weights of another model
         raise RuntimeError(
             f"could not get {weights} from timm. Fetch it once with a network (it stays in the Hugging Face cache), or name "

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.llm.pretrained import half_split
+from model.registry import UserError
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "blk": "model.layers",
@@ -31,13 +32,13 @@ CONTROL, NORMAL = 3, 1  # kinds of tokens in GGUF
 
 
 def convert(file: Path, folder: Path) -> None:
-    """Write the folder. ValueError, by name, for an architecture or a tokenizer that is not written out here."""
+    """Write the folder. UserError, by name, for an architecture or a tokenizer that is not written out here."""
     import gguf
 
     reader = gguf.GGUFReader(file)
     facts = {name: field.contents() for name, field in reader.fields.items()}
     if facts["general.architecture"] != "llama":
-        raise ValueError(f"{file} is a {facts['general.architecture']}, and only llama's rows are known to be permuted: "
+        raise UserError(f"{file} is a {facts['general.architecture']}, and only llama's rows are known to be permuted: "
                          f"get the model in its safetensors form")
     heads, shared = facts["llama.attention.head_count"], facts["llama.attention.head_count_kv"]
     tensors = {}
@@ -49,7 +50,7 @@ def convert(file: Path, folder: Path) -> None:
         tensors[name] = weight.contiguous()
     known = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     if odd := [name for name in tensors if not name.startswith("model.layers.") and name not in known]:
-        raise ValueError(f"{file} has tensors that no Llama of gpt.py has: {', '.join(odd)}")  # long-context factors, say
+        raise UserError(f"{file} has tensors that no Llama of gpt.py has: {', '.join(odd)}")  # long-context factors, say
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     write(folder / "config.json", {
@@ -75,11 +76,11 @@ def tokenizer(facts: dict, file: Path) -> dict:
     """A tokenizer.json: byte-level BPE with the file's pieces and merges."""
     model, cut = facts["tokenizer.ggml.model"], facts.get("tokenizer.ggml.pre")
     if model != "gpt2" or cut not in PRE_TOKENIZERS:
-        raise ValueError(f"{file} has a tokenizer {model!r} that cuts as {cut!r}; known: gpt2 with {', '.join(PRE_TOKENIZERS)}. "
+        raise UserError(f"{file} has a tokenizer {model!r} that cuts as {cut!r}; known: gpt2 with {', '.join(PRE_TOKENIZERS)}. "
                          f"Get the model in its safetensors form, with tokenizer.json")
     pieces, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     if odd := set(kinds) - {CONTROL, NORMAL}:
-        raise ValueError(f"{file} has tokens of the kinds {sorted(odd)}; known: {NORMAL} (normal) and {CONTROL} (control)")
+        raise UserError(f"{file} has tokens of the kinds {sorted(odd)}; known: {NORMAL} (normal) and {CONTROL} (control)")
     special = [{"id": number, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
                 "special": True} for number, (piece, kind) in enumerate(zip(pieces, kinds)) if kind == CONTROL]  # fmt: skip
     return {

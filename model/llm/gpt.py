@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from model.config import LLMConfig
 from model.llm import LanguageModel
-from model.llm.attention import Cache, PackedSequences, attend
+from model.llm.attention import PackedSequences, attend
+from model.llm.cache import Cache
 from model.llm.rope import frequencies
 from model.registry import LLMS
 
@@ -82,10 +83,12 @@ class Attention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
-        if cache is None:
+        if cache is not None:
+            out = cache.attend(self.layer, q, k, v, packed)
+        elif packed is not None:
             out = self.attend(q, k, v, packed)
         else:
-            out = cache.attend(self.layer, q, k, v, packed)
+            raise ValueError("without a cache the tokens of packed sequences are wanted")
         return self.o_proj(out.flatten(1)[kept])  # (kept, C)
 
 
@@ -119,6 +122,16 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class Decoder(nn.Module):
+    """The embedding, the blocks and the last norm, under Hugging Face's names."""
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
 @LLMS.register("gpt")
 class GPT(LanguageModel):
     """The hand-written decoder: Llama, Qwen2 and Qwen3 by switches of its config."""
@@ -126,17 +139,14 @@ class GPT(LanguageModel):
     def __init__(self, config: LLMConfig):
         super().__init__()
         self.config, self.dim = config, config.hidden_size
-        self.model = nn.ModuleDict()
-        self.model["embed_tokens"] = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.model["layers"] = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.model["norm"] = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.model = Decoder(config)
         self.lm_head = None  # tied: a token is written by the vector that it is read by, and the matrix is stored once
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self.init_weights)
-        for block in self.blocks:  # every block adds twice to the stream: keep its variance (GPT-2, section 2.3)
-            for proj in (block.self_attn.o_proj, block.mlp.down_proj):
-                nn.init.normal_(proj.weight, std=0.02 / (2 * config.num_hidden_layers) ** 0.5)
+        for block in self.model.layers:  # every block adds twice to the stream: keep its variance (GPT-2, section 2.3)
+            for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
+                nn.init.normal_(block.get_parameter(name), std=0.02 / (2 * config.num_hidden_layers) ** 0.5)
 
     @staticmethod
     def init_weights(module: nn.Module) -> None:
@@ -148,15 +158,15 @@ class GPT(LanguageModel):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        return list(self.model["layers"])
+        return list(self.model.layers)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(T,) -> (T, C)."""
-        return self.model["embed_tokens"](input_ids)
+        return self.model.embed_tokens(input_ids)
 
     def cache(self, rows: int, room: int) -> Cache:
         """An empty cache for `rows` sequences of at most `room` tokens."""
-        return Cache(self.config, rows, room, like=self.model["embed_tokens"].weight)
+        return Cache(self.config, rows, room, like=self.model.embed_tokens.weight)
 
     def forward(self, x: Tensor, position_ids: Tensor, packed: PackedSequences | None, logits_to_keep: Tensor | None = None,
                 cache: Cache | None = None) -> Tensor:
@@ -173,5 +183,5 @@ class GPT(LanguageModel):
         x = last(x, rope, packed, kept, cache)  # (kept, C): after the last block no token sees another, so compute no more
         if cache is not None:
             cache.advance(1, 1) if packed is None else cache.advance(packed.lengths, packed.longest)
-        head = self.model["embed_tokens"] if self.lm_head is None else self.lm_head
-        return F.linear(self.model["norm"](x), head.weight)
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(self.model.norm(x), head.weight)

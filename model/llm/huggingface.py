@@ -8,6 +8,7 @@ Simple, not fast: logits are computed at every position. No code that comes with
 """
 
 import json
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from model.config import LLMConfig
 from model.llm import LanguageModel
 from model.llm.attention import PackedSequences
 from model.llm.pretrained import Pretrained, located
-from model.registry import LLMS, PRETRAINED
+from model.registry import LLMS, PRETRAINED, UserError
 
 
 class Cache:
@@ -52,7 +53,7 @@ class HuggingFace(LanguageModel):
     def __init__(self, config: LLMConfig):
         super().__init__()
         if config.transformers is None:
-            raise ValueError("huggingface has no shape of its own: write --llm huggingface:FOLDER or huggingface:OWNER/NAME")
+            raise UserError("huggingface has no shape of its own: write --llm huggingface:FOLDER or huggingface:OWNER/NAME")
         from transformers import AutoConfig, AutoModelForCausalLM
 
         theirs = AutoConfig.for_model(**{**config.transformers, "vocab_size": config.vocab_size})
@@ -77,11 +78,13 @@ class HuggingFace(LanguageModel):
     def forward(self, x: Tensor, position_ids: Tensor, packed: PackedSequences | None, logits_to_keep: Tensor | None = None,
                 cache: Cache | None = None) -> Tensor:
         """x (T, C), position_ids (T,), logits_to_keep (T,) bool -> logits (kept, V), all of them where it is None."""
-        if packed is None:  # one new token for every row of the cache
+        if packed is None and cache is not None:  # one new token for every row of the cache
             cache.advance(torch.ones_like(cache.lengths)[:, None])
             logits = self.lm(inputs_embeds=x[:, None], position_ids=position_ids[:, None], attention_mask=cache.mask,
                              past_key_values=cache.past).logits[:, 0]  # fmt: skip
             return logits if logits_to_keep is None else logits[logits_to_keep]
+        if packed is None:
+            raise ValueError("without a cache the tokens of packed sequences are wanted")
         shape, slots, rows = (packed.count, packed.longest), packed.padding.slots, {}
         if cache is not None:  # padding goes to the left; else to the right, where causal attention never looks: no mask
             slots = slots + (packed.longest - packed.lengths)[packed.owner]
@@ -113,11 +116,11 @@ def huggingface(source: str) -> Pretrained:
     from transformers import AutoModelForCausalLM
 
     folder = located(str(source))
-    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     values = json.loads(lm.config.to_json_string(use_diff=False))
     config = lm.config
     if config.get_text_config() is not config:
-        raise ValueError(f"{folder} holds more than a language model ({config.model_type}): name the language model inside it")
+        raise UserError(f"{folder} holds more than a language model ({config.model_type}): name the language model inside it")
     table = lm.get_input_embeddings().weight
     shape = LLMConfig(
         vocab_size=len(table), hidden_size=table.shape[1], num_hidden_layers=config.num_hidden_layers,
@@ -131,4 +134,4 @@ def huggingface(source: str) -> Pretrained:
     tables = tuple(name for name, tensor in tensors.items() if any(
         tensor.data_ptr() == known.data_ptr() for known in (table, head.weight, head.bias) if known is not None))
     drop_shared(lm, tensors, "", {})
-    return Pretrained("huggingface", folder, shape, tensors, tables)
+    return Pretrained("huggingface", folder, shape=shape, tensors=tensors, tables=tables)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model import checkpoint
 from model.config import LLMConfig, VLMConfig
 from model.llm.rope import scaling
-from model.registry import PRETRAINED
+from model.registry import PRETRAINED, UserError
 
 FAMILIES = {"llama": {}, "qwen2": {"attention_bias": True}, "qwen3": {"qk_norm": True}, "minimind": {}}
 ONLY = {  # settings that change the mathematics: key of config.json, the one value that the decoder computes
@@ -56,20 +56,20 @@ class Start:
 class Pretrained(Start):
     """A language model that was trained elsewhere."""
 
-    shape: LLMConfig | None = None
-    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    tables: tuple[str, ...] = TABLES  # which tensors have a row for each token
+    shape: LLMConfig = dataclasses.field(kw_only=True)
+    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict, kw_only=True)
+    tables: tuple[str, ...] = dataclasses.field(default=TABLES, kw_only=True)  # which tensors have a row for each token
 
     def config(self, base: VLMConfig) -> VLMConfig:
         """Often the table is longer than the vocabulary; <image> takes a row that nothing uses, or one more."""
         tokens, rows = base.llm.vocab_size, self.shape.vocab_size
         if tokens > rows + 1:
-            raise ValueError(f"{self.folder}: {tokens} tokens in the tokenizer, {rows} rows in the embedding table: "
+            raise UserError(f"{self.folder}: {tokens} tokens in the tokenizer, {rows} rows in the embedding table: "
                              f"they belong to different models")
         return dataclasses.replace(base, llm=dataclasses.replace(self.shape, vocab_size=max(tokens, rows)), llm_name=self.name)
 
     def fill(self, llm: nn.Module) -> str:
-        """ValueError with every name that is missing or unexpected, or has another shape."""
+        """UserError with every name that is missing or unexpected, or has another shape."""
         expected, tensors = llm.state_dict(), dict(self.tensors)
         for name in set(self.tables) & expected.keys() & tensors.keys():
             table, missing = tensors[name], len(expected[name]) - len(tensors[name])
@@ -91,7 +91,7 @@ def gpt(source: str) -> Pretrained:
     folder = located(str(source))
     values, tensors = read_config(folder), read_tensors(folder)
     shape, tensors = understood(values, tensors, folder)
-    return Pretrained("gpt", folder, shape, tensors)
+    return Pretrained("gpt", folder, shape=shape, tensors=tensors)
 
 
 def located(source: str) -> Path:
@@ -153,10 +153,10 @@ def half_split(weight: Tensor, heads: int) -> Tensor:
 
 
 def understood(values: dict, tensors: dict[str, Tensor], folder: Path) -> tuple[LLMConfig, dict[str, Tensor]]:
-    """A config.json and its tensors as LLMConfig and our names; ValueError for whatever the decoder does not compute."""
+    """A config.json and its tensors as LLMConfig and our names; UserError for whatever the decoder does not compute."""
     family = values.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"{folder}: model_type {family!r} is not one that model/llm/gpt.py writes out ({', '.join(FAMILIES)}); "
+        raise UserError(f"{folder}: model_type {family!r} is not one that model/llm/gpt.py writes out ({', '.join(FAMILIES)}); "
                          f"--llm huggingface:{folder} runs it through transformers")
     odd = [f"{key} = {values[key]!r}" for key, allowed in ONLY.items() if values.get(key, allowed) != allowed]
     if values.get("attention_bias") and family != "qwen2":
@@ -164,7 +164,7 @@ def understood(values: dict, tensors: dict[str, Tensor], folder: Path) -> tuple[
     if "sliding_attention" in (values.get("layer_types") or ()):
         odd.append("layer_types with sliding_attention")
     if odd:
-        raise ValueError(f"{folder}/config.json has {', '.join(odd)}, which model/llm/gpt.py does not compute; "
+        raise UserError(f"{folder}/config.json has {', '.join(odd)}, which model/llm/gpt.py does not compute; "
                          f"--llm huggingface:{folder} runs it through transformers")
     tensors = {name: tensor for name, tensor in tensors.items() if not BUFFERS.fullmatch(name)}
     if "tok_embeddings.weight" in tensors:
@@ -183,7 +183,7 @@ def understood(values: dict, tensors: dict[str, Tensor], folder: Path) -> tuple[
                     "max_position_embeddings", "rms_norm_eps"):  # fmt: skip
             facts[key] = values[key]
     except KeyError as error:
-        raise ValueError(f"{folder}/config.json does not say {error}: add it as the model was trained") from error
+        raise UserError(f"{folder}/config.json does not say {error}: add it as the model was trained") from error
     head = tensors.get("lm_head.weight")
     if tied and head is not None and torch.equal(head, tensors.get("model.embed_tokens.weight", head)):
         del tensors["lm_head.weight"]  # stored twice
@@ -194,7 +194,7 @@ def of_minimind(values: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[st
     """MiniMind v1's settings and names (jingyaogong/minimind, model/LMConfig.py and model.py) as Llama's; always tied."""
     missing = sorted({"dim", "n_layers", "n_heads", "vocab_size", "norm_eps", "max_seq_len"} - values.keys())
     if missing:
-        raise ValueError(f"config.json of a MiniMind v1 does not say {', '.join(missing)}: add what it was trained with")
+        raise UserError(f"config.json of a MiniMind v1 does not say {', '.join(missing)}: add what it was trained with")
     heads = values["n_heads"]
     shared = values.get("n_kv_heads") or heads
     named = {}

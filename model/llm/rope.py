@@ -5,11 +5,13 @@ In:  a config.  Out: frequencies (K / 2,), in radians a token.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from model.config import LLMConfig
+from model.registry import UserError
 
 
 def linear(frequencies: Tensor, factor: float) -> Tensor:
@@ -25,17 +27,17 @@ def llama3(frequencies: Tensor, factor: float, low_freq_factor: float, high_freq
     return kept * frequencies + (1 - kept) * frequencies / factor
 
 
-SCALINGS = {"linear": linear, "llama3": llama3}
+SCALINGS: dict[str, Callable[..., Tensor]] = {"linear": linear, "llama3": llama3}
 
 
 def scaling(parameters: dict) -> dict | None:
-    """`rope_scaling`, or `rope_parameters` since transformers 5, as LLMConfig keeps it; ValueError for another kind, by name."""
+    """`rope_scaling`, or `rope_parameters` since transformers 5, as LLMConfig keeps it; UserError for another kind, by name."""
     parameters = {key: value for key, value in parameters.items() if key not in ("rope_theta", "type")} | {
         "rope_type": parameters.get("rope_type", parameters.get("type", "default"))}
     if parameters["rope_type"] == "default":
         return None
     if parameters["rope_type"] not in SCALINGS:
-        raise ValueError(f"rope_type {parameters['rope_type']!r} is not written out; known: default, {', '.join(SCALINGS)}. "
+        raise UserError(f"rope_type {parameters['rope_type']!r} is not written out; known: default, {', '.join(SCALINGS)}. "
                          f"--llm huggingface:... runs the model through transformers")
     return parameters
 

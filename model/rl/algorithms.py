@@ -46,6 +46,8 @@ class Algorithm:
         for option, known in (("advantage", ADVANTAGES), ("kl_estimate", KL_ESTIMATES)):
             if getattr(self, option) not in known:
                 raise UserError(f"{option} is one of {', '.join(known)}, not {getattr(self, option)!r}")
+        if self.kl_estimate != Algorithm.kl_estimate and not self.kl:
+            raise UserError(f"kl_estimate has no use without kl, as in kl=0.01,kl_estimate={self.kl_estimate}")
 
     has_critic = False  # advantages from a value head, in the place of the group
 
@@ -114,7 +116,10 @@ class ReinforcePPBaseline(Algorithm):
 @ALGORITHMS.register("ppo")
 @dataclass(frozen=True)
 class PPO(Algorithm):
-    """PPO: advantages of every token from a value head (arXiv 1707.06347; critic.py); lam: how far GAE looks ahead, 1: to the end."""
+    """PPO: advantages of every token from a value head (arXiv 1707.06347; critic.py).
+
+    lam   how far generalised advantage estimation looks ahead; 1: to the end of the answer
+    """
 
     lam: float = 0.95
     advantage: str = field(default="dr_grpo", init=False)  # not an option here: the critic gives the advantages

@@ -20,13 +20,12 @@ class Clipped(NamedTuple):
     """The norm before; under a threshold that moves that, and whether the step is to be left out."""
 
     norm: float
-    threshold: float | None = None
-    skip: bool | None = None
+    threshold: float
+    skip: bool
 
     def facts(self) -> dict[str, float]:
-        """For the log: what there is."""
-        known = {"gradient_norm": self.norm, "gradient_threshold": self.threshold, "step_left_out": self.skip}
-        return {name: float(value) for name, value in known.items() if value is not None}
+        """For the log."""
+        return {"gradient_norm": self.norm, "gradient_threshold": self.threshold, "step_left_out": float(self.skip)}
 
 
 class DynamicClipping:
@@ -60,12 +59,12 @@ class DynamicClipping:
 
     def __call__(self, model: nn.Module) -> Clipped:
         """Scale the model's gradients down to the threshold; they are not touched where the step is to be left out."""
-        moving = [p for p in model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in moving]).item()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients).item()
         clipped = self.judge(norm)
         if not clipped.skip and norm > clipped.threshold:
-            for p in moving:
-                p.grad.mul_(clipped.threshold / norm)
+            for gradient in gradients:
+                gradient.mul_(clipped.threshold / norm)
         return clipped
 
     @property

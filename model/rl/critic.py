@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from model.losses import score
+from model.losses import Score, score
 from model.rl.advantages import gae
 from model.runtime import Run, StepMetrics
 from model.vlm import VLM
@@ -32,7 +32,8 @@ class ActorCritic(nn.Module):
 
     def forward(self, batch: dict, logits_to_keep: Tensor) -> tuple[Tensor, Tensor]:
         states: list[Tensor] = []
-        hook = self.model.llm.model.norm.register_forward_hook(lambda module, inputs, output: states.append(output))
+        norm: nn.Module = self.model.llm.get_submodule("model.norm")
+        hook = norm.register_forward_hook(lambda module, inputs, output: states.append(output))
         try:
             logits = self.model(batch, logits_to_keep)
         finally:
@@ -58,7 +59,7 @@ def add_advantages(batches: Sequence[dict], rewards: Tensor, policy: nn.Module, 
     """
     for batch in batches:
         with run.autocast():
-            values = score(policy, batch).values  # (L,)
+            values = values_of(score(policy, batch))  # (L,)
         answers, lengths = batch["answer_ids"].unique_consecutive(return_counts=True)  # (A,)
         by_answer = pad_sequence(values.split(lengths.tolist()), batch_first=True)  # (A, longest)
         given = torch.zeros_like(by_answer)
@@ -80,8 +81,15 @@ def value_loss(values: Tensor, before: Tensor, returns: Tensor) -> Tensor:
     return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
 
 
-def weighted_value_loss(values: Tensor, batch: dict, metrics: StepMetrics) -> Tensor:
+def values_of(scores: Score) -> Tensor:
+    """(L,): the values that a model with a value head gave."""
+    if scores.values is None:
+        raise ValueError("this model has no value head: critic.apply was never called on it")
+    return scores.values
+
+
+def weighted_value_loss(scores: Score, batch: dict, metrics: StepMetrics) -> Tensor:
     """(L,): what is added to the losses; the value loss itself goes to the log."""
-    loss = value_loss(values, batch["values"], batch["returns"])
+    loss = value_loss(values_of(scores), batch["values"], batch["returns"])
     metrics.add(value_loss=loss)
     return VALUE_WEIGHT * loss

@@ -5,24 +5,25 @@ import json
 import pytest
 from PIL import Image
 
+from dataset.bad_rows import BadRow
 from dataset.formats import pass_rates
-from dataset.formats.conversations import load
 from dataset.formats.pass_rates import by_pass_rate, pass_rate
-from dataset.images import BadRow
+from dataset.mixture import load
+from model.registry import UserError
 
 
 def eureka(folder, i: int, **more) -> dict:
     """A row as MM-EUREKA publishes it; every second without a picture."""
-    shown = [f"file://{folder}/a.png"] if i % 2 else []
-    question = ("<image>\n" if shown else "") + f"Question {i}?"
+    images = [f"file://{folder}/a.png"] if i % 2 else []
+    question = ("<image>\n" if images else "") + f"Question {i}?"
     turns = [{"role": "user", "content": question}]
-    return {"id": str(i), "conversations": turns, "answer": f"${i}$", "image_urls": shown, **more}
+    return {"id": str(i), "conversations": turns, "answer": f"${i}$", "image_urls": images, **more}
 
 
 def lmm_r1(folder, i: int, **more) -> dict:
     """A row as LMM-R1 publishes it: the messages are a string."""
-    shown = [{"type": "image", "image": f"file://{folder}/a.png"}] if i % 2 else []
-    content = [*shown, {"type": "text", "text": f"Question {i}?"}]
+    images = [{"type": "image", "image": f"file://{folder}/a.png"}] if i % 2 else []
+    content = [*images, {"type": "text", "text": f"Question {i}?"}]
     return {"id": str(i), "message": json.dumps([{"role": "user", "content": content}]), "answer": str(i), **more}
 
 
@@ -40,12 +41,12 @@ def questions(source) -> list[str]:
 
 
 def test_rows_too_easy_or_too_hard_are_left_out(source):
-    kept = by_pass_rate(source, 0.25, 0.75)
-    assert questions(kept) == ["2?", "3?", "4?", "5?", "6?", "9?"] and len(kept) == 6
+    selected = by_pass_rate(source, 0.25, 0.75)
+    assert questions(selected) == ["2?", "3?", "4?", "5?", "6?", "9?"] and len(selected) == 6
     assert questions(by_pass_rate(source, 0, 1)) == questions(source)
-    assert [one.answer.strip("$") for one in kept] == ["2", "3", "4", "5", "6", "9"]
+    assert [one.answer.strip("$") for one in selected] == ["2", "3", "4", "5", "6", "9"]
     with pytest.raises(IndexError):
-        kept[6]
+        selected[6]
 
 
 def test_a_row_of_words_alone_has_no_picture(source):
@@ -58,24 +59,24 @@ def test_a_folder_is_filtered_file_by_file(source):
     assert sorted(questions(by_pass_rate(load(folder), 0.25, 0.75))) == ["2?", "3?", "4?", "5?", "6?", "9?"]
 
 
-def test_what_is_no_share_is_a_bad_row_that_stays_to_be_named():
+def test_a_pass_rate_that_is_not_a_share_of_1_makes_a_bad_row():
     for value in ("0.5", 1.5, -1, True, [0.5]):
-        with pytest.raises(BadRow, match="no share"):
+        with pytest.raises(BadRow, match="is not a share of 1"):
             pass_rate({"pass_rate": value})
     assert pass_rate({"pass_rate": None}) is None and pass_rate([]) is None and pass_rate({"solve_rate": 0}) == 0
 
 
-def test_a_broken_row_is_named_when_it_is_read(tmp_path):
+def test_a_broken_row_stays_in_and_is_named_when_it_is_read(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(eureka(tmp_path, 0, pass_rate=0.5)) + "\n{broken\n")
-    kept = by_pass_rate(load(tmp_path / "rows.jsonl"), 0.25, 0.75)
-    assert len(kept) == 2
+    selected = by_pass_rate(load(tmp_path / "rows.jsonl"), 0.25, 0.75)
+    assert len(selected) == 2
     with pytest.raises(BadRow, match="not JSON"):
-        kept[1]
+        selected[1]
 
 
 def test_bounds_must_be_shares(source):
     for low, high in ((0.5, 0.4), (-0.1, 1), (0, 1.1)):
-        with pytest.raises(ValueError, match="pass rates"):
+        with pytest.raises(UserError, match="pass rates"):
             by_pass_rate(source, low, high)
 
 

@@ -1,0 +1,128 @@
+"""The stream of micro-batches, in an order that can be resumed exactly.
+
+In:  a source of rows, how to render one, how to join several into a batch.  Out: `batch(m)`, micro-batch m of an endless stream.
+
+An epoch is a shuffle of the rows, cut into micro-batches. So micro-batch m of a run is a pure function of (seed, m): the position
+of the data is one number, and rank r of w takes the micro-batches r, r + w, r + 2w, ... of the one stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataset.bad_rows import BadRow, BadRows
+from dataset.images import Picture
+from dataset.protocols import Ranks, Source
+from model.registry import UserError
+
+
+def blocks(source: Source) -> np.ndarray:
+    """(len(source),): the block of each row that is read together with it, -1 where every row stands alone."""
+    return source.blocks() if hasattr(source, "blocks") else np.full(len(source), -1)
+
+
+def epoch_order(block: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A shuffle of the rows, (n,): free rows (block -1) fall anywhere, rows of a block stay near each other.
+
+    A parquet file can only be read by blocks of rows (row groups), so a full shuffle would read one for every row.
+    """
+    number_of_blocks = block.max(initial=-1) + 1
+    place = generator.random(len(block))
+    if number_of_blocks:
+        start = generator.random(number_of_blocks)
+        place = np.where(block < 0, place, start[block] + 2 / number_of_blocks * place)
+    return np.argsort(place, kind="stable")
+
+
+class Batches:
+    """The micro-batches of an endless stream, by number: `batch(m)` depends on the seed and m alone.
+
+    render    makes an item of a row: a document, or a pair of them; an item has a length and an `id`
+    join      makes a batch of items
+    `len` is the micro-batches of an epoch, over all ranks.
+    """
+
+    def __init__(self, source: Source, render: Callable[[Any], Any], join: Callable[[list], dict], *, batch_size: int, seed: int,
+                 bad_rows: BadRows):
+        if not len(source):
+            raise UserError("the data holds no row")
+        self.source, self.render, self.join, self.bad_rows = source, render, join, bad_rows
+        self.batch_size, self.seed = batch_size, seed
+        self.block = blocks(source)
+        self.last_order: tuple[int, np.ndarray] | None = None  # the last epoch asked for, and its order
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.source) / self.batch_size)
+
+    def batch(self, number: int) -> dict:
+        """Micro-batch `number` of the stream; one whose every row is bad gives way to its neighbour, those before it first."""
+        epoch, rest = divmod(number, len(self))
+        for place in (rest, *reversed(range(rest)), *range(rest + 1, len(self))):
+            items = self.items(epoch, place)
+            while items:
+                try:
+                    return self.join(items)
+                except BadRow as bad:
+                    self.bad_rows.add(bad)
+                    items = [item for item in items if item.id != bad.where]
+        raise RuntimeError(f"no good row among {len(self.source)}; see {self.bad_rows.path}")
+
+    def items(self, epoch: int, place: int) -> list:
+        """The rendered rows of a micro-batch, less the bad ones, which are named."""
+        rows = self.order(epoch)[place * self.batch_size:][:self.batch_size]
+        rows = rows[np.argsort(self.block[rows], kind="stable")]  # so that a block is read once
+        self.bad_rows.seen += len(rows)
+        items = []
+        for row in rows:
+            try:
+                items.append(self.render(self.source[int(row)]))
+            except BadRow as bad:
+                self.bad_rows.add(bad)
+        return sorted(items, key=len)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(rows,): the shuffle of an epoch."""
+        if self.last_order is None or self.last_order[0] != epoch:
+            self.last_order = epoch, epoch_order(self.block, np.random.default_rng((self.seed, epoch)))
+        return self.last_order[1]
+
+    def stream(self, position: int, ranks: Ranks) -> Stream:
+        """The micro-batches of this rank from a stored position on."""
+        return Stream(self, position, ranks.rank, ranks.world_size)
+
+    def pictures(self, micro_batches: int) -> Iterator[Picture]:
+        """Every picture that the first `micro_batches` of the stream will show; a bad row is left for the stream to name."""
+        rows = self.order(0) if micro_batches >= len(self) else self.order(0)[:micro_batches * self.batch_size]
+        for row in rows:
+            try:
+                yield from self.source[int(row)].pictures
+            except BadRow:
+                continue
+
+
+class Stream:
+    """This rank's micro-batches, for ever, from a stored position on; the next one is made while the model computes.
+
+    position   micro-batches that all ranks together have consumed: the same number on every rank, saved for --resume
+    """
+
+    def __init__(self, batches: Batches, position: int, rank: int, world_size: int):
+        self.batches, self.position, self.rank, self.world_size = batches, position, rank, world_size
+        # One thread a core in all: a second OpenMP team would slow the first by a third.
+        self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self.waiting = self.worker.submit(batches.batch, position + rank)
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> dict:
+        batch = self.waiting.result()
+        self.position += self.world_size
+        self.waiting = self.worker.submit(self.batches.batch, self.position + self.rank)
+        return batch

@@ -1,0 +1,37 @@
+"""Score answers that were saved before, without the model: with another judge, say, or with the first one.
+
+In:  predictions-TASK.jsonl, as 4-eval_chat.py writes it, and the task with its options.  Out: scores.json beside it.
+
+    python -m dataset.studies.rescore out/sft/predictions-mmhal.jsonl mmhal:path=...,images=...,judge=...
+"""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset.evaluation import scores_and_rows
+from dataset.report import add_scores, table
+from dataset.tasks import Task, Truncated
+from model.registry import TASKS, UserError
+
+
+def rescore(name: str, task: Task, rows: Sequence[dict], split: str = "test") -> tuple[dict[str, float], list[dict]]:
+    """What `evaluate` says without controls, from rows that it wrote: the model is not asked again, only a judge."""
+    saved = {row["id"]: (Truncated if row["truncated"] else str)(row["answer"]) for row in rows}
+    examples = [example for example in task.examples(split, task.size) if example.prompt.id in saved]
+    if not examples or len(examples) != len(rows):
+        raise UserError(f"of {len(rows)} saved answers {len(examples)} are to questions of {name!r}: "
+                        f"give the task the options that it had")
+    return scores_and_rows(name, task, examples, [saved[example.prompt.id] for example in examples])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("python -m dataset.studies.rescore PREDICTIONS.jsonl TASK:option=value,...")
+    predictions, spec = Path(sys.argv[1]), sys.argv[2]
+    saved_rows = [json.loads(line) for line in predictions.open(encoding="utf-8")]
+    new, _ = rescore(spec.partition(":")[0], TASKS.make(spec), saved_rows)
+    add_scores(predictions.parent, new)
+    print(f"{table(new)}\nwrote {predictions.parent / 'scores.json'}")

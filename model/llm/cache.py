@@ -1,0 +1,60 @@
+"""The key-value cache of generation: what earlier tokens have to say, so that each new token is computed alone.
+
+In:  keys and values of prompts, then of one new token a row.  Out: what the new tokens gather from all that is stored.
+Legend: B sequences, T tokens, H heads, K channels per head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import LLMConfig
+from model.llm.attention import PackedSequences, attend
+
+
+class Cache:
+    """Keys and values of B sequences of different lengths, written from the left into room for `room` tokens."""
+
+    def __init__(self, config: LLMConfig, rows: int, room: int, like: Tensor):
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, room, config.head_channels)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=like.device)  # tokens held by each row
+        self.longest = 0  # bounds every length, known without asking the device
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences | None) -> Tensor:
+        """Store k and v; attend over all that is stored. packed: whole prompts; None: one new token per row."""
+        keys, values = self.keys[layer], self.values[layer]  # (B, fewer H, room, K)
+        if packed is not None:
+            keys[:, :, : packed.longest] = packed.padding.pad(k).transpose(1, 2)
+            values[:, :, : packed.longest] = packed.padding.pad(v).transpose(1, 2)
+            return attend(q, k, v, packed)
+        rows = torch.arange(len(q), device=q.device)
+        keys[rows, :, self.lengths] = k.to(keys.dtype)
+        values[rows, :, self.lengths] = v.to(values.dtype)
+        stored = torch.arange(self.longest + 1, device=q.device) <= self.lengths[:, None]  # (B, longest + 1)
+        keys, values = keys[:, :, : self.longest + 1], values[:, :, : self.longest + 1]
+        # The query heads that share a key head take the place of query positions: no key is copied.
+        grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=stored[:, None, None]).reshape(q.shape)
+
+    def advance(self, lengths: Tensor | int, longest: int) -> None:
+        """Count the tokens that all layers have stored: lengths per row, and their greatest."""
+        self.lengths, self.longest = self.lengths + lengths, self.longest + longest
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows (indices), in this order: finished answers leave, and cost nothing more.
+
+        In place, and only what is filled: rows leave in most steps, and a copy of all the room would cost as much as the model.
+        """
+        filled = slice(0, self.longest)
+        for name in ("keys", "values"):
+            stored = getattr(self, name)
+            selected = stored[:, :len(rows)]
+            selected[:, :, :, filled] = stored[:, :, :, filled][:, rows]
+            setattr(self, name, selected)
+        self.lengths = self.lengths[rows]
+
+    def repeat(self, times: int) -> None:
+        """Each row `times` times, neighbours: one prompt, computed once, for several answers."""
+        self.keys, self.values = (tensor.repeat_interleave(times, dim=1) for tensor in (self.keys, self.values))
+        self.lengths = self.lengths.repeat_interleave(times)
