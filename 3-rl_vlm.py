@@ -34,7 +34,8 @@ from dataset.mixture import training_batches
 from dataset.preferences import preference_mixture
 from dataset.processor import Processor
 from dataset.report import HeldOutAnswers, add_scores
-from dataset.rollouts import add_to_tokens, early_stop_reason, make_sampler
+from dataset.rollouts import add_to_tokens
+from dataset.sampler import make_sampler
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import checkpoint, cli
 from model.best import BestCheckpoint
@@ -48,6 +49,7 @@ from model.reference import policy_fingerprint, reference_model
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
 from model.rl import critic, kl
 from model.rl.clipping import DynamicClipping
+from model.rl.early_stop import early_stop_reason
 from model.runtime import Run, StepMetrics, prepare
 from model.vlm import VLM
 
@@ -190,7 +192,7 @@ def grpo(config: GRPO) -> None:
                 scores = score_sampled(policy, batch)
             log_ratio = scores.logps - batch["rollout_logps"]  # (L,) of the L sampled tokens: 0 at the first step after sampling
             ratio = algo.ratio(log_ratio, scores.owner)  # (L,) grpo: exp(log_ratio)
-            losses = algo.loss(ratio, batch["advantages"], scores.logps)  # (L,) grpo: -min(ratio A, clip(ratio, .8, 1.28) A)
+            losses = algo.loss(ratio, batch["advantages"], scores.logps, log_ratio)  # (L,) grpo: -min(ratio A, clip(ratio) A)
             if penalty:
                 losses = losses + penalty.of_tokens(scores.logps, batch, metrics)
             if actor_critic:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from dataset.bad_rows import BadRow, BadRows
 from dataset.chat import Conversation
+from dataset.formats.gold_answers import gold
 from dataset.formats.pass_rates import by_pass_rate
 from dataset.mixture import load, name_and_weight
 from dataset.protocols import Source
-from dataset.rewards import RewardFunction, answer_reward, gold, matches_gold
+from dataset.rewards import RewardFunction, answer_reward, matches_gold
 from dataset.tasks import Example, Task
 from model.registry import TASKS, UserError
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from dataset.problems import problems
 from dataset.processor import Processor
 from dataset.rewards import Reward
-from dataset.rollouts import Group, RolloutBatch, Sampler, as_rollout, stats
+from dataset.rollouts import Group, RolloutBatch, as_rollout, stats
+from dataset.sampler import Sampler
 from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
 from model import checkpoint, cli, runtime
 from model.generate import Answer

@@ -19,9 +19,9 @@ from model.reference import reference_model
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
 from model.rl import critic
 from model.rl.advantages import ADVANTAGES, gae, whitened
-from model.rl.algorithms import mean_by_answer
 from model.rl.clipping import Clipped, DynamicClipping
 from model.rl.kl import KL_ESTIMATES, KLPenalty
+from model.rl.variants import mean_by_answer
 from model.runtime import Run, StepMetrics
 from tests import tiny
 
@@ -44,7 +44,7 @@ def algorithm(name: str):
 def losses(algo, logps, rollout=ROLLOUT, advantages=SIGNS) -> torch.Tensor:
     """The loss of each of nine tokens of three answers, as 3-rl_vlm.py computes it."""
     logps, rollout, advantages = (torch.as_tensor(values) for values in (logps, rollout, advantages))
-    return algo.loss(algo.ratio(logps - rollout, OWNER), advantages, logps)
+    return algo.loss(algo.ratio(logps - rollout, OWNER), advantages, logps, logps - rollout)
 
 
 # ---------------------------------------------------------------- advantages

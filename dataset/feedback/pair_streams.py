@@ -10,7 +10,9 @@ from dataset.batches import Batches, Stream
 from dataset.chat import Pair
 from dataset.processor import Processor
 from dataset.protocols import Ranks
-from dataset.rollouts import PATIENCE, Sampler, early_stop_reason, share_out
+from dataset.rollouts import share_out
+from dataset.sampler import Sampler
+from model.rl.early_stop import PATIENCE, early_stop_reason
 
 
 class StoredPairs:

@@ -11,7 +11,7 @@ On policy the loss is minus the mean advantage, about 0 whatever is learned: onl
 Legend: Q prompts, G answers per prompt, L learned tokens of a batch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class Algorithm:
         """(L,), (L,) -> (L,): logp - logp_rollout of each token, and the answer it belongs to, as the ratio that is clipped."""
         return log_ratio.exp()
 
-    def loss(self, ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
+    def loss(self, ratio: Tensor, advantages: Tensor, logps: Tensor, log_ratio: Tensor) -> Tensor:
         """-min(ratio A, clip(ratio, 1 - low, 1 + high) A), (L,)."""
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         return -torch.minimum(ratio * advantages, clipped * advantages)
@@ -89,98 +89,3 @@ class GRPO(Algorithm):
     """Dr. GRPO with clip-higher: r - mean of the group, every token counts alike (arXiv 2402.03300, 2503.20783, 2503.14476)."""
 
 
-@ALGORITHMS.register("rloo")
-@dataclass(frozen=True)
-class RLOO(Algorithm):
-    """REINFORCE, the mean of the other answers as the baseline (arXiv 2402.14740), with the clipped surrogate."""
-
-    advantage: str = "rloo"
-
-
-@ALGORITHMS.register("reinforce++")
-@dataclass(frozen=True)
-class ReinforcePP(Algorithm):
-    """REINFORCE++: rewards whitened over the update, without groups (arXiv 2501.03262)."""
-
-    advantage: str = "reinforce++"
-
-
-@ALGORITHMS.register("reinforce++_baseline")
-@dataclass(frozen=True)
-class ReinforcePPBaseline(Algorithm):
-    """REINFORCE++-baseline: r - mean of the group, whitened over the update (arXiv 2501.03262)."""
-
-    advantage: str = "reinforce++_baseline"
-
-
-@ALGORITHMS.register("ppo")
-@dataclass(frozen=True)
-class PPO(Algorithm):
-    """PPO: advantages of every token from a value head (arXiv 1707.06347; critic.py).
-
-    lam   how far generalised advantage estimation looks ahead; 1: to the end of the answer
-    """
-
-    lam: float = 0.95
-    advantage: str = field(default="dr_grpo", init=False)  # not an option here: the critic gives the advantages
-    has_critic = True
-
-    @property
-    def needs_groups(self) -> bool:
-        return False
-
-
-@ALGORITHMS.register("cispo")
-@dataclass(frozen=True)
-class CISPO(Algorithm):
-    """-sg(min(ratio, 1 + high)) A logp: the weight is clipped, and no token loses its gradient (arXiv 2506.13585, eq. 4).
-
-    sg: no gradient through it.
-    """
-
-    clip_low: float = field(default=0.2, init=False)  # not an option here: as published there is no lower bound
-
-    def loss(self, ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
-        return -ratio.detach().clamp(max=1 + self.clip_high) * advantages * logps
-
-
-@ALGORITHMS.register("gspo")
-@dataclass(frozen=True)
-class GSPO(Algorithm):
-    """The clipped surrogate with one ratio for a whole answer: exp(mean over its tokens of the log-ratio) (arXiv 2507.18071).
-
-    Equations 5 to 7. Every token of the answer carries the answer's loss, so with `per_sequence` every answer counts once.
-    This ratio moves less than that of a token: the published clips are 3e-4 and 4e-4.
-    """
-
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
-    advantage: str = "grpo"
-    per_sequence: bool = True
-
-    def ratio(self, log_ratio: Tensor, owner: Tensor) -> Tensor:
-        return mean_by_answer(log_ratio, owner).exp()
-
-
-@ALGORITHMS.register("cpgd")
-@dataclass(frozen=True)
-class CPGD(Algorithm):
-    """-min(log ratio A, clip(log ratio, log(1 - low), log(1 + high)) A) + drift (ratio - 1 - log ratio) (arXiv 2505.12504).
-
-    The logarithm in the ratio's place: its gradient has no factor `ratio`, which can explode where A < 0 and nothing is clipped.
-    drift   weight of the pull back to the policy that sampled, an unbiased estimate of KL(pi_rollout | pi)
-    """
-
-    drift: float = 0.0
-
-    def loss(self, ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
-        log_ratio = ratio.log()
-        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high).log()
-        return -torch.minimum(log_ratio * advantages, clipped * advantages) + self.drift * (ratio - 1 - log_ratio)
-
-
-def mean_by_answer(values: Tensor, owner: Tensor) -> Tensor:
-    """(L,), (L,) -> (L,): each token gets the mean of its answer."""
-    lengths = torch.bincount(owner)
-    sums = values.new_zeros(len(lengths)).index_add(0, owner, values)
-    return (sums / lengths)[owner]
