@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     conversations = mixture(config.data, "sft", config.run.image_folder, config.run.allow_urls)
     batches, steps = training_batches(conversations, processor, config, run)
-    if run.only_looks:
+    if run.preview_only:
         return
     answer = Answerer.greedy(processor, run.generator, generate, model, max_new_tokens=128)
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dataset.early_stop import early_stop_reason
 from dataset.evaluation import Answerer, make_tasks, validate
 from dataset.feedback.labels import Labeler, YesNo, by_model
 from dataset.feedback.own_pairs import OwnModel, check_flags, own_pairs
@@ -41,7 +42,7 @@ from model import checkpoint, cli
 from model.best import BestCheckpoint
 from model.dpo import iterations, reference
 from model.dpo.losses import Pairs
-from model.generate import generate, max_prompt_tokens, next_logits
+from model.generate import generate, next_logits
 from model.losses import score, sum_by_document, token_entropy
 from model.optimizer import clip_gradients, lr_multiplier
 from model.recipe import Train
@@ -49,7 +50,6 @@ from model.reference import policy_fingerprint, reference_model
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
 from model.rl import critic, kl
 from model.rl.clipping import DynamicClipping
-from model.rl.early_stop import early_stop_reason
 from model.runtime import Run, StepMetrics, prepare
 from model.vlm import VLM
 
@@ -145,10 +145,9 @@ def grpo(config: GRPO) -> None:
     policy, optimizer = prepare(model, run, config.train, config.optim, module=actor_critic)
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     sample = run.generator(generate, model, max_new_tokens=config.max_new_tokens, **processor.sampling)
-    resample = None if keep_all else config.resample_rounds
     updates = -(-config.optim.max_steps // config.num_iterations)
-    sampler = make_sampler(config, run, processor, sample, resample, updates, max_prompt_tokens(model, config.max_new_tokens))
-    if run.only_looks:
+    sampler = make_sampler(config, run, processor, sample, updates, None if keep_all else config.resample_rounds)
+    if run.preview_only:
         return
     run.print0("a loss of about 0 is normal: on policy it is minus the mean advantage; only its gradient means something")
     score_sampled = partial(score, temperature=config.temperature, banned=processor.banned)  # of the distribution sampled from
@@ -233,10 +232,10 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
 
     # Where pairs come from: files, the model's own answers, or answers sampled in every step.
     if isinstance(config, OnlineDPO):
-        room, steps = max_prompt_tokens(model, config.max_new_tokens), config.optim.max_steps
-        sampler = make_sampler(config, run, processor, sample, config.resample_rounds, steps, room)
+        steps = config.optim.max_steps
+        sampler = make_sampler(config, run, processor, sample, steps, config.resample_rounds)
         pairs: StoredPairs | SampledPairs = SampledPairs(sampler, config.batch_size, processor)
-    elif config.data or not run.only_looks:
+    elif config.data or not run.preview_only:
         own = OwnModel(fingerprint, Answerer(processor, partial(sample, temperature=config.temperature)).sampled,
                        partial(model_labeler, model, processor, run))
         source = preference_mixture(config.data, config.run) if config.data else own_pairs(config, run, own)
@@ -247,7 +246,7 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
         pairs = StoredPairs(batches, config.accumulate, run)
     else:
         run.print0(f"the pairs will come from {config.scenes} {config.questions or 'scenes'} x {config.group_size} answers")
-    if run.only_looks:
+    if run.preview_only:
         return False
 
     reference_logps: reference.ReferenceLogps = reference.none  # simpo's

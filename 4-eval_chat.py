@@ -1,15 +1,15 @@
-"""Stage 4: talk to a model, let it answer a file, or measure it.
+"""Stage 4: chat with a model, let it answer a file, or measure it.
 
-    python 4-eval_chat.py                                               chat; /image PATH shows a picture, /new starts again
+    python 4-eval_chat.py                                               chat; /image PATH adds a picture, /new starts again
     python 4-eval_chat.py --image cat.png dog.png --prompt "Which picture has a dog?"       one answer
-    python 4-eval_chat.py --data rows.jsonl --save predictions.jsonl    one prediction a row, reasoning and answer apart
-    python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1      the same, and how often each row is solved
+    python 4-eval_chat.py --data rows.jsonl --save predictions.jsonl    one prediction per row, with its reasoning
+    python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1      the same, with the pass rate of each row
     python 4-eval_chat.py --bench world,easy_vqa                        test scores, with the blank and shuffled controls
     python 4-eval_chat.py --bench hallucination --best_of 8 --reference out/sft --temperature 0.7
 
-In:  --model, or of out/grpo, out/dpo, out/sft and out/pretrain the first that is there, whenever it was made.
+In:  --model; by default the first that exists of out/grpo, out/dpo, out/sft and out/pretrain, whatever its age.
 Out: answers; scores.json beside the checkpoint, and out/report.md.
-Best of N: the answer whose log pi(y) / pi_reference(y) a token is highest (dataset/feedback/best_of.py).
+Best of N: the answer with the highest log pi(y) / pi_reference(y) per token (dataset/feedback/best_of.py).
 """
 
 import json
@@ -38,7 +38,7 @@ from dataset.rewards import answer_reward, matches_gold
 from dataset.tasks import Example
 from dataset.tokenizer import load_tokenizer
 from model import checkpoint, cli
-from model.generate import generate, max_prompt_tokens, stream
+from model.generate import generate, stream
 from model.losses import score
 from model.registry import UserError
 from model.runtime import Run
@@ -49,22 +49,22 @@ from model.vlm import VLM
 class Config:
     model: Path | None = None  # a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
     image: tuple[Path, ...] = ()  # pictures for the first message
-    prompt: str = ""  # one message: answer it and stop
+    prompt: str = ""  # one message; the script prints the answer and stops
     data: Path | None = None  # a file of conversations to answer: json, jsonl or parquet
-    image_folder: Path | None = None  # where its pictures are; default: beside the file
-    allow_urls: bool = False  # let its rows fetch pictures from the network
-    save: Path | None = None  # where the predictions go; default: predictions.jsonl beside the checkpoint
-    samples: int = 1  # answers to each row of --data; from several its pass_rate follows, which 3-rl_vlm.py --pass_rates reads
-    bench: str = ""  # tasks to be scored on their test split, with commas between: world,easy_vqa,arithmetic,text
-    examples: int = 0  # pictures' worth of questions a task; 0: its whole test set
-    controls: int = 8  # ask every so-many-th question about a blank and a shuffled picture too; 0: no controls
-    temperature: float = 0.0  # 0: always the likeliest token
-    best_of: int = 1  # sample so many answers and take the one whose log-probability a token rose most above --reference
-    reference: Path | None = None  # with --best_of: the checkpoint that preference learning started from, as out/sft
-    top_p: float = 1.0  # sample among the likeliest tokens that together have this probability
-    max_new_tokens: int = 256  # longest answer, in tokens
-    batch_size: int = 256  # prompts answered together, with --data and --bench
-    feature_cache: Path = Path("out/features")  # features of the benchmarks' pictures, computed once
+    image_folder: Path | None = None  # the folder of its pictures; default: that of the file
+    allow_urls: bool = False  # allow its rows to download pictures
+    save: Path | None = None  # the file for predictions; default: predictions.jsonl beside the checkpoint
+    samples: int = 1  # answers per row of --data; several also give its pass_rate, which 3-rl_vlm.py --pass_rates reads
+    bench: str = ""  # tasks to score on their test split, separated by commas: world,easy_vqa,arithmetic,text
+    examples: int = 0  # pictures' worth of questions per task; 0: the full test set
+    controls: int = 8  # repeat every n-th question with a blank and a shuffled picture; 0: no controls
+    temperature: float = 0.0  # of sampling; 0: always the most likely token
+    best_of: int = 1  # answers to sample; the one whose log-probability per token rose most above --reference is given
+    reference: Path | None = None  # for --best_of: the checkpoint that preference learning started from, such as out/sft
+    top_p: float = 1.0  # sample among the most likely tokens that together have this probability
+    max_new_tokens: int = 256  # the longest answer, in tokens
+    batch_size: int = 256  # prompts answered together, for --data and --bench
+    feature_cache: Path = Path("out/features")  # folder for features of the benchmarks' pictures, computed once
     seed: int = 0  # of sampling
     dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
     device: str = "auto"  # auto | cpu | cuda | mps
@@ -77,11 +77,11 @@ def main(config: Config) -> None:
     model, tokenizer = checkpoint.load(folder, run.device), load_tokenizer(checkpoint.tokenizer_file(folder))
     print(f"model: {folder}", file=sys.stderr)
     processor = Processor.of(model, tokenizer, run, config.feature_cache if config.bench else None)
-    room = max_prompt_tokens(model, config.max_new_tokens)
+    longest_prompt = processor.max_prompt_tokens(config.max_new_tokens)  # tokens
     sampling = dict(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
                     **processor.sampling)
     if not (config.data or config.bench or config.best_of > 1):
-        chat(config, Dialogue(lambda batch: stream(model, run.to_device(batch), **sampling), processor, room))
+        chat(config, Dialogue(lambda batch: stream(model, run.to_device(batch), **sampling), processor, longest_prompt))
         return
     answerer = Answerer(processor, run.generator(generate, model, **sampling), config.batch_size, progress=True)
     answer: Answer = answerer
@@ -91,18 +91,18 @@ def main(config: Config) -> None:
         benchmark(config, folder, answer)
     if config.data:
         rows = load_file(config.data, config.image_folder, config.allow_urls, need_answer=False)
-        Predictions(rows, answer, processor, room, config.samples).write(config.save or folder / "predictions.jsonl",
-                                                                         config.batch_size)
+        predictions = Predictions(rows, answer, processor, longest_prompt, config.samples)
+        predictions.write(config.save or folder / "predictions.jsonl", config.batch_size)
     elif config.prompt and not config.bench:
         print(answer_once(config, answer))
 
 
 def check_flags(config: Config, folder: Path) -> None:
-    """UserError for flags that do not go together, or a reference that does not read and write as the model does."""
+    """UserError for flags that contradict each other, or for a reference with another tokenizer or template than the model."""
     if config.samples != 1 and (config.samples < 1 or not config.data or config.temperature <= 0 or config.best_of > 1):
         raise UserError("--samples answers each row of --data several times: add --data and --temperature 1, leave out --best_of")
     if config.data and not config.data.is_file():
-        raise FileNotFoundError(f"--data takes one file of conversations; {config.data} is none")
+        raise FileNotFoundError(f"--data takes one file of conversations; {config.data} is not a file")
     if config.best_of <= 1:
         if config.reference:
             raise UserError("--reference is for --best_of N: say how many answers to choose from")
@@ -112,46 +112,46 @@ def check_flags(config: Config, folder: Path) -> None:
     if config.temperature <= 0:
         raise UserError("--best_of chooses among different answers, and at temperature 0 they are equal: add --temperature 0.7")
     if not (config.prompt or config.data or config.bench):
-        raise UserError("--best_of answers --prompt, --data or --bench; a chat shows its one answer while it is written")
+        raise UserError("--best_of answers --prompt, --data or --bench; a chat prints its only answer while it is generated")
     checkpoint.require(config.reference)
     if config.reference.resolve() == folder.resolve():
-        raise UserError(f"--reference {config.reference} is the model itself, which raised nothing: name another --model")
-    writes = {"tokenizer": lambda path: checkpoint.tokenizer_file(path).read_bytes(),
-              "template": lambda path: json.loads((path / "config.json").read_text(encoding="utf-8"))["template"]}
-    for name, of in writes.items():
-        if of(config.reference) != of(folder):
+        raise UserError(f"--reference {config.reference} is the model itself, so all its rewards are 0: name another --model")
+    must_equal = {"tokenizer": lambda path: checkpoint.tokenizer_file(path).read_bytes(),
+                  "template": lambda path: json.loads((path / "config.json").read_text(encoding="utf-8"))["template"]}
+    for name, part in must_equal.items():
+        if part(config.reference) != part(folder):
             raise UserError(f"--reference {config.reference} has another {name} than {folder}: their log-probabilities of an "
                             f"answer cannot be compared")
 
 
-# ---------------------------------------------------------------- talking
+# ---------------------------------------------------------------- chat
 
 def chat(config: Config, dialogue: Dialogue) -> None:
     """Answer --prompt, or messages typed until the end of the input."""
     try:
-        shown = [opened(path) for path in config.image]
+        pictures = [opened(path) for path in config.image]
         if config.prompt:
-            say(dialogue, [*shown, config.prompt])
+            say(dialogue, [*pictures, config.prompt])
             return
     except BadRow as bad:
         raise UserError(f"{bad}") from bad
-    print("Type a message. /image PATH shows a picture with the next message, /new starts again, /quit ends.")
+    print("Type a message. /image PATH adds a picture to the next message, /new starts again, /quit ends.")
     while (line := read_line()) is not None and line != "/quit":
         try:
             if line == "/new":
                 dialogue.reset()
-                shown = []
+                pictures = []
             elif line.startswith("/image"):
-                shown.append(opened(line.removeprefix("/image").strip()))
+                pictures.append(opened(line.removeprefix("/image").strip()))
             elif line:
-                say(dialogue, [*shown, line])
-                shown = []
+                say(dialogue, [*pictures, line])
+                pictures = []
         except BadRow as bad:
             print(bad)
 
 
 def opened(path: Path | str) -> Picture:
-    """The picture in a file, which opens: else it would be told with every message that it is shown with. Raises BadRow."""
+    """The picture in a file. BadRow now, if it does not open, and not with every message that contains it."""
     try:
         picture = from_file(path)
         picture.load()
@@ -169,7 +169,7 @@ def read_line() -> str | None:
 
 
 def say(dialogue: Dialogue, parts: list[Picture | str]) -> None:
-    """Print an answer as it grows."""
+    """Print an answer while it is generated."""
     printed = ""
     for text in dialogue.say(parts):
         print(text[len(printed):], end="", flush=True)
@@ -185,10 +185,10 @@ def answer_once(config: Config, answer: Answer) -> str:
         raise UserError(f"{bad}") from bad
 
 
-# ---------------------------------------------------------------- the best of several answers
+# ---------------------------------------------------------------- best of N
 
 def best_of(config: Config, run: Run, model: VLM, answerer: Answerer) -> BestOf:
-    """Samples --best_of answers to each prompt and gives the best."""
+    """A function that samples --best_of answers to each prompt and returns the best."""
     reference = checkpoint.load(config.reference or Path(), run.device)
     processor = Processor.of(reference, answerer.processor.tokenizer, run, config.feature_cache if config.bench else None)
     aligned = AnswerScorer(answerer.processor, run.generator(answer_logps, model), config.batch_size)
@@ -203,24 +203,24 @@ def answer_logps(model: VLM, batch: dict) -> list[list[float]]:
     return [scores.logps[scores.owner == k].tolist() for k in range(len(batch["ids"]))]
 
 
-# ---------------------------------------------------------------- answering a file
+# ---------------------------------------------------------------- predictions for a file
 
 @dataclass
 class Predictions:
-    """Answers to the rows of a file, a line each, in the MM-EUREKA format with `prediction`, and its reasoning and answer apart.
+    """Answers to the rows of a file, one line each, in the MM-EUREKA format with `prediction` and its reasoning and final answer.
 
-    room      tokens that a prompt may have
-    samples   answers to each row; of several all stand there, and `pass_rate`, the share that RL's rule calls right
+    max_prompt_tokens   the longest prompt that leaves space for an answer
+    samples             answers to each row; several are all saved, with `pass_rate`, the share that RL's rule calls right
     """
 
     source: FileSource
     answer: Answer
     processor: Processor
-    room: int
+    max_prompt_tokens: int
     samples: int
 
     def write(self, file: Path, batch_size: int) -> None:
-        """All rows, `batch_size` of them answered together; a bad row's line says why instead of what."""
+        """Write all rows, `batch_size` of them answered together. The line of a bad row holds the error."""
         file.parent.mkdir(parents=True, exist_ok=True)
         answered = 0
         with file.open("w", encoding="utf-8") as out:
@@ -237,7 +237,7 @@ class Predictions:
         for row in rows:
             try:
                 prompt = self.source[row]
-                self.processor.require_room(prompt, self.room)
+                self.processor.require_answerable(prompt, self.max_prompt_tokens)
                 prompts[row] = prompt
             except BadRow as bad:
                 errors[row] = str(bad)
@@ -262,7 +262,7 @@ class Predictions:
 
 
 def solved(prompt: Conversation, answers: list[str]) -> dict:
-    """All answers to a row and the share of them that is right; no share where there is no right answer that can be checked."""
+    """All answers to a row, and the share of right ones where the row has a gold answer that can be checked."""
     reward = answer_reward(matches_gold)
     try:
         right = [reward(Example(prompt, prompt.answer or "", "file"), text).accuracy for text in answers]
@@ -271,28 +271,28 @@ def solved(prompt: Conversation, answers: list[str]) -> dict:
     return {"predictions": answers, "pass_rate": sum(right) / len(right)}
 
 
-# ---------------------------------------------------------------- measuring
+# ---------------------------------------------------------------- benchmarks
 
 def benchmark(config: Config, folder: Path, answer: Answer) -> None:
-    """Score every task on its test split; numbers to scores.json, answers to predictions-TASK.jsonl, both to the report."""
+    """Score every task on its test split: numbers to scores.json, answers to predictions-TASK.jsonl, both to the report."""
     started, scores, page = time.time(), {}, folder.parent / "report.md"
-    folder.mkdir(exist_ok=True)  # of best of N: its scores stand beside those of one answer, not in their place
-    pictures = ""
-    for name, task in make_tasks(config.bench).items():  # a wrong name fails before the scoring
-        began = time.time()
+    folder.mkdir(exist_ok=True)  # best of N has a folder of its own, so its scores do not replace those of one answer
+    gallery = ""
+    for name, task in make_tasks(config.bench).items():  # all tasks are made first: a wrong name fails before any scoring
+        task_started = time.time()
         new, rows = evaluate(name, task, "test", answer, config.examples or task.size, controls=config.controls)
-        new[f"{name}/seconds"] = round(time.time() - began, 1)
+        new[f"{name}/seconds"] = round(time.time() - task_started, 1)
         scores.update(new)
         print(f"\n{table(new)}")
         with (folder / f"predictions-{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        shown = task.examples("test", 40)
-        shown = random.Random(config.seed).sample(shown, min(24, len(shown)))
-        answers = answer([example.prompt for example in shown])
-        drawn = poster(folder / f"{name}.png", page, shown, answers)
-        pictures += f"\n### {name}\n\n{drawn}{sheet(folder / name, page, shown, answers)}\n"
+        examples = task.examples("test", 40)
+        examples = random.Random(config.seed).sample(examples, min(24, len(examples)))
+        answers = answer([example.prompt for example in examples])
+        image = poster(folder / f"{name}.png", page, examples, answers)
+        gallery += f"\n### {name}\n\n{image}{sheet(folder / name, page, examples, answers)}\n"
     add_scores(folder, scores)
-    section(page, f"Test scores of {folder.name}", f"{table(scores)}\n{pictures}")
+    section(page, f"Test scores of {folder.name}", f"{table(scores)}\n{gallery}")
     print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. Next: python web_demo.py")
 
 

@@ -1,15 +1,14 @@
-"""Talk with a trained model about pictures, on a web page of this machine.
+"""Chat with a trained model about pictures, on a web page of this machine.
 
 In:  a checkpoint, by default that of the last stage that was run: out/grpo, else out/dpo, else out/sft, else out/pretrain.
-Out: a page on which every message and every picture of the conversation reaches the model.
+Out: a page where every message and every picture of the conversation reaches the model.
 
     python web_demo.py                              then open http://127.0.0.1:7860
     python web_demo.py --model out/sft --port 8080 --temperature 0
 
-The server remembers no conversation: the page sends all of it with each message. So editing, retrying and undoing a
-message, and several people at once, need no care.
+The server stores no conversation: the page sends all of it with each message. So users can edit, retry and undo messages, and
+several can chat at once, without code for it.
 """
-
 import html
 import itertools
 import os
@@ -34,7 +33,7 @@ from dataset.world import questions
 from dataset.world.scenes import Scene, changed_scene, draw_scene, sample_scene
 from model import checkpoint
 from model.cli import parse
-from model.generate import max_prompt_tokens, stream
+from model.generate import stream
 from model.registry import TEMPLATES, UserError
 from model.vlm import VLM, count_parameters
 
@@ -44,44 +43,44 @@ class Config:
     model: Path | None = None  # folder of a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets in everyone on your network
     port: int = 7860  # port to listen on
-    temperature: float = 0.3  # 0: always the likeliest token; 1: as the model was trained
-    top_p: float = 0.9  # sample among the likeliest tokens that hold this much of the probability
-    max_new_tokens: int = 256  # longest answer, in tokens
+    temperature: float = 0.3  # of sampling; 0: always the most likely token; 1: as the model was trained
+    top_p: float = 0.9  # sample among the most likely tokens that together have this probability
+    max_new_tokens: int = 256  # the longest answer, in tokens
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
-# ---------------------------------------------------------------- the page's messages and ours
+# ---------------------------------------------------------------- messages of the page, messages of the model
 
-NOT_READ = "This message did not reach the model"  # the title of our own notes, which are no words of the model's
+NOT_READ = "This message did not reach the model"  # the title of notes by this program, which are not the model's words
 
 
 def escaped(text: str) -> dict:
-    """A text for the page, which would take <think> or <b> for HTML."""
+    """A text for the page, escaped, because the page would take <think> or <b> for HTML."""
     return {"type": "text", "text": html.escape(text, quote=False)}
 
 
 def part(item: dict) -> str | Picture:
-    """An item of the page's as a text or a picture."""
+    """A text or a picture from an item of the page."""
     return html.unescape(item["text"]) if item["type"] == "text" else from_file(item["file"]["path"])
 
 
 def turns(history: list[dict]) -> list[list[dict]]:
-    """The entries of the page's conversation, those of one speaker together.
+    """The entries of the page's conversation, grouped by speaker.
 
-    Each picture and each text of a message is an entry of its own: gradio's edit button replaces a whole entry.
+    Each picture and each text of a message is an entry of its own, because gradio's edit button replaces a full entry.
     """
     return [list(entries) for _, entries in itertools.groupby(history, key=lambda entry: entry["role"])]
 
 
 def messages(history: list[dict]) -> list[Message]:
     """The conversation on the page, without what did not reach the model."""
-    read: list[list[dict]] = []
+    delivered: list[list[dict]] = []
     for turn in turns(history):
         if (turn[0].get("metadata") or {}).get("title") == NOT_READ:
-            read.pop()  # the message that this note is about
+            delivered.pop()  # the message that the note is about
         else:
-            read.append(turn)
-    return [Message(turn[0]["role"], tuple(part(item) for entry in turn for item in entry["content"])) for turn in read]
+            delivered.append(turn)
+    return [Message(turn[0]["role"], tuple(part(item) for entry in turn for item in entry["content"])) for turn in delivered]
 
 
 def up_to_question(history: list[dict]) -> list[dict]:
@@ -99,9 +98,9 @@ CSS = """
 
 
 def build_demo(new_dialogue: Callable[[list[Message]], Dialogue], examples: list[Any], about: str) -> Any:
-    """The page; `new_dialogue` makes a Dialogue that goes on from these messages."""
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}  # tell and keep nothing
-    import gradio as gr  # takes seconds, and --help should not
+    """The page. `new_dialogue` makes a Dialogue that continues these messages."""
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}  # send and store nothing
+    import gradio as gr  # takes seconds, which --help should not need
 
     def busy():
         return gr.MultimodalTextbox(value=None, interactive=False, submit_btn=False, stop_btn=True)
@@ -109,7 +108,7 @@ def build_demo(new_dialogue: Callable[[list[Message]], Dialogue], examples: list
     def free():
         return gr.MultimodalTextbox(interactive=True, submit_btn=True, stop_btn=False)
 
-    # What starts an answer gives the conversation up to the user's message that is to be answered.
+    # Each function that starts an answer returns the conversation up to the user's message that needs an answer.
 
     def send(message: dict, history: list[dict]):
         content = [{"path": path} for path in message["files"]]
@@ -128,15 +127,15 @@ def build_demo(new_dialogue: Callable[[list[Message]], Dialogue], examples: list
         return history[:place] + [{"role": "user", "content": [escaped(change.value)]}], busy()
 
     def undo(history: list[dict]):
-        asked = turns(up_to_question(history))[-1]
-        content = [item for entry in asked for item in entry["content"]]
+        question = turns(up_to_question(history))[-1]
+        content = [item for entry in question for item in entry["content"]]
         files = [item["file"]["path"] for item in content if item["type"] == "file"]
         text = "".join(html.unescape(item["text"]) for item in content if item["type"] == "text")
-        return up_to_question(history)[: -len(asked)], {"files": files, "text": text}
+        return up_to_question(history)[: -len(question)], {"files": files, "text": text}
 
     def answer(history: list[dict]) -> Iterator[list[dict]]:
         if not history or history[-1]["role"] != "user":
-            return  # an empty message was sent
+            return  # the message was empty
         try:
             *before, question = messages(history)
             dialogue = new_dialogue(before)
@@ -145,7 +144,7 @@ def build_demo(new_dialogue: Callable[[list[Message]], Dialogue], examples: list
             if dialogue.forgotten:
                 gr.Info(f"Too long for the model: the first {dialogue.forgotten} question(s) were forgotten")
         except BadRow as bad:
-            reason = re.sub(r"[^\s'(]*[/\\]", "", bad.reason)  # without the folders of this machine
+            reason = re.sub(r"[^\s'(]*[/\\]", "", bad.reason)  # without the paths of this machine
             yield history + [{"role": "assistant", "content": [escaped(reason)], "metadata": {"title": NOT_READ}}]
 
     with gr.Blocks(title="Pupil", fill_height=True, analytics_enabled=False) as demo:
@@ -173,11 +172,11 @@ def build_demo(new_dialogue: Callable[[list[Message]], Dialogue], examples: list
 
 
 def world_examples(folder: Path) -> list[dict]:
-    """Questions about scenes of the test split, drawn into the folder."""
-    rng, number = random.Random(0), itertools.count()
+    """Questions about scenes of the test split, whose pictures are drawn into the folder."""
+    rng, indices = random.Random(0), itertools.count()
 
     def drawn(scene: Scene) -> str:
-        file = folder / f"scene-{next(number)}.png"
+        file = folder / f"scene-{next(indices)}.png"
         draw_scene(scene).save(file)
         return str(file)
 
@@ -192,20 +191,20 @@ def world_examples(folder: Path) -> list[dict]:
     ]
 
 
-# ---------------------------------------------------------------- the model behind it
+# ---------------------------------------------------------------- the model
 
 
 def dialogues(model: VLM, tokenizer: Tokenizer, device: torch.device, config: Config) -> Callable[[list[Message]], Dialogue]:
-    """What makes a Dialogue with the model that goes on from these messages."""
+    """A function that makes a Dialogue with the model, which continues a list of messages."""
     processor = Processor.of(model, tokenizer, OneRank(device))
-    room = max_prompt_tokens(model, config.max_new_tokens)
+    longest_prompt = processor.max_prompt_tokens(config.max_new_tokens)
 
     def answer(batch: dict) -> Iterator[int]:
         batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
         return stream(model, batch, max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
                       **processor.sampling)
 
-    return lambda messages: Dialogue(answer, processor, room, messages)
+    return lambda messages: Dialogue(answer, processor, longest_prompt, messages)
 
 
 def main(config: Config) -> None:
@@ -219,7 +218,7 @@ def main(config: Config) -> None:
     about = f"`{folder}`, {count_parameters(model) / 1e6:.1f} million parameters, on {device}"
     if TEMPLATES.make(model.config.template).drop_user_text:
         about += ". It was trained on captions alone: it describes pictures and does not read questions"
-    with tempfile.TemporaryDirectory() as temporary:  # uploads go when the server goes
+    with tempfile.TemporaryDirectory() as temporary:  # uploads are deleted when the server stops
         os.environ["GRADIO_TEMP_DIR"] = temporary
         new_dialogue = dialogues(model, load_tokenizer(checkpoint.tokenizer_file(folder)), device, config)
         demo = build_demo(new_dialogue, world_examples(Path(temporary)), about)

@@ -1,1 +1,1 @@
-"""Everything that decides what the model sees and how an answer is judged: text, pictures, conversations, batches, tasks."""
+"""Everything that decides what the model reads and how its answers are scored: text, pictures, conversations, batches, tasks."""

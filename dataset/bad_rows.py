@@ -1,6 +1,6 @@
-"""Rows of data that cannot be used: they are skipped, counted and named, and too many of them stop the run.
+"""Bad rows: data that cannot be used is skipped, counted and named, and too many such rows stop the run.
 
-In:  `BadRow`, raised by whoever reads, renders or looks at a row.  Out: lines on stderr and in OUT/bad_rows.jsonl.
+In:  `BadRow`, raised while a row is read, rendered or opened.  Out: lines on stderr and in OUT/bad_rows.jsonl.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class BadRow(ValueError):
-    """One row of data that cannot be used: why, what to do about it, and where it is ("file:row").
+    """One row of data that cannot be used: the reason, the remedy, and where the row is ("file:row").
 
     The only exception that skips a row. A bug in this code raises something else and stops the run.
     """
@@ -25,25 +25,26 @@ class BadRow(ValueError):
 
 
 class BadRows:
-    """Rows that were skipped: each is printed, and written to `path` unless it is None, once; too many stop the run.
+    """The skipped rows. Each is printed once, and written to `path` unless that is None; too many stop the run.
 
     total     rows of the source
-    max_bad   the share of the rows seen that stops the run; while few are seen, of the first 1,000 (of all, in a smaller source)
+    max_bad   the largest share of bad rows among those seen; before 1,000 are seen, among 1,000 (or among all, if fewer)
+    report    False on ranks that see the same rows as the first one, which reports them
     """
 
-    def __init__(self, path: Path | None, total: int, max_bad: float):
-        self.path, self.total, self.max_bad = path, total, max_bad
+    def __init__(self, path: Path | None, total: int, max_bad: float, report: bool = True):
+        self.path, self.total, self.max_bad, self.report = path, total, max_bad, report
         self.seen = 0
         self.names: set[str] = set()
 
-    def add(self, bad: BadRow, report: bool = True) -> None:
-        """Count a row; `report=False` on ranks where another one names it. RuntimeError when there are too many."""
+    def add(self, bad: BadRow) -> None:
+        """Count a row. RuntimeError when there are too many."""
         if bad.where in self.names:
             return
         self.names.add(bad.where)
-        if report:
+        if self.report:
             print(f"skipped {bad}", file=sys.stderr)
-        if report and self.path:
+        if self.report and self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 line = {"row": bad.where, "reason": bad.reason, "remedy": bad.remedy}

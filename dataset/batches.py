@@ -1,9 +1,9 @@
 """The stream of micro-batches, in an order that can be resumed exactly.
 
-In:  a source of rows, how to render one, how to join several into a batch.  Out: `batch(m)`, micro-batch m of an endless stream.
+In:  a source of rows, a function that renders one, a function that joins several.  Out: `batch(m)`, micro-batch m of the stream.
 
-An epoch is a shuffle of the rows, cut into micro-batches. So micro-batch m of a run is a pure function of (seed, m): the position
-of the data is one number, and rank r of w takes the micro-batches r, r + w, r + 2w, ... of the one stream.
+The stream is endless; an epoch is a shuffle of the rows, cut into micro-batches. So micro-batch m is a pure function of
+(seed, m): the position in the data is one number, and rank r of w takes the micro-batches r, r + w, r + 2w, ...
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from model.registry import UserError
 
 
 def blocks(source: Source) -> np.ndarray:
-    """(len(source),): the block of each row that is read together with it, -1 where every row stands alone."""
+    """(len(source),): the index of the block that each row is read with, -1 for rows that are read alone."""
     return source.blocks() if hasattr(source, "blocks") else np.full(len(source), -1)
 
 
 def epoch_order(block: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A shuffle of the rows, (n,): free rows (block -1) fall anywhere, rows of a block stay near each other.
+    """A shuffle of the rows, (n,): free rows (block -1) go anywhere, rows of a block stay near each other.
 
-    A parquet file can only be read by blocks of rows (row groups), so a full shuffle would read one for every row.
+    A parquet file is read by blocks of rows (row groups), so a full shuffle would read a block for every row.
     """
-    number_of_blocks = block.max(initial=-1) + 1
+    block_count = block.max(initial=-1) + 1
     place = generator.random(len(block))
-    if number_of_blocks:
-        start = generator.random(number_of_blocks)
-        place = np.where(block < 0, place, start[block] + 2 / number_of_blocks * place)
+    if block_count:
+        start = generator.random(block_count)
+        place = np.where(block < 0, place, start[block] + 2 / block_count * place)
     return np.argsort(place, kind="stable")
 
 
 class Batches:
-    """The micro-batches of an endless stream, by number: `batch(m)` depends on the seed and m alone.
+    """The micro-batches of an endless stream, by index: `batch(m)` depends on the seed and m alone.
 
-    render    makes an item of a row: a document, or a pair of them; an item has a length and an `id`
-    join      makes a batch of items
-    `len` is the micro-batches of an epoch, over all ranks.
+    render    row -> item: a document, or a pair of documents; an item has a length and an `id`
+    join      items -> batch
+    `len` is the number of micro-batches in an epoch, over all ranks.
     """
 
     def __init__(self, source: Source, render: Callable[[Any], Any], join: Callable[[list], dict], *, batch_size: int, seed: int,
@@ -55,16 +55,16 @@ class Batches:
         self.source, self.render, self.join, self.bad_rows = source, render, join, bad_rows
         self.batch_size, self.seed = batch_size, seed
         self.block = blocks(source)
-        self.last_order: tuple[int, np.ndarray] | None = None  # the last epoch asked for, and its order
+        self.last_order: tuple[int, np.ndarray] | None = None  # the last epoch that was read, and its order
 
     def __len__(self) -> int:
         return math.ceil(len(self.source) / self.batch_size)
 
-    def batch(self, number: int) -> dict:
-        """Micro-batch `number` of the stream; one whose every row is bad gives way to its neighbour, those before it first."""
-        epoch, rest = divmod(number, len(self))
-        for place in (rest, *reversed(range(rest)), *range(rest + 1, len(self))):
-            items = self.items(epoch, place)
+    def batch(self, index: int) -> dict:
+        """Micro-batch `index` of the stream. Where all its rows are bad: the nearest earlier one of the epoch, or a later one."""
+        epoch, place = divmod(index, len(self))
+        for k in (place, *reversed(range(place)), *range(place + 1, len(self))):
+            items = self.items(epoch, k)
             while items:
                 try:
                     return self.join(items)
@@ -74,9 +74,9 @@ class Batches:
         raise RuntimeError(f"no good row among {len(self.source)}; see {self.bad_rows.path}")
 
     def items(self, epoch: int, place: int) -> list:
-        """The rendered rows of a micro-batch, less the bad ones, which are named."""
+        """The rendered rows of a micro-batch, without the bad ones, which are reported."""
         rows = self.order(epoch)[place * self.batch_size:][:self.batch_size]
-        rows = rows[np.argsort(self.block[rows], kind="stable")]  # so that a block is read once
+        rows = rows[np.argsort(self.block[rows], kind="stable")]  # reads each block once
         self.bad_rows.seen += len(rows)
         items = []
         for row in rows:
@@ -87,17 +87,17 @@ class Batches:
         return sorted(items, key=len)
 
     def order(self, epoch: int) -> np.ndarray:
-        """(rows,): the shuffle of an epoch."""
+        """(rows,): the order of an epoch."""
         if self.last_order is None or self.last_order[0] != epoch:
             self.last_order = epoch, epoch_order(self.block, np.random.default_rng((self.seed, epoch)))
         return self.last_order[1]
 
     def stream(self, position: int, ranks: Ranks) -> Stream:
-        """The micro-batches of this rank from a stored position on."""
+        """The micro-batches of this rank, from a stored position."""
         return Stream(self, position, ranks.rank, ranks.world_size)
 
     def pictures(self, micro_batches: int) -> Iterator[Picture]:
-        """Every picture that the first `micro_batches` of the stream will show; a bad row is left for the stream to name."""
+        """Every picture in the first `micro_batches` of the stream. Bad rows are skipped here; the stream reports them."""
         rows = self.order(0) if micro_batches >= len(self) else self.order(0)[:micro_batches * self.batch_size]
         for row in rows:
             try:
@@ -107,14 +107,14 @@ class Batches:
 
 
 class Stream:
-    """This rank's micro-batches, for ever, from a stored position on; the next one is made while the model computes.
+    """This rank's endless micro-batches, from a stored position. A thread makes the next one while the model computes.
 
-    position   micro-batches that all ranks together have consumed: the same number on every rank, saved for --resume
+    position   micro-batches that all ranks together have consumed: equal on every rank, saved for --resume
     """
 
     def __init__(self, batches: Batches, position: int, rank: int, world_size: int):
         self.batches, self.position, self.rank, self.world_size = batches, position, rank, world_size
-        # One thread a core in all: a second OpenMP team would slow the first by a third.
+        # One OpenMP thread: every core has one already, and a second team of threads would slow the first.
         self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
         self.waiting = self.worker.submit(batches.batch, position + rank)
 

@@ -1,8 +1,8 @@
-"""Conversations, and the templates that say how one is written as tokens.
+"""Conversations, and the templates that write them as tokens.
 
-`Conversation`   messages of text and pictures: what people write; `Preference`: one with two answers
-`Document`       token ids, and for each whether it is learned: what the model reads; `Pair`: two of them. dataset/processor.py
-                 makes documents of conversations
+`Conversation`   messages of text and pictures, as people write them; `Preference`: a prompt with two answers
+`Document`       token ids, and for each whether it is learned: what the model reads; `Pair`: two documents.
+                 dataset/processor.py makes documents from conversations
 `Template`       the strings around each turn, as data. Other models' templates are in dataset/formats/templates.py
 """
 
@@ -18,12 +18,12 @@ ROLES = ("system", "user", "assistant")
 
 
 class Prefill(str):
-    """A part of an assistant's turn that was given to it: the model reads it and does not learn to write it."""
+    """A part of an assistant's turn that the model reads and does not learn to write: prefill."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: a role (system, user or assistant) and its parts, texts (some `Prefill`) and pictures in reading order."""
+    """One turn: a role (system, user or assistant) and its parts, texts (some are `Prefill`) and pictures in reading order."""
 
     role: str
     parts: tuple[str | Picture, ...]
@@ -35,7 +35,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order; `id` says where they came from ("file:row"), `answer` is a gold answer for a reward, if any."""
+    """Messages in order. `id` says where they come from ("file:row"); `answer` is the gold answer for a reward, if any."""
 
     id: str
     messages: tuple[Message, ...]
@@ -48,7 +48,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Document:
-    """A rendered conversation: `learn[t]` says whether token t is learned; `pictures`: all tiles in the order of their tokens."""
+    """A rendered conversation. `learn[t]`: token t is learned; `pictures`: all tiles, in the order of their placeholders."""
 
     id: str
     input_ids: list[int]
@@ -86,7 +86,7 @@ class Pair:
 
     @property
     def key(self) -> str:
-        """What the model sees of the pair, as a hash: equal keys, equal log-probabilities."""
+        """A hash of everything that the model reads of the pair: equal keys have equal log-probabilities."""
         seen = (self.chosen.input_ids, self.rejected.input_ids, [picture.key for picture in self.chosen.pictures])
         return hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
 
@@ -96,14 +96,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around each turn, as data.
+    """The strings around each turn.
 
-    control          the pieces that are single control tokens wherever they occur in the other strings
-    user, ...        (before, after): what stands around the content of a turn
-    stop             ends an assistant's turn, and is learned: a model that never learns to stop never stops
+    control          control tokens: where one stands in the strings below, it is a single id
+    user, ...        (before, after): the strings around the content of a turn
+    stop             ends an assistant's turn. It is learned: a model that never learns to stop never stops
     begin            begins a document
-    picture          stands before each picture; {n} is its number in the conversation
-    drop_user_text   a caption template: the user's words are dropped, the pictures stay
+    picture          stands before each picture; {n} is its index in the conversation, from 1
+    drop_user_text   for captions: the user's words are dropped, the pictures stay
     """
 
     control: tuple[str, ...]
@@ -122,7 +122,7 @@ def pupil() -> Template:
     return Template(
         control=("<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"),
         begin="<s>",
-        picture="{n}",  # one token; without it pictures look alike, and "the second" points nowhere
+        picture="{n}",  # one token; without it a model cannot tell which picture "the second" is
         system=("<|system|>", ""),
         user=("<|user|>", ""),
         assistant=("<|assistant|>", ""),
@@ -132,7 +132,7 @@ def pupil() -> Template:
 
 @TEMPLATES.register("pretrain")
 def pretrain() -> Template:
-    """<s>PICTURES CAPTION<|end|>: no roles, no question; also plain text."""
+    """<s>PICTURES CAPTION<|end|>: without roles and questions; also for plain text."""
     return Template(
         control=("<s>", "<|end|>"),
         begin="<s>",

@@ -1,9 +1,13 @@
 """Documents to batches: all tokens on one axis for training, padded rows for generation.
 
-In:  documents, and what turns their pictures into tensors.
+In:  documents, and an image processor that turns their pictures into tensors.
 Out: batches, dicts of `input_ids, labels, position_ids, document_ids (B, T)`, `pixels (N, 3, S, S)` or `features (N, P, D)`, and
      `ids`, the documents' names.
 Legend: B sequences, T tokens, N images, P patch tokens per image, D channels of the encoder, S side of a picture in pixels.
+
+Why one axis: documents differ in length, and padding them to the longest would spend compute on tokens that teach nothing.
+End to end, every token counts. `document_ids` keep attention inside a document, and positions restart at each, so each document
+gets the same logits as alone.
 """
 
 from __future__ import annotations
@@ -23,10 +27,10 @@ Images = Callable[[Sequence[Picture]], Tensor]  # pictures -> pixels (N, 3, S, S
 
 
 def collate(documents: Sequence[Document], images: Images) -> dict:
-    """Documents end to end on one axis, B = 1, no padding; raises BadRow that names the document of a broken picture.
+    """Documents end to end on one axis: B = 1, no padding. BadRow names the document whose picture does not open.
 
     input_ids      a1 a2 a3 b1 b2
-    labels          .  . a3  . b2     . is -100; a label stands where its token stands
+    labels          .  . a3  . b2     . is -100. A label stands at its own token; model/losses.py shifts by one
     position_ids    0  1  2  0  1
     document_ids    0  0  0  1  1
     """
@@ -34,9 +38,9 @@ def collate(documents: Sequence[Document], images: Images) -> dict:
 
 
 def token_tensors(documents: Sequence[Document]) -> dict[str, Tensor]:
-    """The tokens of `collate`, each tensor (1, T)."""
+    """The tokens of `collate` as tensors, each (1, T)."""
     lengths = [len(document) for document in documents]
-    input_ids = torch.tensor([number for document in documents for number in document.input_ids])
+    input_ids = torch.tensor([token for document in documents for token in document.input_ids])
     learn = torch.tensor([flag for document in documents for flag in document.learn])
     batch = {
         "input_ids": input_ids,
@@ -48,7 +52,7 @@ def token_tensors(documents: Sequence[Document]) -> dict[str, Tensor]:
 
 
 def pad(documents: Sequence[Document], images: Images, pad_id: int) -> dict:
-    """The same documents one a row, padded on the right to the longest: for generation."""
+    """The same tensors with one document per row, padded on the right to the longest, for generation."""
     shape = (len(documents), max(len(document) for document in documents))
     batch = {
         "input_ids": torch.full(shape, pad_id),
@@ -64,20 +68,15 @@ def pad(documents: Sequence[Document], images: Images, pad_id: int) -> dict:
 
 
 def image_tensors(documents: Sequence[Document], images: Images) -> dict[str, Tensor]:
-    """{"pixels": (N, 3, S, S)} or {"features": (N, P, D)} of all pictures in reading order; {} without any."""
-    found = []
+    """{"pixels": (N, 3, S, S)} or {"features": (N, P, D)} of all pictures in reading order; {} without pictures."""
+    tensors = []
     for document in documents:
         if document.pictures:
             try:
-                found.append(images(document.pictures))
+                tensors.append(images(document.pictures))
             except BadRow as bad:
                 bad.where = document.id
                 raise
-    if not found:
+    if not tensors:
         return {}
-    return {"pixels" if found[0].ndim == 4 else "features": torch.cat(found)}
-
-
-# ---------------------------------------------------------------- the stream of micro-batches
-
-
+    return {"pixels" if tensors[0].ndim == 4 else "features": torch.cat(tensors)}

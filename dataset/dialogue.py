@@ -1,6 +1,6 @@
-"""A conversation with a model that goes on: each answer is given in view of all that was said and shown before it.
+"""A conversation with a model over many turns. Each answer depends on all earlier messages and pictures.
 
-In:  a message, texts and pictures.  Out: the answer while it is written, as text that grows.
+In:  a message: texts and pictures.  Out: the answer while it is generated, as text that grows.
 
     dialogue = Dialogue(stream, processor, max_prompt_tokens=1920)
     for text in dialogue.say([picture, "What is this?"]):
@@ -20,12 +20,12 @@ from dataset.processor import Processor
 
 
 class Dialogue:
-    """A conversation as it goes on.
+    """A conversation that is still open.
 
     stream              batch -> the tokens of an answer, one by one: model.generate.stream with its options
-    max_prompt_tokens   the model's context less the longest answer
-    messages            everything that was said; a first message may be the system's
-    forgotten           how many of the oldest exchanges the last answer was given without, because they no longer fit
+    max_prompt_tokens   the model's context minus the longest answer
+    messages            all messages so far; the first may be the system's
+    forgotten           how many of the oldest exchanges were left out of the last prompt, because they no longer fit
     """
 
     def __init__(self, stream: Callable[[dict], Iterator[int]], processor: Processor, max_prompt_tokens: int,
@@ -34,14 +34,14 @@ class Dialogue:
         self.messages, self.forgotten = list(messages), 0
 
     def reset(self) -> None:
-        """Begin again; what the system said stays."""
+        """Start a new conversation; the system's message stays."""
         self.messages, self.forgotten = [message for message in self.messages if message.role == "system"], 0
 
     def say(self, parts: Sequence[str | Picture]) -> Iterator[str]:
-        """The answer to a message, again and again as it grows; at least once.
+        """The answer to a message, yielded as it grows, at least once.
 
-        What was said stays said, however it ends: closing the iterator stops the model and keeps the answer so far.
-        Raises BadRow, and changes nothing, when a picture cannot be opened or the message alone is too long.
+        Message and answer join the conversation however the stream ends; closing the iterator keeps the answer so far.
+        Raises BadRow, and changes nothing, when a picture does not open or the message alone is too long.
         """
         question = Message("user", tuple(parts))
         document, self.forgotten = self.prompt([*self.messages, question])
@@ -51,21 +51,21 @@ class Dialogue:
         try:
             for token in self.stream(batch):
                 tokens.append(token)
-                longer = whole_characters(self.processor.tokenizer.decode(tokens))
+                longer = complete_characters(self.processor.tokenizer.decode(tokens))
                 if longer != text:
                     text = longer
                     yield text
             if not text:
-                yield text  # the model ended at once, and whoever waits should know
+                yield text  # the model stopped at once, and the caller expects a first text
         finally:
             self.messages += [question, Message("assistant", (text,))]
 
     def prompt(self, messages: list[Message]) -> tuple[Document, int]:
-        """As much of the conversation as fits, and how many exchanges were left out: whole ones, the oldest first."""
+        """(prompt, exchanges left out): as much of the conversation as fits. The oldest exchanges are left out as a whole."""
         system, exchanges = split(messages)
         for forgotten in range(len(exchanges)):
-            kept = [*system, *(message for exchange in exchanges[forgotten:] for message in exchange)]
-            document = self.processor.prompt(Conversation("this message", tuple(kept)))
+            recent = [*system, *(message for exchange in exchanges[forgotten:] for message in exchange)]
+            document = self.processor.prompt(Conversation("this message", tuple(recent)))
             if len(document) <= self.max_prompt_tokens:
                 return document, forgotten
         raise BadRow(
@@ -76,7 +76,7 @@ class Dialogue:
 
 
 def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """What the system said, and the exchanges: a message of the user's with what was answered to it."""
+    """(system messages, exchanges). An exchange is a user's message with the answers to it."""
     system: list[Message] = []
     exchanges: list[list[Message]] = []
     for message in messages:
@@ -89,6 +89,6 @@ def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
     return system, exchanges
 
 
-def whole_characters(text: str) -> str:
-    """The text without a last character of which only some bytes have come: a rare one takes up to four tokens."""
+def complete_characters(text: str) -> str:
+    """The text without a last character that is still incomplete: a rare one takes up to four tokens, a byte each."""
     return text.rstrip("\N{REPLACEMENT CHARACTER}")

@@ -1,9 +1,9 @@
-"""Asking a model, and scoring its answers, with two controls that a model which does not look cannot pass.
+"""Evaluation: a model's answers to questions are scored, with two controls that test whether it uses the pictures.
 
 In:  a task, a split, and an `Answerer`: conversations -> answers.  Out: scores (a flat dict) and one row per question.
 
-`blank` shows an empty picture in place of the real one, `shuffled` that of another question: both should fall to the level
-of guessing. A benchmark that a model passes with either of them measures language, not sight.
+`blank` replaces each picture by an empty one, `shuffled` by that of another question: both should fall to the level of
+guessing. A benchmark that a model passes with either of them measures language, not sight.
 """
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from model.registry import TASKS, UserError, specs
 BLANK = Picture("blank", lambda: Image.new("RGB", (96, 96), (240, 240, 240)))
 
 
-Answer = Callable[[Sequence[Conversation]], list[str]]  # conversations -> the model's answers, in their order
+Answer = Callable[[Sequence[Conversation]], list[str]]  # conversations -> one answer each, in their order
 
 
 @dataclasses.dataclass(frozen=True)
 class Answerer:
-    """Conversations -> the model's answer to each, in their order; prompts of about equal length share a batch.
+    """Conversations -> the model's answer to each, in their order. A batch has prompts of similar length.
 
     generate   a padded batch of prompts -> objects with `.tokens` and `.stopped` (model.generate.generate with its options). An
-               answer that did not stop by itself is `Truncated`
+               answer that reached the token limit is `Truncated`
     """
 
     processor: Processor
@@ -42,7 +42,7 @@ class Answerer:
     @classmethod
     def greedy(cls, processor: Processor, generator: Callable[..., Callable], generate: Callable, model: Any,
                max_new_tokens: int) -> Answerer:
-        """The likeliest answers, for checks during training. `generator`: of the run (model/runtime.py)."""
+        """Greedy answers, for checks during training. `generator` is `Run.generator` (model/runtime.py)."""
         return cls(processor.on_one_rank(), generator(generate, model, max_new_tokens=max_new_tokens, temperature=0.0,
                                                       **processor.sampling))
 
@@ -56,7 +56,7 @@ class Answerer:
         return (str if answer.stopped else Truncated)(self.processor.tokenizer.decode(answer.tokens))
 
     def sampled(self, conversations: Sequence[Conversation], group_size: int) -> list[list[str]]:
-        """So many answers to each conversation, sampled alike."""
+        """`group_size` answers to each conversation, all sampled with the same options."""
         answers = self([conversation for conversation in conversations for _ in range(group_size)])
         return [answers[k:k + group_size] for k in range(0, len(answers), group_size)]
 
@@ -65,7 +65,7 @@ class Answerer:
 
 
 def with_pictures(conversation: Conversation, replace: Callable[[int], Picture]) -> Conversation:
-    """The same conversation with picture number k replaced by `replace(k)`."""
+    """The same conversation with its k-th picture, counted from 0, replaced by `replace(k)`."""
     count, messages = 0, []
     for message in conversation.messages:
         parts: list[str | Picture] = []
@@ -83,9 +83,9 @@ def blank(examples: Sequence[Example]) -> list[Example]:
 
 
 def shuffled(examples: Sequence[Example]) -> list[Example]:
-    """The same questions, each about the pictures of the question half the set away, or the next that has as many and all others.
+    """The same questions, each with the pictures of another question, which is searched from half the set away.
 
-    A question to which there is no such other is left out: with its own picture it would not be a control.
+    The other question has as many pictures and none in common. A question without a match is left out: it is not a control.
     """
     result = []
     for k, example in enumerate(examples):
@@ -105,13 +105,13 @@ def make_tasks(bench: str) -> dict[str, Task]:
     """The tasks of `--bench`, by name. UserError for an unknown name, or for two variants of one task."""
     tasks = {spec.partition(":")[0]: TASKS.make(spec) for spec in specs(bench)}
     if len(tasks) < len(specs(bench)):
-        raise UserError(f"--bench {bench}: one variant of a task at a time, for its files bear its name")
+        raise UserError(f"--bench {bench}: one variant of a task at a time, because its files have the task's name")
     return tasks
 
 
 def scores_and_rows(name: str, task: Task, examples: Sequence[Example],
                     answers: Sequence[str]) -> tuple[dict[str, float], list[dict]]:
-    """The metrics of answers as "name/metric": value, and a row for every question."""
+    """(scores, rows): the metrics of the answers as "name/metric": value, and one row per question."""
     scores, metrics = task.measure(examples, answers)
     rows = [{"id": example.prompt.id, "kind": example.kind, "question": example.prompt.messages[-1].text, "truth": example.answer,
              "answer": answer, "truncated": isinstance(answer, Truncated), "score": score}
@@ -121,9 +121,9 @@ def scores_and_rows(name: str, task: Task, examples: Sequence[Example],
 
 def evaluate(name: str, task: Task, split: str, answer: Answer, n: int, *, controls: int = 0,
              kinds: Sequence[str] = ()) -> tuple[dict[str, float], list[dict]]:
-    """Scores of a task ("name/metric": value) on n pictures' worth of questions of a split, and a row for every question.
+    """(scores, rows) of a task on n pictures' worth of questions of a split.
 
-    controls   ask every so-many-th question again about a blank and a shuffled picture; 0: none
+    controls   repeat every `controls`-th question with a blank and with a shuffled picture; 0: none
     kinds      only these kinds of questions; (): all
     """
     examples = [example for example in task.examples(split, n) if not kinds or example.kind in kinds]
@@ -134,10 +134,10 @@ def evaluate(name: str, task: Task, split: str, answer: Answer, n: int, *, contr
     if controls:
         if (guessing := task.guess(examples)) is not None:
             result[f"{name}/guessing"] = guessing
-        some = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls]
+        subset = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls]
         for control, change in (("blank", blank), ("shuffled", shuffled)):
-            changed = change(some)
-            if not changed:  # a task in words alone has no picture to hide
+            changed = change(subset)
+            if not changed:  # a task in words alone has no picture to replace
                 continue
             answers = answer([example.prompt for example in changed])
             right = [score for score in task.measure(changed, answers)[0] if score is not None]
@@ -148,7 +148,7 @@ def evaluate(name: str, task: Task, split: str, answer: Answer, n: int, *, contr
 
 def validate(tasks: dict[str, Task], answer: Answer, n: int, run: Run, step: int, *,
              kinds: Sequence[str] = ()) -> dict[str, float]:
-    """Scores on the validation split, logged at this step; {} on all ranks but the first, which asks alone."""
+    """Scores on the validation split, logged at this step; {} on every rank but the first, which answers alone."""
     run.gather()
     scores: dict[str, float] = {}
     if run.is_main:

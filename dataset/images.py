@@ -1,7 +1,7 @@
 """Pictures: from a file, bytes or memory to the tensor that an encoder takes.
 
-In:  a path, bytes or a PIL image of any kind.  Out: a `Picture`, opened only when it is needed, and `pixels(picture, ...)`, a
-     normalised (3, S, S) tensor. Whatever cannot be used raises `BadRow`, and only that.
+In:  a path, bytes or a PIL image of any mode.  Out: a `Picture`, which is opened when it is needed, and `pixels(picture, ...)`,
+     a normalised tensor (3, S, S). A picture that cannot be used raises `BadRow`, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from model.registry import UserError
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is opened when needed; `key` names its content for ever, `load()` returns it as RGB.
+    """An image that is opened when it is needed. `key` identifies its content; `load()` returns it as RGB.
 
-    measure   () -> (width, height) of what `load` returns, where that can be known for less
-    held      bytes that it keeps in memory: those of its file, where it came inside a row
+    measure        () -> (width, height) of what `load` returns, where that is cheaper than loading
+    memory_bytes   bytes that this object keeps in memory: an image, or the file that came inside a row
     """
 
     key: str
     load: Callable[[], Image.Image] = field(compare=False, repr=False)
     measure: Callable[[], tuple[int, int]] | None = field(default=None, compare=False, repr=False)
-    held: int = field(default=0, compare=False, repr=False)
+    memory_bytes: int = field(default=0, compare=False, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height); BadRow where it does not open."""
+        """(width, height) in pixels; BadRow where the picture does not open."""
         return self.measure() if self.measure else self.load().size
 
 
 def from_file(path: str | Path) -> Picture:
-    """A picture in a file; its key holds size and time, so that an edited file is a new picture to a cache."""
+    """A picture in a file. Its key holds size and time of the file, so a cache treats an edited file as a new picture."""
     path = Path(path)
     if not path.is_file():
         raise BadRow(f"image file missing: {path}", "check --image_folder, or remove the row")
-    facts = path.stat()
-    return Picture(f"{path}:{facts.st_size}:{facts.st_mtime_ns}", lambda: open_rgb(path), lambda: upright_size(path))
+    stat = path.stat()
+    return Picture(f"{path}:{stat.st_size}:{stat.st_mtime_ns}", lambda: open_rgb(path), lambda: upright_size(path))
 
 
 def from_bytes(data: bytes) -> Picture:
@@ -62,11 +62,11 @@ def from_image(image: Image.Image) -> Picture:
 
 
 def pixels(picture: Picture, size: int, mean: tuple, std: tuple, fit: str = "square") -> torch.Tensor:
-    """A picture as the encoder wants it: (3, S, S), normalised by the encoder's own mean and std.
+    """A picture as the encoder takes it: (3, S, S), normalised by the encoder's own mean and std.
 
-    fit   square  the middle square, as CLIP was trained (and exactly torchvision's Resize and CenterCrop)
-          pad     all of it, with bands in the mean colour, which are 0 after normalisation
-          stretch  all of it, each side for itself
+    fit   square   the middle square, as CLIP was trained (exactly torchvision's Resize and CenterCrop)
+          pad      the full picture, with bands in the mean colour, which are 0 after normalisation
+          stretch  the full picture, each side scaled separately
     """
     image = resized(picture.load(), size, mean, fit)
     array = torch.from_numpy(np.array(image, np.float32) / 255).permute(2, 0, 1)  # (3, S, S), 0..1
@@ -74,7 +74,7 @@ def pixels(picture: Picture, size: int, mean: tuple, std: tuple, fit: str = "squ
 
 
 def resized(image: Image.Image, size: int, mean: tuple, fit: str) -> Image.Image:
-    """An RGB image as a square of `size` pixels."""
+    """An RGB image as a square with sides of `size` pixels."""
     width, height = image.size
     if fit == "stretch":
         return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -86,9 +86,9 @@ def resized(image: Image.Image, size: int, mean: tuple, fit: str) -> Image.Image
 
 
 def middle_square(width: int, height: int, size: int) -> tuple[float, float, float, float]:
-    """The box of the source that `shorter side to size, then crop the middle` keeps.
+    """(left, top, right, bottom) of the part that stays when the shorter side becomes `size` and the middle is cropped.
 
-    Resizing just that box gives the same pixels, and a strip of 1 x 60,000 never becomes 224 x 13,440,000.
+    Resizing only this box gives the same pixels, and a strip of 1 x 60,000 never becomes 224 x 13,440,000.
     """
     short = min(width, height)
     box = []
@@ -101,7 +101,7 @@ def middle_square(width: int, height: int, size: int) -> tuple[float, float, flo
 
 
 def padded(image: Image.Image, canvas: tuple[int, int], mean: tuple) -> Image.Image:
-    """All of an RGB image in the middle of a canvas (width, height), as large as it fits, on the mean colour."""
+    """A full RGB image in the middle of a canvas (width, height) in the mean colour, scaled to the largest size that fits."""
     scale = min(canvas[0] / image.width, canvas[1] / image.height)
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     result = Image.new("RGB", canvas, tuple(round(255 * channel) for channel in mean))
@@ -114,4 +114,3 @@ def png(picture: Picture) -> bytes:
     file = io.BytesIO()
     picture.load().save(file, "PNG")
     return file.getvalue()
-

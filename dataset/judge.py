@@ -1,13 +1,13 @@
-"""A judge: any model behind the OpenAI chat API, at any address, that says how good an answer is.
+"""A judge: any model behind the OpenAI chat API, at any address, that rates answers.
 
-In:  lists of chat messages.  Out: what the judge says to each, or why it said nothing (`Failure`).
+In:  lists of chat messages.  Out: the judge's reply to each, or the reason why it failed (`Failure`).
 
     judge = Judge("gpt-4o")                                             the key is in OPENAI_API_KEY
     judge = Judge("qwen3", url="http://localhost:8000/v1")              a local server (vLLM, llama.cpp, Ollama) needs no key
     replies = judge.ask([[message("Is the sky green?")], [message("What is this?", [picture])]])
 
-What was answered is kept in a file, so that a run that was broken off goes on where it was; failures are asked again.
-A failure is a value of its own: it is counted apart and never becomes a score.
+Replies are stored in a file, so an interrupted run continues where it stopped; failed requests are sent again.
+A failure is a value of its own: it is counted separately and never becomes a score.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ CACHE = Path("out/judge.jsonl")
 
 
 class NoJudge(UserError):
-    """Nobody to ask: neither an address nor a key."""
+    """There is no judge: neither an address nor a key is given."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that could not be done, and why. It is counted apart: no answer is right because nobody could tell."""
+    """A result that is missing, and why. It is counted separately, so a failed judgement never makes an answer right."""
 
     reason: str
 
 
 def data_url(picture: Picture) -> str:
-    """A picture as `data:image/png;base64,...`, which every server takes and no one has to host."""
+    """A picture as `data:image/png;base64,...`, which every server accepts and nobody has to host."""
     return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
 
@@ -51,22 +51,22 @@ def message(text: str, pictures: Sequence[Picture] = (), role: str = "user") -> 
     """A chat message in OpenAI's form, its pictures before its text."""
     if not pictures:
         return {"role": role, "content": text}
-    shown = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
-    return {"role": role, "content": [*shown, {"type": "text", "text": text}]}
+    images = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
+    return {"role": role, "content": [*images, {"type": "text", "text": text}]}
 
 
 class Judge:
-    """Asks one model, with temperature 0.
+    """Sends requests to one model, at temperature 0.
 
-    model     its name at the server
-    url       the server's address up to and with /v1; "": OpenAI's own
-    key       the environment variable that holds the key; a local server may do without
-    cache     a jsonl file of what was answered, by model and messages; None: nothing is kept
-    workers   requests at a time
+    model     its name on the server
+    url       the server's address up to and including /v1; "": OpenAI's own
+    key       the environment variable that holds the key; a local server may need none
+    cache     a jsonl file of replies, by model and messages; None: replies are not stored
+    workers   requests sent at the same time
     timeout   seconds to wait for one reply
-    retries   how often a request is sent again after a time-out, a lost connection, status 408, 409, 429 or 5xx
+    retries   how often a request is repeated after a time-out, a lost connection, or status 408, 409, 429 or 5xx
 
-    Raises, when it is made, NoJudge where there is neither a url nor a key, ValueError without a model or the library.
+    The constructor raises NoJudge without url and key, UserError without a model name or the library.
     """
 
     def __init__(self, model: str, url: str = "", key: str = "OPENAI_API_KEY", cache: Path | None = CACHE, workers: int = 8,
@@ -75,24 +75,24 @@ class Judge:
             raise NoJudge(f"no judge: give judge=URL (any server with the OpenAI chat API, such as http://localhost:8000/v1), "
                           f"or put OpenAI's key into the environment variable {key}")  # fmt: skip
         if not model:
-            raise UserError("a judge has a name at its server: give model=NAME")
-        if importlib.util.find_spec("openai") is None:  # said now, and not after an hour of answers
-            raise UserError("a judge is asked through the library openai: pip install openai")
+            raise UserError("a judge needs its name on the server: give model=NAME")
+        if importlib.util.find_spec("openai") is None:  # checked now, and not after an hour of answers
+            raise UserError("a judge needs the library openai: pip install openai")
         self.model, self.url, self.key, self.max_tokens = model, url, key, max_tokens
         self.workers, self.timeout, self.retries = workers, timeout, retries
         self.cache, self.lock = cache, threading.Lock()
         self.known = read_cache(cache) if cache else {}
 
     def fingerprint(self, messages: list[dict]) -> str:
-        """What a reply is kept under: the same for the same question to the same model, wherever that runs."""
-        asked = json.dumps([self.model, self.max_tokens, messages], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(asked.encode()).hexdigest()
+        """A hash of model and messages: the key that a reply is stored under, wherever the model runs."""
+        request = json.dumps([self.model, self.max_tokens, messages], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(request.encode()).hexdigest()
 
     def ask(self, questions: Sequence[list[dict]]) -> list[str | Failure]:
-        """The reply to each list of messages, in their order; equal ones are asked once."""
+        """The reply to each list of messages, in their order. Equal requests are sent once."""
         import openai
 
-        # A server that wants no key is sent a word in its place: the client insists on one.
+        # A server that needs no key gets a placeholder: the client library insists on one.
         client = openai.OpenAI(base_url=self.url or None, api_key=os.environ.get(self.key) or "none", timeout=self.timeout,
                                max_retries=self.retries)  # fmt: skip
         keys = [self.fingerprint(messages) for messages in questions]
@@ -104,36 +104,36 @@ class Judge:
         return [self.known[key] if key in self.known else failed[key] for key in keys]
 
     def reply(self, client, key: str, messages: list[dict]) -> str | Failure:
-        """One reply, kept under its key. It is read from the bare response, which may be a proxy's page of HTML."""
+        """One reply, stored under its key. It is read from the raw response, which may be the HTML page of a proxy."""
         import openai
 
         try:
             response = client.chat.completions.with_raw_response.create(
                 model=self.model, messages=messages, temperature=0.0, max_tokens=self.max_tokens
             )
-            said = json.loads(response.text)["choices"][0]["message"]["content"]
+            text = json.loads(response.text)["choices"][0]["message"]["content"]
         except openai.OpenAIError as error:
             return Failure(f"{type(error).__name__}: {error}")
         except (json.JSONDecodeError, LookupError, TypeError) as error:
-            return Failure(f"the server's reply is no chat completion ({type(error).__name__}: {error})")
-        if not isinstance(said, str) or not said.strip():
+            return Failure(f"the server's reply is not a chat completion ({type(error).__name__}: {error})")
+        if not isinstance(text, str) or not text.strip():
             return Failure("an empty reply")
-        said = said.encode("utf-8", "replace").decode()  # half a character, which no file takes
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be written to a file
         with self.lock:
-            self.keep(key, said)
-        return said
+            self.store(key, text)
+        return text
 
-    def keep(self, key: str, said: str) -> None:
-        """Into memory and, at once, onto disk."""
-        self.known[key] = said
+    def store(self, key: str, reply: str) -> None:
+        """Put a reply into memory and, at once, onto the disk."""
+        self.known[key] = reply
         if self.cache:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             with self.cache.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "model": self.model, "reply": said}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"key": key, "model": self.model, "reply": reply}, ensure_ascii=False) + "\n")
 
 
 def read_cache(file: Path) -> dict[str, str]:
-    """Replies that were kept; a last line that a broken run left half written is asked again."""
+    """The stored replies, by key. A last line that an interrupted run left incomplete is removed, so it is requested again."""
     known = {}
     if file.is_file():
         text = file.read_text(encoding="utf-8")
@@ -147,14 +147,14 @@ def read_cache(file: Path) -> dict[str, str]:
 
 
 def make_judge(options: str) -> Judge:
-    """The judge of `URL,model=NAME,key=VARIABLE`, in the words that the benchmarks' options have; raises as `Judge` does."""
+    """The judge of `URL,model=NAME,key=VARIABLE`, with the options of the benchmarks; raises as `Judge` does."""
     judges = Registry("judge", __name__)
     judges.register("judge")(lambda judge="", model="", key="OPENAI_API_KEY": Judge(model, judge, key))
     return judges.make(f"judge:{options}")
 
 
 def judge_or_none(task: str, judge: str, model: str, key: str) -> Judge | None:
-    """The judge that a task's options name; without one the answers are still made and kept, and this says so."""
+    """The judge of a task's options. Without one, prints that answers are still saved, and how to judge them later."""
     try:
         return Judge(model, judge, key)
     except NoJudge as missing:
@@ -164,8 +164,8 @@ def judge_or_none(task: str, judge: str, model: str, key: str) -> Judge | None:
 
 
 def failures(task: str, replies: Sequence[object]) -> int:
-    """How many failed; the first reason of them is printed."""
+    """The number of failures; prints the first reason."""
     failed = [reply for reply in replies if isinstance(reply, Failure)]
     if failed:
-        print(f"{task}: {len(failed)} of {len(replies)} judgements failed and are counted apart; the first: {failed[0].reason}")
+        print(f"{task}: {len(failed)} of {len(replies)} judgements failed and are not scored; the first: {failed[0].reason}")
     return len(failed)

@@ -1,7 +1,7 @@
-"""What `--data` means: names of embedded tasks and paths of files, mixed by weight, as one source of conversations.
+"""`--data`: embedded tasks and files, mixed by weight, as one source of conversations.
 
 In:  specs such as "world", "easy_vqa:0.5", "world:categories=all", "captions.jsonl", "my_folder:2".
-Out: a source: `len(source)`, `source[i]`; row i is a pure function of i. `training_batches` makes micro-batches of it.
+Out: a source: `len(source)`, `source[i]`; row i is a pure function of i. `training_batches` makes micro-batches from it.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from model.registry import TASKS, UserError
 
 
 class TrainingFlags(Protocol):
-    """And of a script's flags."""
+    """The flags of a script that `training_batches` reads."""
 
     batch_size: int
     accumulate: int
@@ -33,7 +33,7 @@ class TrainingFlags(Protocol):
 
 
 class Mixture:
-    """Several sources as one: with weight 2 a source gives each row twice an epoch, with 0.5 a random half of them.
+    """Several sources as one. With weight 2 a source gives each row twice per epoch, with 0.5 a random half of its rows.
 
     Row i is a pure function of (seed, i), so the half is the same in every epoch.
     """
@@ -53,22 +53,22 @@ class Mixture:
         return self.sources[k][int(self.orders[k][(i - (self.ends[k - 1] if k else 0)) % len(self.sources[k])])]
 
     def blocks(self) -> np.ndarray:
-        """(len,): the blocks of all sources, numbered on."""
-        found, start, offset = [], 0, 0
+        """(len,): the block of each row (batches.blocks), with indices that differ between sources."""
+        parts, start, offset = [], 0, 0
         for source, order, end in zip(self.sources, self.orders, self.ends):
-            own = blocks(source)[order[np.arange(end - start) % max(1, len(order))]]
-            found.append(np.where(own < 0, own, own + offset))
-            start, offset = end, offset + max(0, own.max(initial=-1) + 1)
-        return np.concatenate(found)
+            block = blocks(source)[order[np.arange(end - start) % max(1, len(order))]]
+            parts.append(np.where(block < 0, block, block + offset))
+            start, offset = end, offset + max(0, block.max(initial=-1) + 1)
+        return np.concatenate(parts)
 
 
 def load(path: str | Path, image_folder: str | Path | None = None, allow_urls: bool = False, need_answer: bool = True,
          kind: type[FileSource] = FileSource) -> Source:
     """The rows of a file, or of every data file in a folder.
 
-    image_folder   where images are looked for, and never outside; default: where the file is
-    need_answer    False also takes rows that end with a question, for inference
-    kind           what reads the rows: conversations, or preferences (dataset/preferences.py)
+    image_folder   the folder of the images, which no row may leave; default: that of the file
+    need_answer    False also accepts rows that end with a question, for inference
+    kind           the class that reads rows: conversations, or preferences (dataset/preferences.py)
     Raises FileNotFoundError, UserError or TypeError when nothing can be read.
     """
     path = Path(path)
@@ -82,7 +82,7 @@ def load(path: str | Path, image_folder: str | Path | None = None, allow_urls: b
 
 def load_file(path: Path, image_folder: str | Path | None = None, allow_urls: bool = False, need_answer: bool = True,
               kind: type[FileSource] = FileSource) -> FileSource:
-    """The rows of one file; as `load`."""
+    """The rows of one file; the rest as in `load`."""
     if not path.is_file():
         raise FileNotFoundError(f"no data at {path}; give a file or folder of {', '.join(READERS)}")
     if path.suffix not in READERS:
@@ -91,7 +91,7 @@ def load_file(path: Path, image_folder: str | Path | None = None, allow_urls: bo
 
 
 def name_and_weight(spec: str) -> tuple[str, float]:
-    """"data.jsonl:0.5" -> ("data.jsonl", 0.5); the weight is 1 where none is written."""
+    """"data.jsonl:0.5" -> ("data.jsonl", 0.5); without a number the weight is 1."""
     name, _, weight = spec.rpartition(":")
     try:
         return (name, float(weight)) if name else (spec, 1.0)
@@ -100,7 +100,7 @@ def name_and_weight(spec: str) -> tuple[str, float]:
 
 
 def mixture(specs: Sequence[str], stage: str, image_folder: Path | None, allow_urls: bool) -> Mixture:
-    """All data of a stage ("pretrain" or "sft"); UserError where a task has nothing for that stage."""
+    """All data of a stage ("pretrain" or "sft"). UserError where a task has none for that stage."""
     parts: list[tuple[Source, float]] = []
     for spec in specs:
         name, weight = name_and_weight(spec)
@@ -116,10 +116,10 @@ def mixture(specs: Sequence[str], stage: str, image_folder: Path | None, allow_u
 
 def training_batches(source: Source, processor: Processor, config: TrainingFlags, run: Run, *,
                      pairs: bool = False) -> tuple[Batches, int]:
-    """(micro-batches, steps): the rows of a source rendered and joined, told to people, previewed with --check_data.
+    """(micro-batches, optimizer steps) of a run. Prints rows and steps, and the first rows with --check_data.
 
     pairs   the rows are preferences, and a batch holds two documents of each
-    Features of a frozen encoder are computed here, but for a run that only looks.
+    The features of a frozen encoder are computed here, unless the run stops before training.
     """
     render = partial(processor.pair if pairs else processor.document, max_length=config.max_length)
     batches = Batches(source, render, processor.pair_batch if pairs else processor.batch, batch_size=config.batch_size,
@@ -130,13 +130,13 @@ def training_batches(source: Source, processor: Processor, config: TrainingFlags
                f"on {run.world_size} x {run.device}")
     if run.config.check_data:
         preview(source, lambda row: f"{row.id}: {processor.marked(render(row))}", run.print0)
-    if not run.only_looks:
+    if not run.preview_only:
         processor.images.prepare(partial(batches.pictures, steps * per_step), run.config.feature_cache_gb, run.print0)
     return batches, steps
 
 
 def preview(source: Source, show: Callable[[Any], str], print0: Callable[[str], None], rows: int = 3) -> None:
-    """Print what `show` makes of the first rows of each part of a mixture; of a bad row, what is bad."""
+    """Print the first rows of each part of a mixture as `show` writes them, and the reason for a bad row."""
     ends = source.ends if isinstance(source, Mixture) else [len(source)]
     for begin, end in zip((0, *ends), ends):
         for row in range(begin, min(begin + rows, end)):

@@ -5,17 +5,17 @@ In:  what `--data` names.  Out: a list of `Problem`, each with its reward functi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 from dataset.bad_rows import BadRow, BadRows
 from dataset.chat import Conversation
 from dataset.formats.gold_answers import gold
 from dataset.formats.pass_rates import by_pass_rate
 from dataset.mixture import load, name_and_weight
-from dataset.protocols import Source
-from dataset.rewards import RewardFunction, answer_reward, matches_gold
+from dataset.protocols import Run, Source
+from dataset.rewards import RewardFunction, answer_reward, matches_gold, reward_function
 from dataset.tasks import Example, Task
 from model.registry import TASKS, UserError
 
@@ -47,12 +47,12 @@ def of_task(task: Task, count: int, reward: RewardFunction | None) -> list[Probl
     return [Problem(example, reward) for example in examples]
 
 
-def of_rows(source: Source, count: int, reward: RewardFunction | None, bad_rows: BadRows, report: bool = True,
+def of_rows(source: Source, count: int, reward: RewardFunction | None, bad_rows: BadRows,
             check: Check = lambda prompt: None) -> list[Problem]:
     """The first `count` rows of conversations with a gold answer; an assistant's last turn is left out.
 
     A row without a gold answer, or with one that nothing could match, and one that `check` refuses, is a bad row, now and not in
-    the middle of training. `report`: whether to name it.
+    the middle of training.
     """
     found = []
     for k in range(min(count, len(source))):
@@ -64,37 +64,48 @@ def of_rows(source: Source, count: int, reward: RewardFunction | None, bad_rows:
             prompt = dataclasses.replace(row, messages=messages, answer=None)
             check(prompt)
         except BadRow as bad:
-            bad_rows.add(bad, report)
+            bad_rows.add(bad)
             continue
         except ValueError as error:
-            bad_rows.add(BadRow(str(error), "every row of RL data has an answer that can be checked", row.id), report)
+            bad_rows.add(BadRow(str(error), "every row of RL data has an answer that can be checked", row.id))
             continue
         found.append(Problem(Example(prompt, row.answer, "file"), reward or answer_reward(matches_gold)))
     return found
 
 
-def problems(specs: Sequence[str], count: int, reward: RewardFunction | None, *, image_folder: Path | None = None,
-             allow_urls: bool = False, bad_rows: Path | None = None, max_bad: float = 0.01,
-             pass_rates: tuple[float, float] = (0.0, 1.0), report: bool = True,
-             check: Check = lambda prompt: None) -> list[Problem]:
-    """All that `--data` names, tasks and files, the first `count` of each (times its weight, "arithmetic:0.5").
+class ProblemFlags(Protocol):
+    """The flags of 3-rl_vlm.py that say which problems are sampled."""
 
-    reward      in place of the task's own score and of the comparison with the gold answer
-    pass_rates  of files: only rows whose own pass rate, where they tell one, lies between these two
-    bad_rows    where bad rows are listed; `report`: whether they are named at all
-    check       raises BadRow for a prompt that cannot be asked
+    data: tuple[str, ...]
+    problems: int
+    pass_rates: tuple[float, float]
+    reward: str
+
+
+def problems(flags: ProblemFlags, run: Run, check: Check = lambda prompt: None) -> list[Problem]:
+    """All that `--data` names, tasks and files: the first --problems of each (times its weight, "arithmetic:0.5").
+
+    A --reward function takes the place of the task's own score, and of the comparison with the gold answer. With --pass_rates,
+    rows of files that tell their own pass rate are used only where it lies between these two.
+
+    check   raises BadRow for a prompt that cannot be asked
     UserError where there is no problem.
     """
-    found = []
-    for spec in specs:
+    reward, listed = reward_function(flags.reward), None if run.preview_only else run.out / "bad_problems.jsonl"
+    if run.is_main and listed:
+        listed.unlink(missing_ok=True)  # all bad rows are listed anew, also in a resumed run
+    found: list[Problem] = []
+    for spec in flags.data:
         name, weight = name_and_weight(spec)
+        count = round(weight * flags.problems)
         if name.partition(":")[0] in TASKS.names():
-            found += of_task(TASKS.make(name), round(weight * count), reward)
+            found += of_task(TASKS.make(name), count, reward)
         else:
-            source = load(name, image_folder, allow_urls, need_answer=False)
-            if pass_rates != (0.0, 1.0):
-                source = by_pass_rate(source, *pass_rates)
-            found += of_rows(source, round(weight * count), reward, BadRows(bad_rows, len(source), max_bad), report, check)
+            source = load(name, run.config.image_folder, run.config.allow_urls, need_answer=False)
+            if flags.pass_rates != (0.0, 1.0):
+                source = by_pass_rate(source, *flags.pass_rates)
+            found += of_rows(source, count, reward, BadRows(listed, len(source), run.config.max_bad, run.is_main), check)
     if not found:
-        raise UserError(f"no problem in {', '.join(specs)}: give --data a task or a file with answers, and --problems above 0")
+        raise UserError(f"no problem in {', '.join(flags.data)}: give --data a task or a file with answers, "
+                        f"and --problems above 0")
     return found

@@ -1,4 +1,4 @@
-"""The processor: everything between a conversation and a batch, as one object.
+"""The processor: everything between a conversation and a batch, in one object.
 
     conversation -> segments -> document -> batch
     messages        ids that      ids and      tensors on one axis, pixels or features of the pictures
@@ -22,7 +22,7 @@ from dataset.protocols import Model, Ranks
 from dataset.render import Renderer, Segment, joined, truncated
 from dataset.tokenizer import Tokenizer
 from dataset.vision.image_processor import ImageProcessor
-from model.registry import TEMPLATES
+from model.registry import TEMPLATES, UserError
 
 Result = TypeVar("Result")
 
@@ -30,8 +30,8 @@ Result = TypeVar("Result")
 class Processor(Renderer):
     """Chat template, tokenizer, image tokens and image processor of one model.
 
-    image_tokens     placeholders that one picture, or one tile of it, takes in the text
-    context_length   tokens that the model can read
+    image_tokens     placeholders of one picture, or of one tile of it
+    context_length   the most tokens that the model reads
     """
 
     def __init__(self, template: Template, tokenizer: Tokenizer, image_tokens: int, images: ImageProcessor, context_length: int):
@@ -40,7 +40,7 @@ class Processor(Renderer):
 
     @classmethod
     def of(cls, model: Model, tokenizer: Tokenizer, ranks: Ranks, cache: Path | None = None) -> Processor:
-        """The processor of a model. `cache`: where features of the frozen encoder are kept; None: it sees pixels."""
+        """The processor of a model. `cache`: a folder for features of the frozen encoder; None: batches hold pixels."""
         images = ImageProcessor(model.encoder, model.config.fit, model.config.tiles, cache, ranks)
         template = TEMPLATES.make(model.config.template)
         return cls(template, tokenizer, model.image_tokens, images, model.config.llm.max_position_embeddings)
@@ -48,12 +48,12 @@ class Processor(Renderer):
     # ------------------------------------------------------------ conversation -> document
 
     def document(self, conversation: Conversation, max_length: int) -> Document:
-        """A conversation to learn from. Only the assistant's words and its end of turn are learned.
+        """A conversation to train on. Only the assistant's words and its end of turn are learned.
 
         <s>   <|user|>  image image image  What is it?  <|assistant|>  A bus .  <|end|>
          .       .        .     .     .     .   .  .         .         x  x  x     x       x learned, . only read
 
-        A conversation longer than `max_length` tokens loses its end. Raises BadRow when nothing is left to learn.
+        Beyond `max_length` tokens a conversation is truncated. BadRow where nothing is left to learn.
         """
         max_length = min(max_length, self.context_length)
         segments = self.segments(conversation.id, conversation.messages)
@@ -70,10 +70,10 @@ class Processor(Renderer):
         )
 
     def prompt(self, conversation: Conversation, prefill: str = "") -> Document:
-        """The same ids up to where the assistant's next words begin; a last turn of the assistant's is left out.
+        """The same ids, up to the place where the assistant's next words begin. A last turn of the assistant is left out.
 
-        The model goes on from here: prompt + answer + stop are exactly the ids of `document`.
-        prefill   the start of an answer that is given to the model; so is a last turn of `Prefill` parts alone
+        The model continues from here: prompt + answer + stop are exactly the ids of `document`.
+        prefill   a start of the answer that the model reads; a last turn of `Prefill` parts alone is one, too
         """
         messages = conversation.messages
         if messages and messages[-1].role == "assistant":
@@ -86,26 +86,26 @@ class Processor(Renderer):
             segments.append(Segment(self.tokenizer.encode(prefill), False))
         return joined(conversation.id, segments)
 
-    def answered(self, conversation: Conversation, answer: str, max_length: int) -> Document:
-        """A prompt and one answer to it. Only this answer and its end of turn are learned, of earlier turns nothing."""
+    def with_answer(self, conversation: Conversation, answer: str, max_length: int) -> Document:
+        """A prompt and one answer to it. Only this answer and its end of turn are learned, earlier turns are not."""
         before = [segment._replace(learn=False) for segment in self.segments(conversation.id, conversation.messages)]
-        _, *own = self.segments(conversation.id, [Message("assistant", (answer,))])  # the document begins once
-        return joined(conversation.id, truncated(before + own, min(max_length, self.context_length)))
+        _, *after = self.segments(conversation.id, [Message("assistant", (answer,))])  # a document begins once
+        return joined(conversation.id, truncated(before + after, min(max_length, self.context_length)))
 
     def pair(self, preference: Preference, max_length: int) -> Pair:
-        """Both answers after the one prompt, of which only the answers and their ends of turn are learned.
+        """Both answers after the same prompt. Only the answers and their ends of turn are learned.
 
         <s>  <|user|>  image image  What is it?  <|assistant|>  A bus .  <|end|>       chosen
         <s>  <|user|>  image image  What is it?  <|assistant|>  A cat .  <|end|>       rejected
          .      .        .     .     .   .  .         .         x  x  x     x          x learned, . only read
 
-        Both are cut at the same token. Raises BadRow when that leaves nothing to learn, or nothing to tell them apart.
+        Both are cut at the same token. BadRow where nothing is left to learn, or where the cut makes them equal.
         """
         max_length = min(max_length, self.context_length)
-        pair = Pair(self.answered(preference.prompt, preference.chosen, max_length),
-                    self.answered(preference.prompt, preference.rejected, max_length))
+        pair = Pair(self.with_answer(preference.prompt, preference.chosen, max_length),
+                    self.with_answer(preference.prompt, preference.rejected, max_length))
         if not (pair.chosen.input_ids and pair.rejected.input_ids):
-            raise BadRow(f"nothing left to learn: the prompt alone takes the {max_length} tokens that there may be",
+            raise BadRow(f"nothing left to learn: the prompt alone takes the {max_length} tokens that are allowed",
                          "raise --max_length, or use fewer images", preference.id)
         if pair.chosen.input_ids == pair.rejected.input_ids:
             raise BadRow(f"the first {max_length} tokens of chosen and rejected are the same", "raise --max_length",
@@ -124,31 +124,31 @@ class Processor(Renderer):
         return {**self.batch(documents), "keys": [pair.key for pair in pairs]}
 
     def padded(self, documents: Sequence[Document]) -> dict:
-        """One document a row, padded on the right, for generation."""
+        """One document per row, padded on the right, for generation."""
         return pad(documents, self.images, self.tokenizer.pad)
 
     def map(self, documents: Sequence[Document], function: Callable[[dict], Sequence[Result]], batch_size: int,
             progress: bool = False) -> list[Result]:
-        """`function` of padded batches, one result a document, in their order. Documents of about equal length share a batch."""
+        """Results of `function` for padded batches, one per document, in their order. A batch has documents of similar length."""
         self.images.prepare(picture for document in documents for picture in document.pictures)
         order = sorted(range(len(documents)), key=lambda k: len(documents[k]))
         results: dict[int, Result] = {}
         for start in tqdm(range(0, len(order), batch_size), unit="batch", disable=not progress, leave=False):
-            chosen = order[start:start + batch_size]
-            results.update(zip(chosen, function(self.padded([documents[k] for k in chosen])), strict=True))
+            indices = order[start:start + batch_size]
+            results.update(zip(indices, function(self.padded([documents[k] for k in indices])), strict=True))
         return [results[k] for k in range(len(documents))]
 
     def marked(self, item: Document | Pair) -> str:
-        """An item as text, what is learned in 【brackets】, each picture as one [image]: for --check_data."""
+        """A document or pair as text: what is learned in 【brackets】, each picture as one [image]. --check_data prints it."""
         if isinstance(item, Pair):
             return f"{item.id}\nchosen: {self.marked(item.chosen)}\nrejected: {self.marked(item.rejected)}"
         text, was_learned = "", False
         run: list[int] = []
-        for number, learned in [*zip(item.input_ids, item.learn), (-1, not item.learn[-1])]:
+        for token, learned in [*zip(item.input_ids, item.learn), (-1, not item.learn[-1])]:
             if learned != was_learned:
                 part = self.tokenizer.decode_all(run) if run else ""
                 text, run, was_learned = text + (f"【{part}】" if was_learned and run else part), [], learned
-            run.append(number)
+            run.append(token)
         return re.sub(r"(<image>)+", "[image]", text)
 
     # ------------------------------------------------------------ answers
@@ -160,16 +160,23 @@ class Processor(Renderer):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What generation must know of this model's tokens (model/generate.py)."""
+        """Options that generation takes from this model's tokens (model/generate.py)."""
         return {"stop_ids": self.stop_ids, "banned": self.banned}
 
     @property
     def banned(self) -> tuple[int, int, int]:
-        """Tokens that an answer never holds: the image placeholder, padding, and the beginning of a document."""
+        """Tokens that an answer may not contain: the image placeholder, padding, and the beginning of a document."""
         return self.tokenizer.image, self.tokenizer.pad, self.tokenizer.bos
 
-    def require_room(self, conversation: Conversation, max_prompt_tokens: int) -> None:
-        """BadRow for a conversation of more tokens, or with a picture that does not open: it cannot be answered."""
+    def max_prompt_tokens(self, max_new_tokens: int) -> int:
+        """The most tokens a prompt may have if the answer may have max_new_tokens; UserError for less than 1 of either."""
+        if not 1 <= max_new_tokens < self.context_length:
+            raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for prompt and answer: this model reads "
+                            f"{self.context_length} tokens")
+        return self.context_length - max_new_tokens
+
+    def require_answerable(self, conversation: Conversation, max_prompt_tokens: int) -> None:
+        """BadRow for a prompt that cannot be answered: it is longer than this, or a picture of it does not open."""
         try:
             for picture in conversation.pictures:
                 picture.load()
@@ -182,5 +189,5 @@ class Processor(Renderer):
             raise
 
     def on_one_rank(self) -> Processor:
-        """The same for one rank that works alone, as in evaluation: its image processor does not wait for the others."""
+        """The same processor for one rank that works alone, as in evaluation: it does not wait for other ranks."""
         return Processor(self.template, self.tokenizer, self.image_tokens, self.images.on_one_rank(), self.context_length)

@@ -1,7 +1,7 @@
-"""What the data ask of the objects that scripts pass to them, so that `dataset/` need not import `model/`.
+"""Protocols: what the data need of the objects that scripts pass to them, so that `dataset/` does not import `model/`.
 
-`Source`   rows by number
-`Ranks`    which of how many processes this one is      `Run`   a training run (both: model/runtime.py)
+`Source`   rows by index
+`Ranks`    the rank and number of processes             `Run`   a training run (both: model/runtime.py)
 `Encoder`  `Model`                                      parts of model/vlm.py
 """
 from __future__ import annotations
@@ -15,7 +15,7 @@ from model.config import VLMConfig
 
 
 class Source(Protocol):
-    """Rows by number, each made or read when it is asked for. `blocks()`, where there is one, says what is read together."""
+    """Rows by index, each made or read on access. An optional `blocks()` says which rows are read together."""
 
     def __len__(self) -> int: ...
 
@@ -23,7 +23,7 @@ class Source(Protocol):
 
 
 class Ranks(Protocol):
-    """Which of how many processes this one is, and where it computes."""
+    """The rank of this process, the number of processes, and the device that it computes on."""
 
     @property
     def device(self) -> torch.device: ...
@@ -35,15 +35,15 @@ class Ranks(Protocol):
     def world_size(self) -> int: ...
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait for every other rank."""
 
-    def all_gather(self, found: dict) -> dict:
-        """The dicts of all ranks as one."""
+    def all_gather(self, entries: dict, /) -> dict:
+        """The dicts of all ranks, merged."""
         ...
 
 
 class Run(Ranks, Protocol):
-    """A training run: its flags (model/cli.py: `RunFlags`), its folder and its log."""
+    """A training run: its flags (model/cli.py: `RunFlags`), its output folder and its log."""
 
     config: Any
     out: Path
@@ -51,25 +51,25 @@ class Run(Ranks, Protocol):
     is_main: bool
 
     @property
-    def only_looks(self) -> bool:
-        """Whether it stops before it learns or writes anything."""
+    def preview_only(self) -> bool:
+        """Whether the run stops before it trains or writes anything."""
         ...
 
     @property
     def seconds(self) -> float: ...
 
     def gather(self) -> None:
-        """Make a sharded model whole, so that one rank may use it alone."""
+        """Gather the weights of a sharded model, so that one rank can use it alone."""
 
     def print0(self, text: str) -> None:
-        """Print once, however many ranks there are."""
+        """Print on the first rank alone."""
 
     def log(self, step: int, **metrics: float) -> None:
-        """One line of log.jsonl."""
+        """Append a line to log.jsonl."""
 
 
 class Encoder(Protocol):
-    """What the data need of an encoder (model/encoder/__init__.py)."""
+    """The facts and the forward pass of an encoder (model/encoder/__init__.py)."""
 
     size: int
     mean: tuple[float, ...]
@@ -84,7 +84,7 @@ class Encoder(Protocol):
 
 
 class Model(Protocol):
-    """What a processor needs of a model."""
+    """The facts of a model that a processor needs."""
 
     encoder: Any
     config: VLMConfig

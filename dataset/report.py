@@ -1,6 +1,6 @@
-"""out/report.md: one page that grows with every stage, with numbers, curves, and pictures with what the model says of them.
+"""out/report.md: one page that grows with every stage: metrics, curves, and pictures with the model's answers.
 
-In:  a stage's title and numbers.  Out: its section of the page; running a stage again replaces its section.
+In:  a stage's title and metrics.  Out: its section of the page. When a stage runs again, its section is replaced.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataset.tasks import Example, Task
 
 
 def section(file: Path, title: str, body: str) -> None:
-    """Write a section, in the place of an older one of the same title or at the end."""
+    """Write a section: instead of the one with the same title, or at the end."""
     file.parent.mkdir(parents=True, exist_ok=True)
     page = file.read_text(encoding="utf-8") if file.is_file() else "# Report\n"
     new = f"## {title}\n\n{body.strip()}\n\n"
@@ -30,47 +30,47 @@ NOT_SHARES = re.compile(r"(^|/)(length(_\w+)?|seconds|mmhal/score(_\w+)?)$")  # 
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric, "task/name", is a share of 1, and not a length, a time or a rating."""
+    """Whether a metric, "task/name", is a share of 1, not a length, a time or a rating."""
     return NOT_SHARES.search(metric) is None
 
 
-def table(numbers: dict[str, float]) -> str:
-    """Metrics as a table; shares in percent, counts, lengths, ratings and seconds as they are."""
+def table(metrics: dict[str, float]) -> str:
+    """Metrics as a table: shares in percent; counts, lengths, ratings and seconds unchanged."""
     rows = []
-    for name, value in numbers.items():
+    for name, value in metrics.items():
         share = isinstance(value, float) and 0 <= value <= 1 and is_share(name)
         rows.append(f"| {name} | {100 * value:.1f} % |" if share else f"| {name} | {value:g} |")
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 
 def with_before(scores: dict[str, float], history: Sequence[dict]) -> dict[str, float]:
-    """Scores, each after what it was at step 0, where the log has that."""
+    """Scores, each after its value at step 0, where the log has one."""
     start = next((row for row in history if row["step"] == 0 and scores.keys() & row.keys()), {})
     return {f"{name}{when}": row[name] for name in scores for when, row in ((" before", start), ("", scores)) if name in row}
 
 
-def thumbnails(folder: Path, page: Path, number: int, example: Example, scale: int) -> str:
-    """The pictures of a question, written to FOLDER/pictures, as the page shows them."""
+def thumbnails(folder: Path, page: Path, index: int, example: Example, scale: int) -> str:
+    """The pictures of a question, saved in FOLDER/pictures, as Markdown for the page."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    shown = []
+    images = []
     for k, picture in enumerate(example.prompt.pictures):
         image = picture.load()
-        file = folder / "pictures" / f"{number:02d}-{k}.png"
+        file = folder / "pictures" / f"{index:02d}-{k}.png"
         image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(file)
-        shown.append(f"![]({file.relative_to(page.parent).as_posix()})")
-    return " ".join(shown)
+        images.append(f"![]({file.relative_to(page.parent).as_posix()})")
+    return " ".join(images)
 
 
 def cell(text: str) -> str:
-    """A text as a cell of a table, whatever signs it holds."""
+    """A text as a cell of a table, with its special characters escaped."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequence[str], scale: int = 2) -> str:
-    """Held-out pictures beside the question, the truth and the model's answer; the pictures go to FOLDER/pictures."""
+    """A table of held-out questions: picture, question, truth, the model's answer. The pictures go to FOLDER/pictures."""
     lines = ["| picture | question | truth | answer | |", "| --- | --- | --- | --- | --- |"]
-    for number, (example, answer) in enumerate(zip(examples, answers, strict=True)):
-        cells = [thumbnails(folder, page, number, example, scale),
+    for index, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+        cells = [thumbnails(folder, page, index, example, scale),
                  *map(cell, (example.prompt.messages[-1].text, example.answer, answer)),
                  "✓" if answer.strip() == example.answer.strip() else "✗"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -79,29 +79,29 @@ def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequen
 
 def before_and_after(folder: Path, page: Path, questions: Sequence[tuple[Task, Example]], before: Sequence[str],
                      after: Sequence[str], scale: int = 2) -> str:
-    """The same of questions with the answers before training and after it, and which of these were right."""
+    """The same table with the answers before and after training, each marked as right or wrong."""
     lines = ["| picture | question | truth | before | after |", "| --- | --- | --- | --- | --- |"]
-    for number, ((task, example), *answers) in enumerate(zip(questions, before, after, strict=True)):
+    for index, ((task, example), *answers) in enumerate(zip(questions, before, after, strict=True)):
         marked = [f"{'✓' if task.score(example, text) == 1 else '✗'} {cell(text)}" for text in answers]
-        cells = [thumbnails(folder, page, number, example, scale), cell(example.prompt.messages[-1].text), cell(example.answer)]
+        cells = [thumbnails(folder, page, index, example, scale), cell(example.prompt.messages[-1].text), cell(example.answer)]
         lines.append(f"| {' | '.join([*cells, *marked])} |")
     return "\n".join(lines)
 
 
 def poster(file: Path, page: Path, examples: Sequence[Example], answers: Sequence[str], columns: int = 4, side: int = 192) -> str:
-    """One PNG of pictures with the question and the answer below, green where it is right; English, one picture each.
+    """One PNG of pictures, each with its question and answer below, in green where it is right. English, one picture each.
 
-    Returns what shows it on the page: nothing where no question is of that kind.
+    Returns the Markdown that shows it on the page: "" where no question fits.
     """
-    chosen = [(example, answer) for example, answer in zip(examples, answers, strict=True)
-              if len(example.prompt.pictures) == 1 and example.prompt.messages[-1].text.isascii()]
-    if not chosen:
+    pictured = [(example, answer) for example, answer in zip(examples, answers, strict=True)
+                if len(example.prompt.pictures) == 1 and example.prompt.messages[-1].text.isascii()]
+    if not pictured:
         return ""
-    rows = -(-len(chosen) // columns)
+    rows = -(-len(pictured) // columns)
     font, height = ImageFont.load_default(13), side + 52
     canvas = Image.new("RGB", (columns * (side + 16), rows * height), "white")
     pen = ImageDraw.Draw(canvas)
-    for k, (example, answer) in enumerate(chosen):
+    for k, (example, answer) in enumerate(pictured):
         x, y = k % columns * (side + 16) + 8, k // columns * height + 8
         canvas.paste(example.prompt.pictures[0].load().resize((side, side), Image.Resampling.NEAREST), (x, y))
         for line, (text, ink) in enumerate(((example.prompt.messages[-1].text, "black"),
@@ -118,7 +118,7 @@ Answer = Callable[[Sequence[Conversation]], list[str]]
 
 
 def finish_stage(run: Run, title: str, scores: dict[str, float], examples: Sequence[Example], answer: Answer) -> None:
-    """Scores to scores.json, and the section of stages 1 and 2: scores, curves, and answers to held-out questions."""
+    """Write the scores to scores.json, and the report section of stages 1 and 2: scores, curves, held-out answers."""
     if run.is_main:
         add_scores(run.out, scores)
         answers, page = answer([example.prompt for example in examples]), run.out.parent / "report.md"
@@ -130,7 +130,7 @@ def finish_stage(run: Run, title: str, scores: dict[str, float], examples: Seque
 class HeldOutAnswers:
     """Answers of stage 3 to some validation questions, before training and by the best checkpoint so far, for the report.
 
-    They stand in OUT/before.json and OUT/after.json, so that a resumed run still has them.
+    They are stored in OUT/before.json and OUT/after.json, so that a resumed run still has them.
     """
 
     def __init__(self, run: Run, tasks: dict[str, Task], answer: Answer, first_step: int):
@@ -141,12 +141,12 @@ class HeldOutAnswers:
             (run.out / "after.json").unlink(missing_ok=True)
 
     def save(self, name: str) -> None:
-        """Ask the model as it is: `before` or `after`."""
+        """Store the answers of the current model as `before` or `after`."""
         answers = self.answer([example.prompt for _, example in self.questions])
         (self.run.out / f"{name}.json").write_text(json.dumps(answers))
 
     def read(self, name: str) -> list[str]:
-        """The answers of that moment; where no checkpoint was the best, those of now."""
+        """The stored answers; where no best checkpoint was saved, those of the current model."""
         if not (self.run.out / f"{name}.json").is_file():
             self.save(name)
         return json.loads((self.run.out / f"{name}.json").read_text())
@@ -156,15 +156,15 @@ class HeldOutAnswers:
         folder, page = self.run.out, self.run.out.parent / "report.md"
         if compare:
             scores = with_before(scores, self.run.history)
-            shown = before_and_after(folder, page, self.questions, self.read("before"), self.read("after"))
+            body = before_and_after(folder, page, self.questions, self.read("before"), self.read("after"))
         else:
-            shown = sheet(folder, page, [example for _, example in self.questions], self.read("after"))
-        numbers = table({**scores, "seconds": round(self.run.seconds)})
-        section(page, f"{title}: {folder.name}", f"{numbers}\n\n![]({folder.name}/curves.png)\n\n{shown}")
+            body = sheet(folder, page, [example for _, example in self.questions], self.read("after"))
+        metrics = table({**scores, "seconds": round(self.run.seconds)})
+        section(page, f"{title}: {folder.name}", f"{metrics}\n\n![]({folder.name}/curves.png)\n\n{body}")
 
 
 def add_scores(folder: Path, scores: dict[str, float]) -> None:
-    """Put scores into FOLDER/scores.json beside those of other benchmarks."""
+    """Add scores to FOLDER/scores.json, beside those of other benchmarks."""
     file = folder / "scores.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,10 +18,9 @@ import torch
 
 from dataset.chat import Document
 from dataset.images import Picture
-from dataset.problems import Problem, problems
+from dataset.problems import Problem, ProblemFlags, problems
 from dataset.processor import Processor
 from dataset.protocols import Ranks, Run
-from dataset.rewards import reward_function
 from dataset.rollouts import Group, RolloutBatch, as_rollout, stats
 from dataset.tasks import Truncated
 from model.registry import UserError
@@ -28,32 +28,39 @@ from model.registry import UserError
 CHUNK = 32  # prompts that are sampled together, with one sequence of random numbers
 
 
+@dataclass
 class Sampler:
     """An endless stream of problems that the policy answers: `sampler.next()` is the next update's rollouts.
 
     generate          (padded prompts, generator=...) -> G answers to each prompt with `.tokens`, `.logps`, `.stopped`
     prompts           Q, groups that an update is to learn from; `group_size` answers to each
     resample_rounds   times to resample prompts whose group has no reward variance; None: all groups are kept
-    position          prompts of the stream that were asked, saved for --resume
+    position          prompts of the stream that were sampled, saved for --resume
     """
 
-    def __init__(self, problems: Sequence[Problem], generate: Callable[..., list], processor: Processor, ranks: Ranks, *,
-                 prompts: int, group_size: int, seed: int, resample_rounds: int | None):
-        if group_size < 2:
+    problems: Sequence[Problem]
+    generate: Callable[..., list]
+    processor: Processor
+    ranks: Ranks
+    prompts: int
+    group_size: int
+    seed: int
+    resample_rounds: int | None
+    position: int = 0
+    order: tuple[int, list[int]] = (-1, [])  # (epoch, its order of the problems)
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
             raise UserError("--group_size is at least 2: an answer is good or bad beside others to the same problem")
-        self.problems, self.generate, self.processor, self.ranks = problems, generate, processor, ranks
-        self.prompts, self.group_size, self.seed, self.resample_rounds = prompts, group_size, seed, resample_rounds
-        self.position = 0
-        self.last_order: tuple[int, list[int]] = (-1, [])  # of the last time round
 
     def problem(self, number: int) -> Problem:
-        """Problem `number` of the stream: all of them in a new order every time round."""
-        turn, place = divmod(number, len(self.problems))
-        if self.last_order[0] != turn:
+        """Problem `number` of the stream: all of them in a new order in every epoch."""
+        epoch, place = divmod(number, len(self.problems))
+        if self.order[0] != epoch:
             order = list(range(len(self.problems)))
-            random.Random(f"rollouts/{self.seed}/{turn}").shuffle(order)
-            self.last_order = turn, order
-        return self.problems[self.last_order[1][place]]
+            random.Random(f"rollouts/{self.seed}/{epoch}").shuffle(order)
+            self.order = epoch, order
+        return self.problems[self.order[1][place]]
 
     def pictures(self, updates: int) -> list[Picture]:
         """What so many updates will show if no group is dropped."""
@@ -70,7 +77,7 @@ class Sampler:
             kept += [group for group in new if self.resample_rounds is None or not group.zero_variance]
             if len(kept) == self.prompts:
                 break
-        return RolloutBatch(kept or sampled[:self.prompts], {**stats(sampled), "groups": len(kept), "asked": len(sampled)})
+        return RolloutBatch(kept or sampled[:self.prompts], {**stats(sampled), "groups": len(kept), "sampled": len(sampled)})
 
     def sample(self, count: int) -> list[Group]:
         """G rewarded answers to each of the next `count` problems. Each rank samples its share of the chunks."""
@@ -103,27 +110,20 @@ class Sampler:
         return found
 
 
-class RolloutFlags(Protocol):
-    """The flags of 3-rl_vlm.py that are read here."""
+class RolloutFlags(ProblemFlags, Protocol):
+    """The flags of 3-rl_vlm.py that say how problems are sampled."""
 
-    data: tuple[str, ...]
-    problems: int
-    pass_rates: tuple[float, float]
     prompts: int
     group_size: int
     batch_size: int
-    reward: str
+    max_new_tokens: int
     temperature: float
     optim: Any
 
 
-def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: Callable[..., list], resample_rounds: int | None,
-                 updates: int, max_prompt_tokens: int) -> Sampler:
-    """The sampler of a run's flags: problems found, told, previewed with --check_data, and the features of their pictures made.
-
-    updates             that the run will make
-    max_prompt_tokens   that a problem may have; a row of a file that has more is a bad row
-    """
+def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: Callable[..., list], updates: int,
+                 resample_rounds: int | None) -> Sampler:
+    """The sampler of a run that makes so many updates. Prints its problems with --check_data, and encodes their pictures."""
     for name in ("prompts", "group_size", "batch_size"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} is at least 1, not {getattr(flags, name)}")
@@ -131,21 +131,16 @@ def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: 
         raise UserError(f"--max_steps is at least 1, not {flags.optim.max_steps}")
     if flags.temperature <= 0:
         raise UserError("--temperature is above 0: answers that are all alike teach nothing")
-    bad_rows = None if run.only_looks else run.out / "bad_problems.jsonl"
-    if run.is_main and bad_rows:
-        bad_rows.unlink(missing_ok=True)  # they are all found now, also by a run that goes on
-    found = problems(
-        flags.data, flags.problems, reward_function(flags.reward), image_folder=run.config.image_folder,
-        allow_urls=run.config.allow_urls, bad_rows=bad_rows, max_bad=run.config.max_bad, pass_rates=flags.pass_rates,
-        report=run.is_main, check=lambda prompt: processor.require_room(prompt, max_prompt_tokens))
+    longest = processor.max_prompt_tokens(flags.max_new_tokens)
+    found = problems(flags, run, lambda prompt: processor.require_answerable(prompt, longest))
     run.print0(f"{len(found):,} problems, {updates} updates of {flags.prompts} x {flags.group_size} answers "
                f"on {run.world_size} x {run.device}")
     if run.config.check_data:
         for problem in found[:: -(-len(found) // 6)]:  # from all parts of --data
             prompt = processor.prompt(problem.prompt)
             run.print0(f"{prompt.id}\n{processor.marked(prompt)}\nright: {problem.example.answer}\n")
-    sampler = Sampler(found, partial(generate, temperature=flags.temperature, group_size=flags.group_size), processor, run,
-                      prompts=flags.prompts, group_size=flags.group_size, seed=run.config.seed, resample_rounds=resample_rounds)
-    if not run.only_looks:
+    generate = partial(generate, temperature=flags.temperature, group_size=flags.group_size)
+    sampler = Sampler(found, generate, processor, run, flags.prompts, flags.group_size, run.config.seed, resample_rounds)
+    if not run.preview_only:
         processor.images.prepare(sampler.pictures(updates), run.config.feature_cache_gb, run.print0)
     return sampler

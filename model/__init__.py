@@ -1,1 +1,1 @@
-"""Everything that is a function of tensors: the language model, the encoder, the connector, losses and generation."""
+"""Everything that computes on tensors: language model, encoder, connector, losses, generation, and what runs them on devices."""

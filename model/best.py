@@ -1,6 +1,6 @@
-"""Which checkpoint of a run is kept: the best one on the validation split.
+"""Keep the checkpoint of a run that is best on the validation split.
 
-In:  scores of the checks.  Out: OUT/best while the run goes, and in the end its files in OUT.
+In:  the scores of each check.  Out: OUT/best during the run; at the end its files are copied into OUT.
 """
 
 import json
@@ -16,16 +16,16 @@ from model.vlm import VLM
 
 
 def chair_and_cover(scores: dict[str, float]) -> float | None:
-    """(1 - CHAIR_s) x Cover: nothing that is not there, and all that is. Either alone is won by silence or by chatter."""
-    found = {name.rpartition("/")[2]: value for name, value in scores.items() if name.startswith("hallucination")}
-    return round((1 - found["chair_s"]) * found["cover"], 4) if found else None
+    """(1 - CHAIR_s) x Cover: few absent and many present objects. Silence would win the first factor, a long list the second."""
+    values = {name.rpartition("/")[2]: value for name, value in scores.items() if name.startswith("hallucination")}
+    return round((1 - values["chair_s"]) * values["cover"], 4) if values else None
 
 
 def mean_accuracy(scores: dict[str, float]) -> float | None:
-    """The mean over tasks of the share of right answers, by whatever name the task has for it."""
-    found = [value for name, value in scores.items()
-             if "/" in name and name.rpartition("/")[2] in ("accuracy", "solved", "exact")]  # without: of training, in the log
-    return round(sum(found) / len(found), 4) if found else None
+    """The mean over tasks of their share of right answers: `accuracy`, `solved` or `exact`."""
+    shares = [value for name, value in scores.items()
+              if "/" in name and name.rpartition("/")[2] in ("accuracy", "solved", "exact")]  # names without / are of training
+    return round(sum(shares) / len(shares), 4) if shares else None
 
 
 MEASURES: dict[str, Callable[[dict[str, float]], float | None]] = {
@@ -34,9 +34,9 @@ MEASURES: dict[str, Callable[[dict[str, float]], float | None]] = {
 
 
 class BestCheckpoint:
-    """The best checkpoint of a run on the validation split, the start included, in OUT/best; the first of equals.
+    """Keeps the best checkpoint of a run on the validation split in OUT/best, the start included; of equals the first.
 
-    Where the measure finds nothing in scores, the last. What a resumed run has seen of it stands in its log.
+    If no scores have the measure, the last checkpoint stays. A resumed run reads its earlier scores from its log.
     """
 
     def __init__(self, run: Run, measure: str):
@@ -49,7 +49,7 @@ class BestCheckpoint:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def offer(self, model: VLM, tokenizer_file: Path, step: int, scores: dict[str, float]) -> bool:
-        """Keep this one if it is the best so far; returns whether it is."""
+        """Save the model if its scores are the best so far; returns whether they are."""
         value = self.quality(scores)
         if value is None or value <= self.value:
             return False
@@ -58,7 +58,7 @@ class BestCheckpoint:
         return True
 
     def keep(self) -> dict[str, float]:
-        """Put the best one into OUT; returns its scores, {} where there was no choice."""
+        """Copy the best checkpoint into OUT; returns its scores, or {} if nothing was measured."""
         if self.folder.is_dir():
             copy_checkpoint(self.folder, self.run.out)
             self.run.print0(f"step {self.scores['step']} is kept: {self.measure} = {self.value:.3f}")
@@ -68,12 +68,12 @@ class BestCheckpoint:
 
 
 def best_run(folders: Sequence[Path]) -> Path:
-    """The run of the best checkpoint; the last one of equals, and where nothing was measured."""
+    """The folder of the run with the best checkpoint; of equals, or if nothing was measured, the last."""
     return max(reversed(folders), key=lambda folder: json.loads((folder / "best.json").read_text())["quality"])
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """The files of a checkpoint, each replaced in one move; of adapters too, where it has them."""
+    """Copy the files of a checkpoint, its adapters included; each file is replaced in one move."""
     target.mkdir(parents=True, exist_ok=True)
     checkpoint.copy_tokenizer(checkpoint.tokenizer_file(source), target)
     (target / "adapter.safetensors").unlink(missing_ok=True)

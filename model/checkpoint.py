@@ -1,13 +1,13 @@
-"""Checkpoints: a folder with config.json, model.safetensors and the tokenizer, and what resuming needs.
+"""Checkpoints: a folder with config.json, model.safetensors and the tokenizer, and the state that resuming needs.
 
-In:  a model and where it goes.  Out: the same model, or an error that names every tensor that does not fit.
+In:  a model and a folder.  Out: the same model, or an error that names every tensor that does not fit.
 
-    out/sft/config.json  model.safetensors  tokenizer.model      the model, for anyone (tokenizer.json, if that is its kind)
-    out/sft/adapter.safetensors                                  after LoRA: what was trained alone
+    out/sft/config.json  model.safetensors  tokenizer.model      the model for inference (tokenizer.json of a pretrained LLM)
+    out/sft/adapter.safetensors                                  after LoRA: only the trained tensors
     out/sft/resume/000200/                                       step 200: weights, optimizer, random states, data position
 
-A frozen pretrained encoder is not stored: the config names it, and its fingerprint is compared when the model is loaded.
-Every file or folder is written under a temporary name and renamed when it is whole, so a crash leaves the last good one.
+A frozen pretrained encoder is not stored: the config names it, and loading compares its fingerprint.
+Every file or folder is written under a temporary name and renamed when it is complete, so a crash leaves the last good one.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ from model.optimizer import OptimizerGroup
 from model.registry import UserError
 from model.vlm import VLM
 
-STAGES = {  # folder under out/, last stage first: the command that makes it
+STAGES = {  # folder under out/, last stage first: the command that writes it
     "grpo": "python 3-rl_vlm.py", "dpo": "python 3-rl_vlm.py --algo dpo", "sft": "python 2-sft_vlm.py",
     "pretrain": "python 1-pretrain_vlm.py",
 }  # fmt: skip
 
-TOKENIZERS = (".model", ".json")  # our own, and that of a pretrained language model
+TOKENIZERS = (".model", ".json")  # our own; of a pretrained language model
 
 
 def latest(root: Path = Path("out")) -> Path:
-    """The folder of the last stage that was run, whenever that was; FileNotFoundError names the command to run first."""
+    """The folder of the last stage that has a checkpoint; FileNotFoundError names the command to run first."""
     for stage in STAGES:
         if (root / stage / "config.json").is_file():
             return root / stage
@@ -44,7 +44,7 @@ def latest(root: Path = Path("out")) -> Path:
 
 
 def require(folder: Path) -> Path:
-    """The folder, if it holds a checkpoint; FileNotFoundError names the command that makes it."""
+    """The folder, if it holds a checkpoint; FileNotFoundError names the command that writes one."""
     if not (folder / "config.json").is_file():
         command = STAGES.get(folder.name, STAGES["pretrain"])
         raise FileNotFoundError(f"no checkpoint in {folder}: run `{command}` first, or name a folder that has one")
@@ -53,36 +53,35 @@ def require(folder: Path) -> Path:
 
 def tokenizer_file(folder: Path) -> Path:
     """The tokenizer of a checkpoint: tokenizer.model, or tokenizer.json of a pretrained language model."""
-    found = [folder / f"tokenizer{suffix}" for suffix in TOKENIZERS if (folder / f"tokenizer{suffix}").is_file()]
-    if len(found) != 1:
-        raise FileNotFoundError(f"{folder} should hold one of tokenizer{' and tokenizer'.join(TOKENIZERS)}, not {len(found)}")
-    return found[0]
+    files = [file for suffix in TOKENIZERS if (file := folder / f"tokenizer{suffix}").is_file()]
+    if len(files) != 1:
+        raise FileNotFoundError(f"{folder} should hold one of tokenizer{' and tokenizer'.join(TOKENIZERS)}, not {len(files)}")
+    return files[0]
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Put a tokenizer into a checkpoint, in the place of the one that an earlier run left there."""
-    kept = folder / f"tokenizer{source.suffix}"
-    write(kept, lambda file: shutil.copyfile(source, file))
+    """Copy a tokenizer into a checkpoint, replacing that of an earlier run."""
+    write(folder / f"tokenizer{source.suffix}", lambda file: shutil.copyfile(source, file))
     for suffix in TOKENIZERS:
         if suffix != source.suffix:
             (folder / f"tokenizer{suffix}").unlink(missing_ok=True)
 
 
 def stores_encoder(model: VLM) -> bool:
-    """Whether the checkpoint must hold the encoder: it was trained here, now or in an earlier stage: no name brings it back."""
+    """Whether the checkpoint must hold the encoder: it was trained in this or an earlier stage, so no name restores it."""
     trained = any(p.requires_grad for p in model.encoder.parameters())
     return trained or "clip_random" in model.config.encoder or getattr(model, "encoder_was_stored", False)
 
 
 def weights(tensors: dict[str, torch.Tensor], with_encoder: bool) -> dict[str, torch.Tensor]:
-    """Those of a model's tensors that a checkpoint holds."""
+    """The tensors of a model that a checkpoint holds."""
     return {name: tensor.contiguous() for name, tensor in tensors.items() if with_encoder or not name.startswith("encoder.")}
 
 
 def save(folder: Path, model: VLM, tokenizer_file: Path) -> None:
-    """Write the model for anyone to load, LoRA merged, without ppo's value head; each file replaces the old one in one move.
+    """Write the model for inference, LoRA merged and without ppo's value head; each file replaces the old one in one move.
 
-    Where there are adapters, they stand beside it alone, too: adapter.safetensors.
+    LoRA adapters are also written by themselves, as adapter.safetensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor for name, tensor in lora.merged(model).items() if not name.startswith("value_head.")}
@@ -92,27 +91,27 @@ def save(folder: Path, model: VLM, tokenizer_file: Path) -> None:
     if lora.adapters(model):
         write(folder / "adapter.safetensors", lambda file: lora.save(model, file))
     else:
-        (folder / "adapter.safetensors").unlink(missing_ok=True)  # an earlier run's are not this one's
+        (folder / "adapter.safetensors").unlink(missing_ok=True)  # of an earlier run
 
 
 def save_weights(model: VLM, tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """The tensors of the model, and with them either the encoder or the fingerprint of the one that is left out."""
+    """Write the tensors of the model, and either its encoder or the fingerprint of the encoder that is left out."""
     with_encoder = stores_encoder(model)
     save_file(weights(tensors, with_encoder), file, {"encoder": "stored" if with_encoder else model.encoder.fingerprint()})
 
 
 def write(file: Path, fill) -> None:
-    """`fill` a temporary file, then give it its name."""
+    """`fill` a temporary file, then rename it to `file`."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     fill(temporary)
     os.replace(temporary, file)
 
 
 def load(folder: Path, device: torch.device | str = "cpu", template: str = "") -> VLM:
-    """The model of a checkpoint, in evaluation mode; `template`: another one than it was trained with.
+    """The model of a checkpoint, in evaluation mode; `template` replaces the one that it was trained with.
 
-    Raises FileNotFoundError where there is none, UserError with all missing and unexpected names, or shapes, or another
-    encoder than the one it was trained with: nothing is filled in silently.
+    FileNotFoundError without a checkpoint; UserError for another encoder than in training, or with the names of all tensors
+    that are missing, unexpected or of another shape: nothing is filled in silently.
     """
     folder = require(Path(folder))
     model = VLM(VLMConfig.from_json((folder / "config.json").read_text(encoding="utf-8")))
@@ -125,7 +124,7 @@ def load(folder: Path, device: torch.device | str = "cpu", template: str = "") -
 
 
 def holds_encoder(file: Path, model: VLM) -> bool:
-    """Whether the weights of a file include the encoder; UserError when it was left out and the model has another one."""
+    """Whether a file of weights includes the encoder; UserError if it does not and the model has another encoder."""
     with safe_open(file, "pt") as opened:
         trained_with = (opened.metadata() or {}).get("encoder")
     if trained_with != "stored" and trained_with != model.encoder.fingerprint():
@@ -135,7 +134,7 @@ def holds_encoder(file: Path, model: VLM) -> bool:
 
 
 def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str, with_encoder: bool) -> int:
-    """Copy tensors into the model and return how many matched; UserError unless names and shapes agree one to one."""
+    """Copy tensors into the model and return how many matched; UserError unless all names and shapes agree."""
     expected = weights(model.state_dict(), with_encoder)
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     wrong = [f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
@@ -154,17 +153,17 @@ def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
 # ---------------------------------------------------------------- resuming
 
 def save_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, state: dict, rank: int, world_size: int) -> None:
-    """Everything that the next step depends on, as resume/STEP, complete or absent. Every rank calls this.
+    """Write all that the next step depends on as resume/STEP, complete or not at all. Every rank calls this.
 
-    `state` is small and plain: step, data position, whatever the script counts. The random states are each rank's own.
+    `state` is small and plain: step, data position, counters of the script. Each rank writes its own random states.
     """
     step, parent = f"{state['step']:06d}", folder / "resume"
-    temporary, memory = parent / f"{step}.tmp", optimizer.state_dict()
+    temporary, optimizer_state = parent / f"{step}.tmp", optimizer.state_dict()
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_weights(model, model.state_dict(), temporary / "model.safetensors")  # LoRA as it is, apart
-        torch.save(memory, temporary / "optimizer.pt")
+        save_weights(model, model.state_dict(), temporary / "model.safetensors")  # LoRA not merged
+        torch.save(optimizer_state, temporary / "optimizer.pt")
         (temporary / "state.json").write_text(json.dumps({**state, "world_size": world_size}))
     barrier(world_size)
     random_states = {"cpu": torch.get_rng_state()}
@@ -173,7 +172,7 @@ def save_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, state: dict
     torch.save(random_states, temporary / f"random-{rank}.pt")
     barrier(world_size)
     if rank == 0:
-        if (parent / step).is_dir():  # of an earlier run; a folder cannot take the name of a full one
+        if (parent / step).is_dir():  # of an earlier run: a folder with files cannot be replaced
             os.replace(parent / step, parent / f"{step}.old.tmp")
         os.replace(temporary, parent / step)
         for path in parent.iterdir():
@@ -183,7 +182,7 @@ def save_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, state: dict
 
 
 def load_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, rank: int, world_size: int) -> dict:
-    """Put everything back as it was at the newest complete step and return its `state`."""
+    """Restore the newest complete step and return its `state`."""
     steps = sorted(path for path in (folder / "resume").glob("*") if path.suffix != ".tmp" and path.is_dir())
     if not steps:
         raise FileNotFoundError(f"nothing to resume in {folder}: no step was saved yet; start without --resume")
@@ -201,6 +200,6 @@ def load_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, rank: int, 
 
 
 def barrier(world_size: int) -> None:
-    """Wait for the other processes, if there are any."""
+    """Wait for the other ranks, if there are any."""
     if world_size > 1:
         torch.distributed.barrier()

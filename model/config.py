@@ -1,4 +1,4 @@
-"""What a model is made of, as data: the language model's shape, and the names of the other parts.
+"""The configuration of a model: the language model's shape, and the names of the other parts.
 
 In:  PRESETS["nano"], or the config.json of a checkpoint.
 Out: LLMConfig (Hugging Face's names), VLMConfig.
@@ -13,7 +13,7 @@ from model.registry import UserError
 
 
 def from_dict(cls: type, values: dict):
-    """A dataclass from a dict, refusing unknown keys by name: a typo must not become a default."""
+    """A dataclass from a dict; UserError names unknown keys, so that a typo does not become a default."""
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
     if unknown:
         raise UserError(f"unknown key(s) for {cls.__name__}: {', '.join(unknown)}")
@@ -22,7 +22,7 @@ def from_dict(cls: type, values: dict):
 
 @dataclasses.dataclass(frozen=True)
 class LLMConfig:
-    """The Llama family in one table; Qwen2 is attention_bias, Qwen3 is qk_norm with its own head_dim."""
+    """The shape of a Llama. Qwen2 adds attention_bias; Qwen3 adds qk_norm and a head_dim of its own."""
 
     vocab_size: int
     hidden_size: int  # C
@@ -33,26 +33,26 @@ class LLMConfig:
     head_dim: int | None = None  # K; None: hidden_size / num_attention_heads
     max_position_embeddings: int = 2048
     rope_theta: float = 10_000.0
-    rope_scaling: dict | None = None  # how RoPE is stretched to longer texts (model/llm/rope.py)
+    rope_scaling: dict | None = None  # how to stretch RoPE to longer texts (model/llm/rope.py)
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
-    attention_bias: bool = False  # on q, k and v only, as in Qwen2
+    attention_bias: bool = False  # only of q, k and v, as in Qwen2
     qk_norm: bool = False  # RMSNorm of every query and key head before RoPE, as in Qwen3
-    transformers: dict | None = None  # the whole config of a model that transformers runs (model/llm/huggingface.py)
+    transformers: dict | None = None  # full config of a model that transformers runs (model/llm/huggingface.py)
 
     def __post_init__(self):
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
-                f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_attention_heads {self.num_attention_heads} must be a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise UserError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}: "
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: "
                 f"set head_dim"
             )
         if self.head_channels % 2:
-            raise UserError(f"RoPE turns pairs of channels: head_dim {self.head_channels} must be even")
+            raise UserError(f"RoPE rotates pairs of channels: head_dim {self.head_channels} must be even")
 
     @property
     def head_channels(self) -> int:
@@ -62,16 +62,16 @@ class LLMConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VLMConfig:
-    """A whole model: config.json of a checkpoint. Parts are names for model/registry.py."""
+    """A complete model: config.json of a checkpoint. Parts are names for model/registry.py."""
 
     llm: LLMConfig
     encoder: str
     connector: str
-    image_token_id: int  # the placeholder that an image's tokens replace; the tokenizer knows it
+    image_token_id: int  # the placeholder that image tokens replace; from the tokenizer
     llm_name: str = "gpt"
-    template: str = "pupil"  # training and chat must write a conversation the same way
-    fit: str = "square"  # ... and fit a picture into the encoder's square the same way: square | pad | stretch
-    tiles: int = 0  # ... and cut a large picture into tiles the same way: at most so many, 0: none
+    template: str = "pupil"  # how a conversation is written; the same in training and chat, as are the next two
+    fit: str = "square"  # how a picture is fitted into the encoder's square: square (crop) | pad | stretch
+    tiles: int = 0  # most tiles that a large picture is cut into; 0: none
 
     def __post_init__(self):
         if self.tiles < 0 or self.tiles == 1:
@@ -102,8 +102,8 @@ def _preset(encoder: str, connector: str, **llm) -> VLMConfig:
 
 
 PRESETS = {
-    # 1.7M parameters in llm + connector: learns the embedded world in minutes on a CPU. Few layers and many heads that are not
-    # too narrow: with 4 layers of 2 heads of 64 channels, finding names in pictures takes half as many steps again.
+    # 1.7M parameters in llm + connector: learns the embedded world in minutes on a CPU. Few layers with many heads that are not
+    # too narrow find names in pictures in fewer steps than more layers with few, wide heads.
     "nano": _preset(
         "tiny_clip",
         "pixel_shuffle_compare",
@@ -143,7 +143,7 @@ PRESETS = {
 
 
 def preset(name: str, *, vocab_size: int, image_token_id: int, **names: Any) -> VLMConfig:
-    """The config of a preset for a tokenizer, with other parts where a name is not empty (or 0)."""
+    """The config of a preset for a tokenizer; each of `names` that is not empty (or 0) replaces a part's name."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     base = PRESETS[name]

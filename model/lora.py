@@ -2,13 +2,13 @@
 
     y = W x + (alpha / rank) B A x        A (rank, in) random, B (out, rank) zero: at the start nothing has changed
 
-In:  a part, a rank, alpha.  Out: the same part; W is frozen, A and B are trained. The maps are those of the part's `blocks`, or,
-     of a part without blocks as most connectors are, all that it has.
+In:  a part, a rank, alpha.  Out: the same part; W is frozen, A and B are trained. The maps are those of the part's `blocks`, or
+     all of its maps if it has no blocks, as most connectors.
 
     lora.apply(model.llm, rank=8, alpha=16)
-    with lora.switched_off(model):      the model as it was: the reference of DPO, at no memory
+    with lora.switched_off(model):      the model without its adapters: the reference of DPO, without a copy
         ...
-    lora.save(model, file)              what was learned alone, a small file; lora.load(base, file) puts it on a base again
+    lora.save(model, file)              a small file with only the trained tensors; lora.load(base, file) adds them to a base
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def adapter_pair(weight: Tensor, rank: int) -> tuple[nn.Parameter, nn.Parameter]
 
 
 class LoRALinear(nn.Linear):
-    """A linear map of any shape, sharing the tensors of the one it replaces, with its adapter."""
+    """A linear map with an adapter; it shares the tensors of the map that it replaces."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
@@ -55,10 +55,10 @@ class LoRALinear(nn.Linear):
 
 
 class LoRAMatrix(nn.Module):
-    """The adapter of a bare matrix that is not an nn.Linear, as q, k and v of CLIP: W is read as W + scale * B A.
+    """The adapter of a matrix outside an nn.Linear, such as CLIP's q, k and v: reading W gives W + scale * B A.
 
-    A parametrization of torch: whoever reads the matrix gets the sum, so the file of the encoder knows nothing of it. It costs
-    a matrix of the size of W at every forward pass, which the adapter of LoRALinear does not.
+    It is a torch parametrization, so the encoder's file needs no change. Unlike LoRALinear, it computes a matrix of the size of
+    W at every forward pass.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float):
@@ -76,40 +76,37 @@ def adapters(module: nn.Module) -> list[LoRALinear | LoRAMatrix]:
 
 
 def layers(part: nn.Module) -> list[nn.Module]:
-    """What a recipe counts in a part: its blocks; of a part that states none, its linear maps in the order of their definition.
-
-    UserError where there is neither.
-    """
-    found = list(getattr(part, "blocks", ())) or [module for module in part.modules() if isinstance(module, nn.Linear)]
-    if not found:
+    """The layers that a recipe counts: the part's blocks, or if none its linear maps, in the order of definition."""
+    modules = list(getattr(part, "blocks", ())) or [module for module in part.modules() if isinstance(module, nn.Linear)]
+    if not modules:
         raise UserError(f"{type(part).__name__} has neither blocks nor linear maps: train this part freeze or full")
-    return found
+    return modules
 
 
 def replace(module: nn.Module, kind: type, make) -> int:
-    """Put `make(linear)` in the place of every linear map of exactly this kind; returns how many there were."""
-    children = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children()]
-    found = [place for place in children if type(place[2]) is kind]
-    for parent, name, child in found:
+    """Replace every child of exactly this class by `make(child)`; returns their number."""
+    children = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children()
+                if type(child) is kind]
+    for parent, name, child in children:
         setattr(parent, name, make(child))
-    return len(found)
+    return len(children)
 
 
 def bare_matrices(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """(owner, name) of matrices that no nn.Linear holds: in_proj_weight, say. A table of vectors is no map."""
+    """(owner, name) of matrices outside nn.Linear, such as in_proj_weight; not nn.Embedding, a table of vectors."""
     return [(owner, name) for owner in module.modules() if type(owner) is not nn.Linear and not isinstance(owner, nn.Embedding)
             for name, weight in owner.named_parameters(recurse=False) if weight.ndim == 2 and name.endswith("weight")]
 
 
 def apply(module: nn.Module, rank: int, alpha: float) -> None:
-    """Freeze a part and give every linear map of its layers an adapter that is trained.
+    """Freeze a part and give every linear map of its layers a trainable adapter.
 
-    UserError for a part without a map, a rank that is no compression, or a part that has adapters.
+    UserError for a part without linear maps, a rank above the smallest side of a matrix, or a part that has adapters already.
     """
     if adapters(module):
         raise UserError("the part has LoRA adapters already")
     blocks = layers(module) if getattr(module, "blocks", ()) else [module] * bool(layers(module))
-    bare = [place for block in blocks for place in bare_matrices(block)]
+    bare = [matrix for block in blocks for matrix in bare_matrices(block)]
     linears = [part.weight for block in blocks for part in block.modules() if type(part) is nn.Linear]
     narrowest = min(min(weight.shape) for weight in (*linears, *(getattr(owner, name) for owner, name in bare)))
     if not 0 < rank <= narrowest:
@@ -122,7 +119,7 @@ def apply(module: nn.Module, rank: int, alpha: float) -> None:
 
 
 def merged(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a module as they would be called and valued without adapters: what a checkpoint stores."""
+    """The tensors of a module with adapters merged into the weights, under plain names: what a checkpoint stores."""
     tensors = module.state_dict()
     for name, part in module.named_modules():
         if isinstance(part, LoRALinear):
@@ -138,25 +135,25 @@ def merged(module: nn.Module) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def switched_off(module: nn.Module) -> Iterator[None]:
-    """Inside the block the model is the one that `apply` was given; UserError without adapters, when it would be itself."""
-    found = adapters(module)
-    if not found:
+    """Inside the block the adapters have no effect; UserError if the module has none."""
+    parts = adapters(module)
+    if not parts:
         raise UserError("no LoRA adapters to switch off: the model would be its own reference")
-    for part in found:
+    for part in parts:
         part.on = False
     try:
         yield
     finally:
-        for part in found:
+        for part in parts:
             part.on = True
 
 
-# ---------------------------------------------------------------- adapters alone
+# ---------------------------------------------------------------- files of adapters
 
 def facts(model: VLM) -> dict[str, dict[str, float]]:
     """Part -> rank and alpha of its adapters, for the parts that have them."""
-    found = {name: adapters(part) for name, part in model.parts.items()}
-    return {name: {"rank": parts[0].lora_a.shape[0], "alpha": parts[0].alpha} for name, parts in found.items() if parts}
+    by_part = {name: adapters(part) for name, part in model.parts.items()}
+    return {name: {"rank": parts[0].lora_a.shape[0], "alpha": parts[0].alpha} for name, parts in by_part.items() if parts}
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -168,9 +165,9 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
 
 
 def save(model: VLM, file: Path) -> None:
-    """Write all that was trained, and nothing else: the adapters, and the tensors of parts that were trained without.
+    """Write only the trained tensors: the adapters, and those of parts that were trained without adapters.
 
-    The file's metadata say rank and alpha for each part, and a hash of what it belongs to, all that was not trained.
+    The file's metadata hold each part's rank and alpha, and a hash of the base, which is all that was not trained.
     """
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("value_head.")}
     trained = {name for name, p in model.named_parameters() if p.requires_grad and name in tensors}
@@ -180,30 +177,29 @@ def save(model: VLM, file: Path) -> None:
 
 
 def load(model: VLM, file: Path) -> None:
-    """Put a saved file on the base that it was trained on: the same model as when it was saved, to use or to train further.
+    """Load what `save` wrote into the base that it was trained on; parts without adapters get them first.
 
-    Parts that have no adapters yet get them. Raises FileNotFoundError, and UserError where rank or alpha, names, shapes or the
-    base are others.
+    FileNotFoundError without a file; UserError if rank, alpha, names, shapes or the base differ.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"no adapters at {file}: a run with, say, --train.llm lora:8 writes OUT/adapter.safetensors")
     with safe_open(file, "pt") as opened:
-        said = opened.metadata() or {}
+        metadata = opened.metadata() or {}
         saved = {name: opened.get_tensor(name) for name in opened.keys()}
-    if "adapters" not in said:
+    if "adapters" not in metadata:
         raise UserError(f"{file} holds no adapters, as adapter.safetensors of a LoRA run does")
-    wanted = json.loads(said["adapters"])
-    for name in wanted.keys() - facts(model).keys():
-        apply(model.parts[name], int(wanted[name]["rank"]), wanted[name]["alpha"])
-    if facts(model) != wanted:
-        raise UserError(f"{file} was saved with {wanted}, the model has {facts(model)}: give the same --train flags")
+    settings = json.loads(metadata["adapters"])
+    for name in settings.keys() - facts(model).keys():
+        apply(model.parts[name], int(settings[name]["rank"]), settings[name]["alpha"])
+    if facts(model) != settings:
+        raise UserError(f"{file} was saved with {settings}, the model has {facts(model)}: give the same --train flags")
     tensors = model.state_dict()
     wrong = sorted(name for name in saved if name not in tensors or tensors[name].shape != saved[name].shape)
     if wrong:
         raise UserError(f"{file} does not fit the model: {len(wrong)} tensors are missing or have another shape, {wrong[:4]}")
     base = fingerprint({name: tensor for name, tensor in tensors.items() if name not in saved})
-    if base != said["base"]:
-        raise UserError(f"{file} was trained on another base ({said['base']}) than this one ({base}): --init the checkpoint "
+    if base != metadata["base"]:
+        raise UserError(f"{file} was trained on another base ({metadata['base']}) than this one ({base}): --init the checkpoint "
                          f"that its run started from")
     with torch.no_grad():
         for name, tensor in saved.items():

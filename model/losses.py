@@ -1,8 +1,8 @@
-"""From logits to log-probabilities: the one place where labels are shifted, and the one function that scores a batch.
+"""From logits to log-probabilities: the only place where labels are shifted, and the only function that scores a batch.
 
 In:  a model and a batch (dataset/collate.py).
-Out: the log-probability of every learned token. Supervised training minimises minus their sum; DPO compares the sums of two
-     answers; RL compares them with what they were when the tokens were sampled.
+Out: the log-probability of every learned token. Supervised training maximises their sum; DPO compares the sums of two answers;
+     RL compares them with those at the time of sampling.
 Legend: B sequences, T tokens, L learned tokens of a batch, V vocabulary.
 """
 
@@ -17,9 +17,9 @@ IGNORE = -100  # the label of a token that is not learned (PyTorch's default ign
 
 
 def next_token_targets(labels: Tensor, document_ids: Tensor) -> Tensor:
-    """(B, T), (B, T) -> (B, T): the token that each position must predict, IGNORE where there is none.
+    """(B, T), (B, T) -> (B, T): the token that each position must predict, or IGNORE.
 
-    labels        .  .  c  d | .  f  pad      `.` and pad: not learned, | a new document begins
+    labels        .  .  c  d | .  f  pad      `.` and pad: not learned; | a new document begins
     targets       .  c  d  . | f  .  .        the last token of a document never predicts the next document's first
     """
     targets = torch.full_like(labels, IGNORE)
@@ -29,7 +29,7 @@ def next_token_targets(labels: Tensor, document_ids: Tensor) -> Tensor:
 
 
 def count_learned(batch: dict) -> int:
-    """L, the learned tokens of a batch: what the sum of its losses is divided by, over micro-steps and ranks."""
+    """L, the learned tokens of a batch. Their sum over micro-steps and ranks divides the loss."""
     return int((next_token_targets(batch["labels"], batch["document_ids"]) != IGNORE).sum())
 
 
@@ -39,10 +39,10 @@ def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def sampling_logits(logits: Tensor, temperature: float, banned: Sequence[int]) -> Tensor:
-    """(..., V) -> (..., V) in fp32: the logits that a token is drawn from, and therefore scored by.
+    """(..., V) -> (..., V) in fp32: the logits that sampling and scoring share.
 
-    A banned token has probability 0. A policy that samples the image placeholder breaks its own next forward pass, and one that
-    is scored with the placeholder allowed gets the log-probabilities of another distribution than the one it sampled from.
+    A banned token has probability 0. A sampled image placeholder would break the next forward pass, since no image belongs to
+    it. Scoring bans it too: otherwise its log-probabilities would not belong to the distribution that was sampled.
     """
     logits = logits.float()
     if banned:
@@ -52,11 +52,11 @@ def sampling_logits(logits: Tensor, temperature: float, banned: Sequence[int]) -
 
 
 class Score(NamedTuple):
-    """What a model makes of the L learned tokens of a batch.
+    """A model's scores of the L learned tokens of a batch.
 
     logps    (L,) log-probability of each token in nats
-    owner    (L,) the document that each token belongs to: 0, 1, ... in the order of the batch
-    logits   (L, V) the logits behind them
+    owner    (L,) the document of each token: 0, 1, ... in the order of the batch
+    logits   (L, V) the logits that predict it
     values   (L,) the value of the state before each token, from a model with a value head (model/rl/critic.py); else None
     """
 
@@ -67,9 +67,9 @@ class Score(NamedTuple):
 
 
 def score(model: nn.Module, batch: dict, temperature: float = 1.0, banned: Sequence[int] = ()) -> Score:
-    """Score the learned tokens of a batch. Logits are computed only at the positions that predict one.
+    """Score the learned tokens of a batch. Logits are computed only at positions that predict one of them.
 
-    temperature, banned   as the tokens were sampled, in RL
+    temperature, banned   in RL: those that the tokens were sampled with
     """
     targets = next_token_targets(batch["labels"], batch["document_ids"])  # (B, T)
     learned = targets != IGNORE
@@ -80,11 +80,11 @@ def score(model: nn.Module, batch: dict, temperature: float = 1.0, banned: Seque
 
 
 def sum_by_document(logps: Tensor, owner: Tensor, documents: int) -> tuple[Tensor, Tensor]:
-    """(L,), (L,) -> (documents,) log-probability of each document's learned tokens together, (documents,) how many these are."""
+    """(L,), (L,) -> the sum of log-probabilities of each document (documents,), and its number of learned tokens (documents,)."""
     return logps.new_zeros(documents).index_add(0, owner, logps), torch.bincount(owner, minlength=documents)
 
 
 @torch.no_grad()
 def token_entropy(logits: Tensor) -> Tensor:
-    """(L, V) -> (L,): entropy of each distribution in nats, a measure of how much is still tried."""
+    """(L, V) -> (L,): entropy of each distribution in nats: how much the policy still explores."""
     return torch.special.entr(logits.softmax(-1)).sum(-1)  # a banned token adds 0, not 0 * -inf

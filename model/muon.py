@@ -1,9 +1,9 @@
-"""Muon: momentum made orthogonal, for the matrices of the blocks and the connector.
+"""Muon: orthogonalised momentum, for the matrices of the blocks and the connector.
 
-In:  matrices and their gradients.  Out: updates that move a matrix in all directions alike instead of in the few that dominate.
+In:  matrices and their gradients.  Out: updates that change a matrix equally in all directions, not only in a few dominant ones.
 
-K. Jordan 2024, kellerjordan.github.io/posts/muon. Scaled to half the size of an AdamW update (after arXiv 2502.16982) it shares
-AdamW's learning rate.
+K. Jordan 2024, kellerjordan.github.io/posts/muon. Its updates are scaled to half the size of AdamW's (after arXiv 2502.16982), so
+that both optimizers share one learning rate.
 """
 
 from collections import defaultdict
@@ -16,12 +16,12 @@ from model import sharding
 
 
 def orthogonal(updates: Tensor, steps: int = 5) -> Tensor:
-    """(n, A, B) -> (n, A, B): each matrix with its singular values moved to about 1, by Newton-Schulz iteration.
+    """(matrices, rows, columns) -> the same shape: each matrix with singular values of about 1, by Newton-Schulz iteration.
 
     The quintic x -> a x + b x^3 + c x^5 is steep at 0, so five steps bring all but the tiniest values to 0.7..1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = updates.mT if updates.shape[1] > updates.shape[2] else updates  # the smaller side first: smaller products
+    x = updates.mT if updates.shape[1] > updates.shape[2] else updates  # the smaller side first: x @ x.mT is then smaller
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
@@ -30,7 +30,7 @@ def orthogonal(updates: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal, for matrices alone; matrices of one shape are treated together."""
+    """Orthogonalised momentum, only for matrices; matrices of one shape are updated in one batch."""
 
     def __init__(self, params: Iterable, *, lr: float, weight_decay: float, momentum: float = 0.85):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
@@ -43,19 +43,19 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
-                    updates[p.shape].append(sharding.full(self.momentum(p, p.grad, group["momentum"])))
+                    updates[p.shape].append(sharding.gather_tensor(self.momentum(p, p.grad, group["momentum"])))
             for shape, matrices in by_shape.items():
                 update = orthogonal(torch.stack(updates[shape]))
-                scale = 0.1 * max(shape) ** 0.5  # half the root mean square of AdamW's updates: embeddings want twice the rate
+                scale = 0.1 * max(shape) ** 0.5  # half the RMS of AdamW's updates: embeddings need twice the rate
                 for p, direction in zip(matrices, update):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(sharding.divided(direction, p), alpha=-group["lr"] * scale)
+                    p.add_(sharding.shard_like(direction, p), alpha=-group["lr"] * scale)
 
     def momentum(self, p: nn.Parameter, grad: Tensor, beta: float) -> Tensor:
-        """Nesterov's: the running mean of the gradients, looked at one step ahead."""
+        """Nesterov momentum: the running mean of the gradients, one step ahead."""
         state = self.state[p]
         if not state:
             state["mean"], state["step"] = torch.zeros_like(p), torch.tensor(0.0)
-        state["step"] += 1  # as AdamW keeps it: a checkpoint tells how many updates it holds
+        state["step"] += 1  # as in AdamW: a checkpoint shows how many updates it holds
         state["mean"].lerp_(grad, 1 - beta)
         return grad.lerp(state["mean"], beta)

@@ -4,10 +4,10 @@
     full        all
     partial:K   the last K layers
     lora:R      adapters of rank R beside every linear map of the layers, with alpha = 2 R (model/lora.py)
-    full:lr=1e-4, lora:8,lr=1e-3        the same, at a learning rate of the part's own
+    full:lr=1e-4, lora:8,lr=1e-3        the same, with the part's own learning rate
 
-The layers of the language model and of the encoder are their blocks. A connector has those blocks that it states; where it states
-none, as most of them, its linear maps in the order of their definition. Every part goes with every mode of the others.
+The layers of a part are its blocks. Most connectors have none: their layers are their linear maps, in the order of definition.
+The modes of the three parts combine freely.
 
 In:  a model and a mode for each part.  Out: the same model with `requires_grad` set.
 """
@@ -26,9 +26,9 @@ from model.vlm import VLM, count_parameters
 
 @dataclass
 class Train:
-    connector: str = "full"  # freeze | full | partial:K (the last K linear maps) | lora:R; with its own rate: full:lr=1e-4
-    llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters of rank R); ,lr= as well
-    encoder: str = "freeze"  # the same; trained, it sees pixels at every step instead of cached features
+    connector: str = "full"  # freeze | full | partial:K (the last K linear maps) | lora:R (rank R); own rate: full:lr=1e-4
+    llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters of rank R), perhaps with ,lr=
+    encoder: str = "freeze"  # the same; a trained encoder runs at every step, a frozen one has cached features
 
     def modes(self) -> dict[str, "Mode"]:
         """Part -> its mode."""
@@ -41,7 +41,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Mode:
-    """How a part is trained: freeze, full, partial or lora; K or R of the last two; its own learning rate, if it has one."""
+    """How a part is trained: freeze, full, partial or lora; `count` is the K or R of the last two; `lr` its own learning rate."""
 
     name: str
     count: int = 0
@@ -51,15 +51,15 @@ class Mode:
     def parse(cls, text: str) -> "Mode":
         """`lora:8,lr=1e-3` -> Mode("lora", 8, 1e-3); UserError for anything else."""
         number = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-        found = re.fullmatch(rf"(freeze|full|(partial|lora):(\d+))(?:[:,]lr=({number}))?", text)
-        if not found:
-            raise UserError(f"a part is trained freeze, full, partial:K or lora:R, perhaps with its own learning rate as "
+        match = re.fullmatch(rf"(freeze|full|(partial|lora):(\d+))(?:[:,]lr=({number}))?", text)
+        if not match:
+            raise UserError(f"a --train flag is freeze, full, partial:K or lora:R, perhaps with its own learning rate as in "
                             f"full:lr=1e-4 or lora:8,lr=1e-3, not {text!r}")
-        return cls(found[2] or found[1], int(found[3] or 0), float(found[4]) if found[4] else None)
+        return cls(match[2] or match[1], int(match[3] or 0), float(match[4]) if match[4] else None)
 
 
 def set_trainable(part: nn.Module, mode: Mode) -> None:
-    """Set which tensors of a part are trained; UserError for a mode that the part cannot have."""
+    """Set which tensors of a part are trained; UserError for a mode that does not suit the part."""
     part.requires_grad_(mode.name == "full")
     if mode.name == "lora":
         lora.apply(part, rank=mode.count, alpha=2 * mode.count)
@@ -72,31 +72,31 @@ def set_trainable(part: nn.Module, mode: Mode) -> None:
 
 
 def count_trainable(part: nn.Module) -> int:
-    """Parameters of a part that are trained."""
+    """Number of trained parameters of a part."""
     return sum(p.numel() for p in part.parameters() if p.requires_grad)
 
 
 def apply(model: VLM, train: Train, checkpointing: bool = False, adapter: Path | None = None) -> None:
-    """Give each part its mode. UserError where nothing would be trained.
+    """Give each part its mode; UserError if nothing would be trained.
 
     checkpointing   compute activations again instead of storing them (model/recompute.py)
-    adapter         what an earlier LoRA run learned, to go on from (model/lora.py: `load`)
+    adapter         adapter.safetensors of an earlier LoRA run, to continue from (model/lora.py: `load`)
     """
     for name, mode in train.modes().items():
         set_trainable(model.parts[name], mode)
     if not count_trainable(model):
         raise UserError("every part is frozen: nothing to train; set --train.llm full, for example")
     if adapter:
-        asked = lora.facts(model)
+        requested = lora.facts(model)
         lora.load(model, adapter)
-        if lora.facts(model) != asked:  # it put adapters where none were asked for
+        if lora.facts(model) != requested:  # the file has adapters for a part that --train gives none
             raise UserError(f"{adapter} has adapters of {', '.join(sorted(lora.facts(model)))}, --train of "
-                            f"{', '.join(sorted(asked)) or 'nothing'}: give the same --train flags as its run")
+                            f"{', '.join(sorted(requested)) or 'nothing'}: give the same --train flags as its run")
     if checkpointing:
         recompute.apply(model)
 
 
 def summary(model: VLM) -> str:
-    """"encoder 2,416,704 (0 trained), connector ..., llm ...": one line for people."""
+    """"encoder 2,416,704 (0 trained), connector ..., llm ...": one line for the log."""
     return ", ".join(f"{name} {count_parameters(part):,} ({count_trainable(part):,} trained)"
                      for name, part in model.parts.items())

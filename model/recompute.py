@@ -1,7 +1,7 @@
-"""Gradient checkpointing: activations inside a block are computed again in the backward pass instead of kept (arXiv 1604.06174).
+"""Gradient checkpointing: compute a block's activations again in the backward pass instead of storing them (arXiv 1604.06174).
 
-In:  a finished model.  Out: the same model, with the same gradients, in less memory, for one more forward pass: of each block
-     only its input is kept.
+In:  a finished model.  Out: the same model with the same gradients. It stores only the input of each block, so it needs less
+     memory, at the cost of one more forward pass.
 
     recompute.apply(model)
 """
@@ -24,10 +24,10 @@ def apply(model: VLM) -> None:
 
 
 def recomputed(forward: Callable) -> Callable:
-    """The same function; where gradients are wanted, it keeps nothing but its arguments."""
+    """The same function, which stores only its arguments for the backward pass."""
 
     def forward_again(*arguments: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():  # an answer is being written: nothing would be kept anyhow
+        if not torch.is_grad_enabled():  # in generation there is no backward pass
             return forward(*arguments, **named)
         return checkpoint(forward, *arguments, use_reentrant=False, **named)
 

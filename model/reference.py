@@ -1,9 +1,9 @@
-"""The reference: the model that a run began with, which the policy is compared with and held to.
+"""The reference: the model that a run began with, which the policy is compared with.
 
-In:  a model before its first step.  Out: `reference_model(model)`, the same for as long as it is wanted.
+In:  a model before its first step.  Out: `reference_model(model)`, which stays as it is while the policy learns.
 
-    lora:R alone    the adapters switched off: no second model in memory
-    else            a copy
+    only lora:R trains    the model with its adapters switched off: no second model in memory
+    else                  a copy
 """
 
 import copy
@@ -20,12 +20,12 @@ ReferenceModel = Callable[[], AbstractContextManager[VLM]]  # `with reference() 
 
 
 def only_adapters_train(model: VLM) -> bool:
-    """Whether nothing but LoRA adapters is trained."""
+    """Whether only LoRA adapters are trained."""
     return all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def reference_model(model: VLM) -> ReferenceModel:
-    """The model as it is now, for as long as it is wanted: `with reference() as model`. Called before the first step."""
+    """The model as it is now, to use in `with reference() as model:`. Call this before the first step."""
     if not only_adapters_train(model):
         frozen = copy.deepcopy(model).requires_grad_(False).eval()
         return lambda: nullcontext(frozen)
@@ -39,7 +39,7 @@ def reference_model(model: VLM) -> ReferenceModel:
 
 
 def fingerprint(*parts: str | bytes | dict[str, Tensor]) -> str:
-    """A hash of everything that a log-probability depends on besides the pair: config, tokenizer, weights, ..."""
+    """A hash of everything but the pair that a log-probability depends on: config, tokenizer, weights, ..."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, dict):
@@ -51,5 +51,5 @@ def fingerprint(*parts: str | bytes | dict[str, Tensor]) -> str:
 
 
 def policy_fingerprint(model: VLM, tokenizer_bytes: bytes, dtype: str) -> str:
-    """Tells what this model says from what any other says: config, tokenizer, precision and weights."""
+    """A hash of all that decides a policy's log-probabilities: config, tokenizer, precision and weights."""
     return fingerprint(model.config.to_json(), tokenizer_bytes, dtype, lora.merged(model))

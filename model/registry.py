@@ -1,8 +1,8 @@
 """Parts by name: `CONNECTORS.make("resampler:queries=16", **context)`.
 
 In:  a spec, NAME or NAME:key=value,key=value; the first option may drop its key (`open_clip:ViT-B-32/laion2b_s34b_b79k`). A
-     value that is a spec with commas of its own stands in parentheses: `select:(clip_random:size=96,patch=16),layer=-2`.
-Out: whatever the part's factory returns. A new part is one new file in the folder, with `@CONNECTORS.register("name")`.
+     spec inside a spec stands in parentheses: `select:(clip_random:size=96,patch=16),layer=-2`.
+Out: what the part's factory returns. A new part is one new file in the folder, with `@CONNECTORS.register("name")`.
 Run: python -m model.registry        lists every part
 """
 
@@ -16,37 +16,37 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave, flags or files: scripts print it as one line, without a traceback."""
+    """A mistake in the user's flags or files: scripts print it as one line, without a traceback."""
 
 
 def parse_value(text: str) -> int | float | bool | str:
-    """`4` -> int, `0.5` -> float, `true` -> bool, anything else stays text, less parentheses around it."""
+    """`4` -> int, `0.5` -> float, `true` -> bool; anything else stays text, without parentheses around it."""
     if text.startswith("(") and text.endswith(")"):
         return text[1:-1]
     if text in ("true", "false"):
         return text == "true"
-    for number in (int, float):
+    for kind in (int, float):
         try:
-            return number(text)
+            return kind(text)
         except ValueError:
             continue
     return text
 
 
 def typed(text: str, annotation: type | str, where: str) -> int | float | bool | str:
-    """The value of an option; UserError where its type is plain and the value is of another."""
+    """The value of an option; UserError if the annotation is int, float, bool or str and the value has another type."""
     value, name = parse_value(text), annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    name = name.removesuffix(" | None")  # None is what an option is that is left out
-    wanted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}.get(name, (type(value),))
+    name = name.removesuffix(" | None")  # None: the option was left out
+    allowed = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}.get(name, (type(value),))
     if name == "str":
         return value if isinstance(value, str) else text  # a folder may be named 2024
-    if type(value) not in wanted:
+    if type(value) not in allowed:
         raise UserError(f"{where} is not of type {name}")
     return value
 
 
 def split_options(text: str) -> list[str]:
-    """`a=1,b=(c:d=2,e=3)` -> ["a=1", "b=(c:d=2,e=3)"]; UserError for a parenthesis without its other half."""
+    """`a=1,b=(c:d=2,e=3)` -> ["a=1", "b=(c:d=2,e=3)"]; UserError for an unmatched parenthesis."""
     options, depth = [""] if text else [], 0
     for letter in text:
         depth += (letter == "(") - (letter == ")")
@@ -68,20 +68,20 @@ class Registry:
         self.searched = False
 
     def register(self, name: str) -> Callable:
-        """Decorator that files a factory under an exact name; ValueError when the name is taken."""
+        """Decorator that registers a factory under an exact name; ValueError if the name is taken."""
 
-        def file(factory: Callable) -> Callable:
+        def add(factory: Callable) -> Callable:
             if name in self.factories:
                 raise ValueError(f"{self.kind} {name!r} is registered twice: {self.factories[name]} and {factory}")
             self.factories[name] = factory
             return factory
 
-        return file
+        return add
 
     def names(self) -> list[str]:
         """Every known name, sorted."""
         if not self.searched:
-            # Marked first: a module of the folder may itself look a part up while it is being imported.
+            # Set first, because a module of the folder may look up a part while it is being imported.
             self.searched = True
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(getattr(package, "__path__", [])):  # a single file has no __path__
@@ -89,7 +89,7 @@ class Registry:
         return sorted(self.factories)
 
     def factory(self, name: str) -> Callable:
-        """The factory filed under exactly this name; UserError lists the known names and the nearest spelling."""
+        """The factory of exactly this name; UserError lists the known names and the nearest spelling."""
         known = self.names()
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -98,15 +98,15 @@ class Registry:
         return self.factories[name]
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """What the factory of a part takes, by name."""
-        unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # of a class without __init__
+        """The parameters of a part's factory, by name."""
+        unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # as of a class without __init__
         signature = inspect.signature(self.factory(name))
         return {key: parameter for key, parameter in signature.parameters.items() if parameter.kind not in unnamed}
 
     def make(self, spec: str, **context: Any) -> Any:
-        """Build the part that `spec` names; `context` is what the caller knows (sizes, configs) and a spec may not set.
+        """Build the part that `spec` names. `context`: arguments of the caller (sizes, configs), which a spec may not set.
 
-        Raises UserError for an unknown name, or for an option that the factory does not take.
+        UserError for an unknown name, or for an option that the factory does not take.
         """
         name, _, text = spec.partition(":")
         known = self.parameters(name)
@@ -129,12 +129,12 @@ class Registry:
 
 def option_and_value(option: str) -> tuple[str | None, str]:
     """`queries=16` -> ("queries", "16"); the first option may have no key."""
-    found = re.fullmatch(r"(?:(\w+)=)?(.*)", option)
-    return (found[1], found[2]) if found else (None, option)
+    match = re.fullmatch(r"(?:(\w+)=)?(.*)", option)
+    return (match[1], match[2]) if match else (None, option)
 
 
 def specs(text: str) -> list[str]:
-    """`world,mmhal:path=a.json,images=b,text` -> its parts by name with their options: no option begins without KEY=."""
+    """`world,mmhal:path=a.json,images=b,text` -> its specs: after a comma, KEY= continues a spec and a name begins one."""
     return [spec for spec in re.split(r",(?!\w+=)", text) if spec]
 
 
@@ -150,8 +150,8 @@ PREFERENCE_LOSSES = Registry("preference loss", "model.dpo")
 
 
 def count_parameters(registry: Registry, name: str) -> str:
-    """How many parameters a part has among the other parts of `nano`; `-` where it needs options or does not fit them."""
-    from model.config import PRESETS  # here, because the parts import this file
+    """The number of parameters of a part beside the other parts of `nano`; `-` if it needs options or does not fit them."""
+    from model.config import PRESETS  # imported here, because the parts import this file
 
     nano = PRESETS["nano"]
     contexts: dict[str, Callable[[], dict[str, Any]]] = {"llm": lambda: {"config": nano.llm}, "encoder": dict,
@@ -176,8 +176,8 @@ def listing(registries: Sequence[Registry]) -> str:
 
 
 if __name__ == "__main__":
-    # Parts register themselves in the imported module; this running copy, called __main__, stays empty.
+    # Parts register in the imported module; the registries of this running copy, __main__, stay empty.
     registries = importlib.import_module("model.registry")
     kinds = ("LLMS", "ENCODERS", "CONNECTORS", "TEMPLATES", "TASKS", "ALGORITHMS", "PREFERENCE_LOSSES", "DIVIDERS")
-    print("kind            name                  parameters of it in `nano`; - where it needs options or does not fit nano")
+    print("kind            name                  parameters of it in `nano`; - if it needs options or does not fit nano")
     print(registries.listing([getattr(registries, name) for name in kinds]))

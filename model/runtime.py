@@ -105,8 +105,7 @@ class Run:
 
     def restart(self, config: RunFlags, settings: Any) -> None:
         """Another run in the same process, with its own folder, seed and log. The one before it is drawn."""
-        if self.is_main and self.history:
-            draw_curves(self.history, self.out / "curves.png")
+        self.draw_curves()
         self.config, self.settings, self.out = config, settings, Path(config.out)
         self.history, self.drawn, self.state = [], 0, {}
         torch.manual_seed(config.seed)
@@ -197,7 +196,7 @@ class Run:
              **more: float | str) -> None:
         """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`."""
         state = {"step": step, "position": position, "seconds": self.seconds, "data": data_settings(self.settings), **more}
-        with sharding.whole(model):
+        with sharding.unsharded(model):
             if self.is_main:
                 checkpoint.save(self.out, model, tokenizer_file)
             checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world_size)
@@ -212,7 +211,7 @@ class Run:
                     shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
                 self.stale = []
             return 0, 0
-        with sharding.whole(model, write=True):
+        with sharding.unsharded(model, write=True):
             self.state = state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world_size)
         then, now = state.pop("data", None), data_settings(self.settings)
         if then is not None and then != now:
@@ -237,7 +236,7 @@ class Run:
         return time.time() - self.started
 
     @property
-    def only_looks(self) -> bool:
+    def preview_only(self) -> bool:
         """Whether this run stops before it learns or writes anything."""
         return self.config.dry_run or self.config.check_data
 
@@ -411,14 +410,17 @@ def draw_curves(history: list[dict], file: Path) -> None:
         return
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
+    width, height = 4 * columns, 2.6 * rows  # inches
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
     for axis, name in zip(axes.flat, names):
         points = [(row["step"], row[name]) for row in history if name in row]
         axis.plot(*zip(*points), linewidth=1, marker="." if len(points) < 20 else None)
         axis.set_title(name, fontsize=9)
+        axis.locator_params(nbins=4)  # most of the time goes into ticks
     for axis in axes.flat[len(names):]:
         axis.set_axis_off()
     figure.supxlabel("step", fontsize=9)
-    figure.subplots_adjust(left=0.06, right=0.98, top=1 - 0.4 / (2.6 * rows), bottom=0.5 / (2.6 * rows), hspace=0.35)
+    figure.subplots_adjust(left=0.75 / width, right=1 - 0.15 / width, top=1 - 0.4 / height, bottom=0.5 / height, wspace=0.3,
+                           hspace=0.35)  # tight_layout would draw everything once more to find these
     figure.savefig(file, dpi=80)
     plt.close(figure)

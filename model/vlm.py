@@ -6,8 +6,9 @@
 
 In:  a batch (dataset/collate.py): input_ids, position_ids, document_ids (B, T), and pixels (N, 3, S, S)
      or features (N, P, D) of all its images in reading order, if it has any.
-Out: logits (kept, V) at the positions asked for.
-Legend: B sequences, T tokens, C channels of the LLM, N images, P patch tokens per image, D channels of the encoder, V vocabulary.
+Out: logits (selected, V) of the tokens that logits_to_keep selects.
+Legend: B sequences, T tokens, C channels of the LLM, N images, P patch tokens per image, D channels of the encoder, V vocabulary,
+     S pixels a side. Inside forward the documents are packed: T counts the tokens of all of them.
 """
 
 from typing import Any
@@ -24,10 +25,10 @@ from model.registry import CONNECTORS, ENCODERS, LLMS
 
 
 class VLM(nn.Module):
-    """encoder -> connector -> llm; a caller that already holds the encoder passes it in."""
+    """encoder -> connector -> llm; a caller may pass an encoder that it has already loaded."""
 
-    value_head: nn.Module  # of ppo alone (model/rl/critic.py)
-    encoder_was_stored = False  # whether the checkpoint that it came from held the encoder (model/checkpoint.py)
+    value_head: nn.Module  # only with ppo (model/rl/critic.py)
+    encoder_was_stored = False  # whether this model's checkpoint held the encoder (model/checkpoint.py)
 
     def __init__(self, config: VLMConfig, encoder: Encoder | None = None):
         super().__init__()
@@ -52,10 +53,10 @@ class VLM(nn.Module):
         return self.connector.tokens
 
     def forward(self, batch: dict, logits_to_keep: Tensor, cache: Any = None) -> Tensor:
-        """logits_to_keep (B, T) bool, False on padding -> logits (kept, V), row by row.
+        """logits_to_keep (B, T) bool, False on padding -> logits (selected, V), row by row.
 
-        cache: an empty one, for prompts of one document per row; it is filled. ValueError when placeholders and
-        images disagree.
+        cache: an empty one, which is filled; the batch then has one document per row. ValueError if placeholders and images
+        disagree.
         """
         packed = PackedSequences(batch["document_ids"])
         input_ids = packed.pack(batch["input_ids"])  # (T,)
@@ -64,54 +65,52 @@ class VLM(nn.Module):
         return self.llm(x, packed.pack(batch["position_ids"]), packed, packed.pack(logits_to_keep), cache)
 
     def splice(self, x: Tensor, is_image: Tensor, packed: PackedSequences, batch: dict) -> Tensor:
-        """(T, C), (T,) -> (T, C): the n-th placeholder becomes the n-th image token; a batch without images passes."""
+        """(T, C), (T,) -> (T, C): the n-th image token replaces the n-th placeholder; a batch without images is unchanged."""
         features = self.image_features(batch)
         images = 0 if features is None else len(features)
         check_placeholders(is_image, packed, images, self.image_tokens, batch.get("ids"))
         if features is None:
-            # Where only connector or encoder are trained, text alone reaches no weight that learns: let its tokens end the graph.
+            # With a frozen LLM, rows of text use no trained weight: backward() then needs another leaf, which x becomes.
             return x if x.requires_grad or not torch.is_grad_enabled() else x.requires_grad_()
         tokens = self.connector(features, image_index(is_image, packed, self.image_tokens))  # (N, tokens, C)
         return x.masked_scatter(is_image[:, None], tokens.to(x.dtype))
 
     def image_features(self, batch: dict) -> Tensor | None:
-        """(N, P, D) of the batch's images, cached or computed; None when it has none."""
+        """(N, P, D) of the batch's images, or None. A frozen encoder gives the same features at every step: cache them."""
         if "features" in batch:
             return batch["features"]
         if "pixels" not in batch:
             return None
         trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):  # a frozen encoder keeps no activations
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):  # a frozen encoder stores no activations
             return self.encoder(batch["pixels"])
 
 
 def image_index(is_image: Tensor, packed: PackedSequences, image_tokens: int) -> Tensor:
-    """(T,) -> (N,): which image of its document each one is, from 0; of a picture in tiles each tile counts."""
+    """(T,) -> (N,): each image's position among those of its document, from 0; a tile counts as an image."""
     owner = packed.owner[is_image][::image_tokens]  # (N,) document of each image
     images = owner.bincount(minlength=packed.count)
-    before = images.cumsum(0) - images  # (documents,) images of earlier documents
+    before = images.cumsum(0) - images  # (documents,) images in earlier documents
     return torch.arange(len(owner), device=owner.device) - before[owner]
 
 
-def check_placeholders(
-    is_image: Tensor, packed: PackedSequences, images: int, image_tokens: int, ids: list[str] | None
-) -> None:
-    """ValueError unless every document holds whole images and all of them together hold exactly `images`."""
+def check_placeholders(is_image: Tensor, packed: PackedSequences, images: int, image_tokens: int, ids: list[str] | None) -> None:
+    """ValueError unless every document holds complete images, and all documents together exactly `images`."""
     counts = is_image.new_zeros(packed.count, dtype=torch.long).index_add(0, packed.owner, is_image.long())
     broken = counts % image_tokens != 0
     if not (broken.any() | (counts.sum() != images * image_tokens)):
         return
-    # Either a document holds a broken span, and is to blame, or images are missing or left over somewhere.
+    # Name the documents with an incomplete image; if there are none, images are missing or left over somewhere.
     suspects = broken.nonzero().flatten().tolist() or range(packed.count)
     names = ids or [f"document {index}" for index in range(packed.count)]
-    held = ", ".join(f"{names[index]}: {int(counts[index])}" for index in suspects)
+    listing = ", ".join(f"{names[index]}: {int(counts[index])}" for index in suspects)
     raise ValueError(
         f"{int(counts.sum())} image placeholders, but {images} image(s) of {image_tokens} tokens = "
-        f"{images * image_tokens} feature rows. Placeholders in {held}. "
+        f"{images * image_tokens} feature rows. Placeholders in {listing}. "
         f"Every image needs exactly {image_tokens} placeholders in its own document, and every placeholder an image."
     )
 
 
 def count_parameters(*modules: nn.Module) -> int:
-    """Parameters of the modules, a shared one counted once."""
+    """Number of parameters of the modules; a shared one counts once."""
     return sum(parameter.numel() for parameter in {p for module in modules for p in module.parameters()})

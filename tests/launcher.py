@@ -34,6 +34,19 @@ def warm_up() -> None:
         registry.names()
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports the compiler, a second or two
     plural(categories("nano")[0].en)
+    draw_loss_alone()
+
+
+def draw_loss_alone() -> None:
+    """Plots of all metrics would take longer than the three steps of most runs."""
+    from model import runtime
+
+    draw = runtime.draw_curves
+
+    def draw_loss(history, file):
+        draw([{name: row[name] for name in ("step", "loss") if name in row} for row in history], file)
+
+    runtime.draw_curves = draw_loss
 
 
 def die_at(step: int) -> None:

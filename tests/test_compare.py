@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dataset.studies.compare import Config, by_run, draw, main, markdown, told
+from dataset.studies.compare import Config, by_run, draw, main, markdown, mean_and_spread
 
 METRICS = ("h/chair_s", "h/cover")
 
@@ -25,8 +25,10 @@ def test_seeds_of_a_run_share_a_row_with_their_mean_and_spread(tmp_path):
 
 
 def test_one_value_has_no_spread():
-    assert told("world/exact", [0.5]) == "50.0 %" and told("world/exact", [0.5, 0.5]) == "50.0 ± 0.0 %"
-    assert told("hallucination/length", [14.0, 15.0]) == "14.5 ± 0.7" and told("mmhal/score", [3.1]) == "3.1"
+    assert mean_and_spread("world/exact", [0.5]) == "50.0 %"
+    assert mean_and_spread("world/exact", [0.5, 0.5]) == "50.0 ± 0.0 %"
+    assert mean_and_spread("hallucination/length", [14.0, 15.0]) == "14.5 ± 0.7"
+    assert mean_and_spread("mmhal/score", [3.1]) == "3.1"
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):

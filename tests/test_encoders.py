@@ -274,7 +274,7 @@ def test_cls_false_leaves_the_class_token_out_where_there_is_one():
 
 @pytest.mark.parametrize("layer", [0, 1, -4])
 def test_a_layer_that_is_not_there_says_which_are(layer):
-    with pytest.raises(ValueError, match=f"select:layer={layer}: this encoder has 3 blocks. -1 is behind the last"):
+    with pytest.raises(ValueError, match=f"select:layer={layer}: this encoder has 3 blocks. -1 is after the last"):
         ENCODERS.make(f"select:({RANDOM}),layer={layer}")
 
 

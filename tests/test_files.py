@@ -101,7 +101,7 @@ def test_bad_rows_are_listed_once_and_too_many_stop_the_run(tmp_path, capsys):
 
 
 def test_a_rank_that_does_not_report_still_counts(tmp_path):
-    bad_rows = BadRows(tmp_path / "bad_rows.jsonl", total=1, max_bad=1)
-    bad_rows.add(BadRow("why", "cure", "f:1"), report=False)
+    bad_rows = BadRows(tmp_path / "bad_rows.jsonl", total=1, max_bad=1, report=False)
+    bad_rows.add(BadRow("why", "cure", "f:1"))
     assert bad_rows.names == {"f:1"}
     assert not bad_rows.path.exists()

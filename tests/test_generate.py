@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from model.generate import decode, generate, max_prompt_tokens, next_logits, prefill, sample, stream
+from model.generate import decode, generate, next_logits, prefill, sample, stream
 from model.losses import IGNORE, score
-from model.registry import UserError
 from tests import tiny
 
 PROMPTS = [
@@ -37,7 +36,7 @@ def test_decoding_with_the_cache_equals_the_full_forward_pass():
     with torch.no_grad():
         logits = model(whole, tiny.everywhere(whole))
     expected = logits.split([len(prompt) + 8 for prompt in PROMPTS])
-    logits, cache = prefill(model, batch_of_all(), room=8)
+    logits, cache = prefill(model, batch_of_all(), new_tokens=8)
     for step in range(8):
         there = torch.stack([rows[len(prompt) - 1 + step] for rows, prompt in zip(expected, PROMPTS, strict=True)])
         torch.testing.assert_close(logits, there, atol=2e-5, rtol=0)
@@ -46,7 +45,7 @@ def test_decoding_with_the_cache_equals_the_full_forward_pass():
 
 def test_next_logits_are_those_after_each_prompt():
     model = tiny.vlm()
-    torch.testing.assert_close(next_logits(model, batch_of_all()), prefill(model, batch_of_all(), room=8)[0])
+    torch.testing.assert_close(next_logits(model, batch_of_all()), prefill(model, batch_of_all(), new_tokens=8)[0])
 
 
 def test_a_batch_of_unlike_prompts_answers_as_each_prompt_alone():
@@ -246,18 +245,9 @@ def test_prompts_padded_on_the_left_or_packed_are_refused():
     left = {name: rows.flip(1) for name, rows in tiny.padded([PROMPTS[0], PROMPTS[0][:4]]).items()}
     for batch in (left, tiny.flat([PROMPTS[0], PROMPTS[0]])):
         with pytest.raises(ValueError, match="one document per row, padded on the right"):
-            prefill(model, batch, room=1)
+            prefill(model, batch, new_tokens=1)
 
 
 def test_more_tokens_than_the_model_has_positions_are_refused_before_anything_runs():
     with pytest.raises(ValueError, match="prompt of 14 tokens and 115 new ones exceed max_position_embeddings = 128"):
         generate(tiny.vlm(), batch_of_one(1), **{**GREEDY, "max_new_tokens": 115})
-
-
-def test_a_prompt_has_the_room_that_its_answer_leaves():
-    model = tiny.vlm()
-    assert max_prompt_tokens(model, 114) == 14
-    prefill(model, batch_of_one(1), room=114)  # a prompt of 14 tokens
-    for refused in (0, 128):
-        with pytest.raises(UserError, match=f"--max_new_tokens {refused} leaves no room for prompt and answer: .* 128 tokens"):
-            max_prompt_tokens(model, refused)

@@ -37,7 +37,7 @@ def problems(split: str, n: int = 600, task: Geometry = TASK):
 
 
 def values_of(one) -> list[int]:
-    return list(map(int, one.glance.rstrip(".").split(", ")))
+    return list(map(int, one.direct_thoughts.rstrip(".").split(", ")))
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

@@ -62,7 +62,7 @@ def test_logits_equal_transformers(family, tied):
 def test_logits_with_a_cache_equal_transformers(family, tied):
     gpt, hf = pair(family, tied)
     ids = torch.randint(0, 50, (20,))
-    cache = gpt.cache(rows=1, room=20)
+    cache = gpt.cache(rows=1, capacity=20)
     logits = [gpt(gpt.embed(ids[:9]), *one_document(9), cache=cache)]
     for token in ids[9:]:
         logits.append(gpt(gpt.embed(token[None]), cache.lengths, packed=None, cache=cache))
@@ -82,7 +82,7 @@ def test_greedy_tokens_equal_transformers_generate(family, tied):
         eos_token_id=None,
         pad_token_id=0,
     )[0, 11:]
-    cache = gpt.cache(rows=1, room=11 + 24)
+    cache = gpt.cache(rows=1, capacity=11 + 24)
     logits = gpt(gpt.embed(prompt), *one_document(11), cache=cache)[-1:]
     tokens = []
     for _ in range(24):

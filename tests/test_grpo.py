@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dataset.problems import problems
+from dataset.problems import of_task
 from dataset.processor import Processor
 from dataset.rewards import Reward
 from dataset.rollouts import Group, RolloutBatch, as_rollout, stats
@@ -24,7 +24,7 @@ from model import checkpoint, cli, runtime
 from model.generate import Answer
 from model.losses import score, sum_by_document
 from model.reference import reference_model
-from model.registry import ALGORITHMS, UserError
+from model.registry import ALGORITHMS, TASKS, UserError
 from tests import tiny
 from tests.conftest import ROOT, torchrun
 from tests.miniatures import lines
@@ -90,7 +90,7 @@ class Sampled:
         self.run = SCRIPT.Run.inference(out, "cpu", "fp32", 0)
         model = checkpoint.load(start)
         self.processor = Processor.of(model, TOKENIZER, self.run)
-        (self.problem,) = problems(["arithmetic:rows=0"], 1, None)
+        (self.problem,) = of_task(TASKS.make("arithmetic:rows=0"), 1, None)
         prompt = self.processor.prompt(self.problem.prompt)
         self.rollouts = []
         for text in (RIGHT, RIGHT, WRONG, WRONG):
@@ -119,7 +119,7 @@ class Sampled:
             reward = dataclasses.replace(one.reward, total=factor * one.reward.total)
             rollouts.append(dataclasses.replace(one, logps=logps, reward=reward))
         groups = [Group(self.problem, rollouts)]
-        return RolloutBatch(groups, {**stats(groups), "groups": 1, "asked": 1, **changes})
+        return RolloutBatch(groups, {**stats(groups), "groups": 1, "sampled": 1, **changes})
 
     def gains(self, folder: Path) -> torch.Tensor:
         """(4,): by how much each answer's log-probability has grown in a trained model."""
@@ -214,7 +214,7 @@ def test_a_run_whose_answers_teach_nothing_any_more_stops_in_either_family(famil
 
 
 LOGGED = {"step", "seconds", "reward", "accuracy", "format", "all_right", "all_wrong", "zero_variance", "truncated", "groups",
-          "asked", "loss", "entropy", "ratio", "clipped_low", "clipped_high", "ratio_max", "logp_gap", "lr", "gradient_norm",
+          "sampled", "loss", "entropy", "ratio", "clipped_low", "clipped_high", "ratio_max", "logp_gap", "lr", "gradient_norm",
           "gradient_threshold", "step_left_out", "tokens_per_second"}  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def test_a_run_writes_a_checkpoint_and_a_log_of_everything(one, start):
         lengths = {"length_right": row["accuracy"] > 0, "length_wrong": row["accuracy"] < 1}
         assert set(row) == LOGGED | {name for name, there in lengths.items() if there}
         assert row["logp_gap"] < 1e-4 and row["ratio_max"] == pytest.approx(1, abs=1e-4) and 0 < row["entropy"]
-        assert row["groups"] <= 4 <= row["asked"] <= 16
+        assert row["groups"] <= 4 <= row["sampled"] <= 16
     assert {"model.safetensors", "config.json", "tokenizer.model", "curves.png"} <= {path.name for path in one.iterdir()}
     before, after = load_file(start / "model.safetensors"), load_file(one / "model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -271,7 +271,7 @@ def test_a_killed_run_goes_on_to_exactly_the_same_weights(more, one, start, even
     assert logs[0] == logs[1]
     if "--num_iterations" in more:
         rows = logs[0]
-        assert rows[0]["reward"] == rows[1]["reward"] and rows[2]["asked"] == rows[3]["asked"], "the same answers"
+        assert rows[0]["reward"] == rows[1]["reward"] and rows[2]["sampled"] == rows[3]["sampled"], "the same answers"
         assert rows[2]["ratio_max"] == pytest.approx(1, abs=1e-4) and rows[3]["ratio_max"] > 1.001
 
 

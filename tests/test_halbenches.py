@@ -261,14 +261,14 @@ def test_the_controls_of_a_judged_task_leave_out_what_failed(mmhal_file):
     assert (metrics["mmhal/blank"], metrics["mmhal/shuffled"]) == (0.5, 0.5)
 
 
-@pytest.mark.filterwarnings("ignore:'dataset.evaluation' found in sys.modules")
+@pytest.mark.filterwarnings("ignore:'dataset.studies.rescore' found in sys.modules")
 def test_saved_answers_are_scored_from_the_command_line(hal_files, tmp_path, monkeypatch, capsys):
     """As `python -m dataset.studies.rescore PREDICTIONS TASK` does, without another Python."""
     spec = f"object_halbench:path={hal_files[0]},annotations={hal_files[1]}"
     _, rows = evaluate("object_halbench", TASKS.make(spec), "test", lambda prompts: ANSWERS, 300)
     file = lines(tmp_path / "predictions-object_halbench.jsonl", rows)
-    monkeypatch.setattr(sys, "argv", ["dataset/evaluation.py", str(file), spec])
-    runpy.run_module("dataset.evaluation", run_name="__main__", alter_sys=True)
+    monkeypatch.setattr(sys, "argv", ["dataset/studies/rescore.py", str(file), spec])
+    runpy.run_module("dataset.studies.rescore", run_name="__main__", alter_sys=True)
     assert "| object_halbench/rsp | 50.0 % |" in capsys.readouterr().out
     assert json.loads((tmp_path / "scores.json").read_text())["object_halbench/men"] == 1 / 5
 
@@ -360,7 +360,7 @@ def test_the_file_without_answers_to_compare_with_is_told_apart(refomb_file, tmp
     file.write_text(file.read_text().replace("GPT-4V 2.", ""))
     task = TASKS.make(refomb_file)
     assert "refomb: answers will be saved and not judged" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="row 2 has no answer to compare with: it wants RefoMB_gpt4v_dev.jsonl"):
+    with pytest.raises(ValueError, match="row 2 has no answer to compare with: it needs RefoMB_gpt4v_dev.jsonl"):
         task.examples("test", 99)
     assert task.measure(task.examples("test", 2), ["a", "b"]) == ([None, None], {"judged": 0})
 

@@ -238,7 +238,7 @@ def test_a_missing_library_is_told_before_anything_is_generated(monkeypatch):
 
 def test_failures_are_counted_and_the_first_reason_is_told(capsys):
     assert failures("mmhal", ["a", Failure("asleep"), 3, Failure("gone")]) == 2
-    assert "2 of 4 judgements failed and are counted apart; the first: asleep" in capsys.readouterr().out
+    assert "2 of 4 judgements failed and are not scored; the first: asleep" in capsys.readouterr().out
     assert failures("mmhal", ["a"]) == 0 and not capsys.readouterr().out
 
 

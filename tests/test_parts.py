@@ -123,8 +123,8 @@ def test_the_qformer_looks_at_the_picture_in_every_other_block():
     ("resampler:queries=0", "at least one query"),
     ("resampler:heads=3", "heads=3 does not divide the 20 channels"),
     ("resampler:heads=0", "heads=0 does not divide"),
-    ("resampler:depth=0,heads=2", "without a block nothing reads the picture"),
-    ("qformer:heads=2,every=0", "both are 1 at least"),
+    ("resampler:depth=0,heads=2", "without a block nothing reads the image"),
+    ("qformer:heads=2,every=0", "both must be at least 1"),
     ("qfromer", "Did you mean 'qformer'"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_with_what_would(spec, message):

@@ -118,8 +118,8 @@ def test_a_drawn_problem_shows_its_content():
     content = perception.Content([("red", "circle"), ("blue", "triangle")], [0, 8], largest=1)
     regions = content.draw(random.Random(0)).regions
     assert [region.en for region in regions] == ["small red circle", "large blue triangle"]
-    assert content.told("en") == "Top left: small red circle. Bottom right: large blue triangle."
-    assert content.told("zh") == "左上：小红色圆形。右下：大蓝色三角形。"
+    assert content.in_words("en") == "Top left: small red circle. Bottom right: large blue triangle."
+    assert content.in_words("zh") == "左上：小红色圆形。右下：大蓝色三角形。"
     pixel = content.draw(random.Random(0)).image.getpixel((16, 16))
     assert pixel[0] > 200 > 100 > pixel[1]
 

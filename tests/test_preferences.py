@@ -129,8 +129,8 @@ def test_extra_keys_are_ignored_whatever_their_names(tmp_path):
     ({"image": "iVBORw0KGgo="}, None), ({"image": "iVBORw0*"}, "bad base64"), ({"question": 5}, "user value is a int"),
     ({"question": "<image> and <image>?"}, "2 <image> placeholders but 1 images"),
     ({"image": "https://example.com/a.png"}, "image is a URL"),
-    ({"chosen": [{"role": "user", "content": "no"}]}, "chosen is not one message of the assistant's"),
-    ({"chosen": [{"role": "assistant", "content": [{"type": "image"}]}]}, "chosen holds something else than text"),
+    ({"chosen": [{"role": "user", "content": "no"}]}, "chosen is not one message of the assistant"),
+    ({"chosen": [{"role": "assistant", "content": [{"type": "image"}]}]}, "chosen holds more than text"),
     ({"question": None, "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
      "does not end with the user's turn"),
     ({"chosen": None, "rejected": None, "text": "{broken"}, "text is not JSON"),
@@ -310,7 +310,7 @@ def test_a_pair_that_the_stored_reference_does_not_hold_is_refused_by_name():
     pair = rendered(preference())
     known = StoredLogps({pair.key: (-1.0, -2.0)}, "made")
     for changed in (preference(chosen="A blue square."), preference(pictures=2)):
-        with pytest.raises(ValueError, match="hold nothing about row: the data changed"):
+        with pytest.raises(ValueError, match="no reference log-probabilities of row: the data changed"):
             known.of(PROCESSOR.pair_batch([pair, rendered(changed)]))
 
 

@@ -12,7 +12,7 @@ from dataset.chat import Conversation, Document, Message, Preference, Prefill, T
 from dataset.images import Picture
 from dataset.processor import Processor
 from dataset.tokenizer import SentencePieceTokenizer
-from model.registry import TEMPLATES
+from model.registry import TEMPLATES, UserError
 from tests import tiny
 
 TOKENIZER = SentencePieceTokenizer()
@@ -312,15 +312,23 @@ def test_an_answer_never_holds_the_placeholder_padding_or_a_beginning_and_ends_w
     assert PUPIL.sampling == {"stop_ids": {T.end}, "banned": (T.image, T.pad, T.bos)}
 
 
+def test_a_prompt_has_the_room_that_its_answer_leaves():
+    processor = tiny.processor(context_length=128)
+    assert processor.max_prompt_tokens(114) == 14
+    for refused in (0, 128):
+        with pytest.raises(UserError, match=f"--max_new_tokens {refused} leaves no room for prompt and answer: .* 128 tokens"):
+            processor.max_prompt_tokens(refused)
+
+
 def test_a_prompt_that_leaves_no_room_or_does_not_open_is_named():
     length = len(PUPIL.prompt(QUESTION))
-    PUPIL.require_room(QUESTION, length)
+    PUPIL.require_answerable(QUESTION, length)
     with pytest.raises(BadRow, match=f"{length} tokens, where the model reads {length - 1} before an answer") as caught:
-        PUPIL.require_room(QUESTION, length - 1)
+        PUPIL.require_answerable(QUESTION, length - 1)
     assert caught.value.where == "talk:1"
 
     def broken() -> Image.Image:
         raise BadRow("no image", "mend it")
 
     with pytest.raises(BadRow, match="talk:1: no image; mend it"):
-        PUPIL.require_room(talk(("user", Picture("x", broken), "What?")), 1000)
+        PUPIL.require_answerable(talk(("user", Picture("x", broken), "What?")), 1000)

@@ -5,6 +5,7 @@ import json
 import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from dataset.bad_rows import BadRows
 from dataset.chat import Conversation, Message
 from dataset.collate import IGNORE
+from dataset.early_stop import early_stop_reason
 from dataset.feedback.pair_streams import SampledPairs
 from dataset.mixture import load
 from dataset.problems import Problem, of_rows, of_task, problems
@@ -23,7 +25,7 @@ from dataset.tasks import Example, Task, Truncated, dialogue
 from model.generate import Answer, generate
 from model.losses import score
 from model.registry import TASKS
-from model.rl.early_stop import early_stop_reason
+from model.runtime import Run
 from tests import tiny
 from tests.miniatures import lines
 
@@ -45,6 +47,15 @@ def problem(k: int) -> Problem:
 def sampler(generate, count: int = 10, ranks: tiny.Ranks | None = None, **changes) -> Sampler:
     options = {"prompts": 4, "group_size": 2, "seed": 0, "resample_rounds": 3, **changes}
     return Sampler([problem(k) for k in range(count)], generate, PROCESSOR, ranks or tiny.Ranks(), **options)
+
+
+def flags(*data: str, problems: int, pass_rates: tuple[float, float] = (0.0, 1.0)) -> SimpleNamespace:
+    return SimpleNamespace(data=data, problems=problems, pass_rates=pass_rates, reward="rule")
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run.inference(tmp_path / "out", "cpu", "fp32", 0)
 
 
 def by_number(right: dict[int, tuple[bool, ...]]):
@@ -75,8 +86,8 @@ def test_problems_of_a_task_are_those_of_the_train_split_that_stage_two_did_not_
     assert all(item.prompt.messages[-1].role == "user" for item in found)
 
 
-def test_a_text_twin_is_a_spec_of_the_same_task():
-    found = problems(("arithmetic:text=true",), 8, None)
+def test_a_text_twin_is_a_spec_of_the_same_task(run):
+    found = problems(flags("arithmetic:text=true", problems=8), run)
     assert len(found) == 8 and not any(item.prompt.pictures for item in found)
 
 
@@ -107,29 +118,29 @@ def test_a_problem_that_cannot_be_answered_is_named_with_its_row_when_the_data_a
             {"conversations": [{"role": "user", "content": "<image>?"}], "answer": "1", "image_urls": [f"file://{tmp_path}/bad.png"]},
             {"conversations": [{"role": "user", "content": "long " * 500}], "answer": "1"}]
     source = load(lines(tmp_path / "r.jsonl", rows), need_answer=False)
-    check = partial(PROCESSOR.require_room, max_prompt_tokens=64)
+    check = partial(PROCESSOR.require_answerable, max_prompt_tokens=64)
     assert len(of_rows(source, 3, None, BadRows(tmp_path / "bad", 3, 1.0), check=check)) == 1
     listed = [json.loads(line) for line in (tmp_path / "bad").read_text().splitlines()]
     assert [item["row"].rpartition("/")[2] for item in listed] == ["r.jsonl:2", "r.jsonl:3"]
     assert "lower --max_new_tokens" in listed[1]["remedy"]
     capsys.readouterr()
     with pytest.raises(RuntimeError, match="r.jsonl:2"):
-        of_rows(source, 3, None, BadRows(tmp_path / "other", 3, 0.0), report=False, check=check)
+        of_rows(source, 3, None, BadRows(tmp_path / "other", 3, 0.0, report=False), check=check)
     assert not (tmp_path / "other").exists() and not capsys.readouterr().err, "another process names it"
 
 
-def test_rows_of_a_file_that_are_too_easy_or_too_hard_are_left_out_and_those_of_tasks_are_not(tmp_path):
+def test_rows_of_a_file_that_are_too_easy_or_too_hard_are_left_out_and_those_of_tasks_are_not(tmp_path, run):
     rows = [{"conversations": [{"role": "user", "content": f"{k} + 1?"}], "answer": "2", "pass_rate": k / 4} for k in range(5)]
     rows.append({"conversations": [{"role": "user", "content": "unknown"}], "answer": "2"})
     lines(tmp_path / "rows.jsonl", rows)
-    found = problems((str(tmp_path / "rows.jsonl"), "arithmetic"), 6, None, pass_rates=(0.1, 0.9))
+    found = problems(flags(str(tmp_path / "rows.jsonl"), "arithmetic", problems=6, pass_rates=(0.1, 0.9)), run)
     assert [item.prompt.messages[-1].text for item in found[:4]] == ["1 + 1?", "2 + 1?", "3 + 1?", "unknown"]
     assert len(found) == 4 + 6
 
 
-def test_without_any_problem_there_is_an_error():
+def test_without_any_problem_there_is_an_error(run):
     with pytest.raises(ValueError, match="no problem in arithmetic"):
-        problems(("arithmetic",), 0, None)
+        problems(flags("arithmetic", problems=0), run)
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "geometry", "perception", "sokoban"])
@@ -176,7 +187,7 @@ def test_groups_without_reward_variance_are_replaced_and_counted():
     made.generate = by_number({first[0]: (True, True), first[1]: (False, False)})
     rollout = made.next()
     assert made.position == 6 and len(rollout.groups) == 4 and not any(group.zero_variance for group in rollout.groups)
-    assert rollout.stats["asked"] == 6 and rollout.stats["groups"] == 4
+    assert rollout.stats["sampled"] == 6 and rollout.stats["groups"] == 4
     assert rollout.stats["all_right"] == rollout.stats["all_wrong"] == pytest.approx(1 / 6)
     assert rollout.stats["zero_variance"] == pytest.approx(1 / 3)
     assert rollout.stats["accuracy"] == pytest.approx(0.5) and rollout.stats["format"] == 1

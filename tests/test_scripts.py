@@ -20,7 +20,7 @@ from dataset.tokenizer import SentencePieceTokenizer
 from dataset.vision.image_processor import OneRank
 from model import checkpoint, cli
 from model.generate import generate
-from tests.conftest import ROOT, TINY, free_port  # noqa: F401
+from tests.conftest import ROOT, TINY
 
 LOGGED = {"step", "seconds", "loss", "lr", "gradient_norm", "tokens_per_second"}
 

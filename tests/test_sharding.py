@@ -101,7 +101,7 @@ def test_a_connector_alone_learns_from_rows_of_which_some_hold_no_picture(shard,
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("--shard", "zero3"), "--shard zero3 divides a model among processes, and there is one: torchrun"),
+    (("--shard", "zero3"), "--shard zero3 divides a model among processes, but there is only one: torchrun"),
     (("--shard", "zero1"), "--shard is ddp, zero2 or zero3, not 'zero1'"),
     (("--shard", "zero2", "--compile"), "--compile and --shard zero2 do not go together"),
 ])  # fmt: skip

@@ -82,9 +82,9 @@ def test_what_is_wanted_names_every_straight_line_of_pushes():
     made = Level.read(["      ", "  @   ", "  $   ", "     .", "      ", "      "])
     plan = ["left", "down", "right", "right", "right", "up", "right", "down"]  # the box goes right three times, then down
     assert play(made, plan).end.solved
-    assert sokoban.wanted(made, plan, "en") == "32-36, 26-46." and sokoban.wanted(made, plan, "zh") == "32-36，26-46。"
+    assert sokoban.push_lines(made, plan, "en") == "32-36, 26-46." and sokoban.push_lines(made, plan, "zh") == "32-36，26-46。"
     around = ["left", "down", "right", "left", "right", "right"]  # lets go of the box for a while: two lines in one direction
-    assert sokoban.wanted(made, around, "en") == "32-34, 33-35."
+    assert sokoban.push_lines(made, around, "en") == "32-34, 33-35."
 
 
 @pytest.mark.parametrize("task", [TASK, Sokoban(boxes=2, rows=20)])
@@ -182,7 +182,7 @@ def test_rows_that_only_play_learn_the_moves_alone_and_solve_their_levels():
         boards, learned = rows[i].messages[-1].parts[::2], rows[i].messages[-1].parts[1::2]
         assert all(isinstance(part, Prefill) for part in boards) and not any(isinstance(part, Prefill) for part in learned)
         for k, (board, play_by_play) in enumerate(zip(boards, learned, strict=True)):
-            made, plan = level("train", sokoban.ONLY_PLAYED + 4 * (i - 2) + k, 1, 1, 6)
+            made, plan = level("train", sokoban.FIRST_PLAY + 4 * (i - 2) + k, 1, 1, 6)
             assert all(sokoban.at(square) in board for square in (made.player, *made.boxes, *made.targets, *made.walls))
             moves = [sokoban.MEANING[word] for word in re.findall("|".join(sokoban.MEANING), play_by_play)]
             assert moves == list(plan) and play(made, moves).end.solved

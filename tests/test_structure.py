@@ -141,22 +141,23 @@ def test_every_file_opens_with_what_it_is():
 
 # ---------------------------------------------------------------- how it reads
 
-PATH = (
-    "model/config.py", "model/llm/gpt.py", "model/llm/attention.py", "model/encoder/clip.py", "model/connector/linear.py",
-    "model/connector/pixel_shuffle.py", "model/vlm.py", "model/losses.py", "dataset/tokenizer.py", "dataset/chat.py",
-    "dataset/images.py", "dataset/processor.py", "dataset/collate.py", "dataset/mixture.py", "model/optimizer.py",
-    "model/generate.py", "dataset/evaluation.py",
-    "dataset/rollouts.py", "dataset/rewards.py", "model/rl/advantages.py", "model/rl/algorithms.py", "model/dpo/losses.py",
-    "dataset/preferences.py",
-)  # fmt: skip
-LONGER = {  # files of the path that have more than 200 lines, and how many they may have until they are shorter
-    "dataset/processor.py": 270, "dataset/rollouts.py": 330, "model/dpo/losses.py": 210,
-}  # fmt: skip
+READING_ORDER = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Reading order")[2]
+PARTS = re.findall(r"([\d,]+) lines\.\n\n\| file.*\n.*\n((?:\|.*\n)+)", READING_ORDER)  # (lines stated, rows of a table)
+PATH = [re.findall(r"\]\((.*?)\)", rows) for _, rows in PARTS]
 
 
-@pytest.mark.parametrize("path", PATH)
+def line_count(path: str) -> int:
+    return len((ROOT / path).read_text(encoding="utf-8").splitlines())
+
+
+def test_the_reading_order_has_two_parts_whose_lines_are_counted():
+    assert [int(stated.replace(",", "")) for stated, _ in PARTS] == [sum(map(line_count, files)) for files in PATH]
+    assert {"1-pretrain_vlm.py", "2-sft_vlm.py"} <= set(PATH[0]) and PATH[1][-1] == "3-rl_vlm.py"
+
+
+@pytest.mark.parametrize("path", [file for files in PATH for file in files if not file[0].isdigit()])
 def test_a_file_of_the_reading_order_is_read_at_one_go(path):
-    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= LONGER.get(path, 200)
+    assert line_count(path) <= 200
 
 
 def loop(file: Path, function: str) -> str:
@@ -274,7 +275,7 @@ def test_every_flag_is_read(script, name):
 def test_a_flag_that_nothing_reads_is_noticed(monkeypatch):
     """Whoever reads it: the loop, the sampler through a protocol, or the run."""
     for reader, text, flag in (("grpo", "config.entropy_floor", "entropy_floor"),
-                               ("make_sampler", "flags.pass_rates", "pass_rates"),
+                               ("problems", "flags.reward", "reward"),
                                ("prepare", "run.config.checkpointing", "run.checkpointing")):  # fmt: skip
         assert flag in read_flags("3-rl_vlm.py", "GRPO")
         (node,) = [node for code in FUNCTIONS[reader] for node in ast.walk(code)
@@ -307,7 +308,7 @@ def test_every_flag_has_a_default_and_a_help_text_unless_it_is_a_group(file, nam
     flags = [node for node in config.body if isinstance(node, ast.AnnAssign)]
     assert flags
     assert not [node.target.id for node in flags if "#" not in lines[node.lineno - 1]
-                and node.target.id not in ("train", "optim", "run", "max_new_tokens")]  # fmt: skip
+                and node.target.id not in ("train", "optim", "run")]  # fmt: skip
     if file in SCRIPTS:
         assert all(node.value is not None for node in flags)
 

@@ -16,7 +16,7 @@ import pytest
 from dataset import problems
 from dataset.mixture import name_and_weight
 from dataset.studies import arms as studies
-from dataset.studies.arms import MADE_BY, RL, SFT, START, STUDIES, Arm, Config, Study
+from dataset.studies.arms import INIT_COMMANDS, RL, SFT, START, STUDIES, Arm, Config, Study
 from dataset.studies.scripts import ScriptError
 from model import cli
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, TASKS, specs
@@ -79,7 +79,7 @@ def test_rows_of_other_kinds_stand_behind_the_sums_wherever_these_begin():
 
 @pytest.mark.parametrize(("spec", "message"), [
     ("arithmetic:text=1", "'text=1' is not of type bool"), ("geometry:text=none", "'text=none' is not of type bool"),
-    ("sokoban:first=-1", "sokoban: first is the number of a problem, 0 or more, not -1"),
+    ("sokoban:first=-1", "sokoban: first is the index of a problem, 0 or more, not -1"),
     ("arithmetic:first=-1", "0 or more, not -1"), ("perception:first=x", "'first=x' is not of type int"),
 ])  # fmt: skip
 def test_what_these_options_cannot_be_is_refused(spec, message):
@@ -115,7 +115,7 @@ def of_arm(name: str, arm: Arm) -> list:
 @functools.cache
 def of_starts() -> list:
     """The configs of the commands that make the starts."""
-    commands = [command.format("out/start").split() for text in MADE_BY.values() for command in text.split(" && ")]
+    commands = [command.format("out/start").split() for text in INIT_COMMANDS.values() for command in text.split(" && ")]
     assert all(command[:2] == ["python", SFT] for command in commands)
     return [parsed(SFT, *flags) for _, _, *flags in commands]
 
@@ -138,7 +138,7 @@ def test_the_commands_that_make_the_starts_and_ask_the_results_are_accepted():
         assert config.run.out in (Path("out/start"), Path("out/sft-counting"))
         assert [TASKS.make(name_and_weight(spec)[0]) for spec in config.data]
     for study in STUDIES.values():
-        for tasks, _ in study.judged:
+        for tasks, _ in study.benchmarks:
             config = parsed(EVAL, "--model", "out/step", "--bench", tasks, "--examples", 5, "--controls", 0)
             assert config.bench == tasks and [TASKS.make(spec) for spec in specs(tasks)]
 
@@ -176,13 +176,13 @@ def test_every_metric_is_one_of_a_task_that_judges_and_what_is_compared_is_an_ar
     study = STUDIES[name]
     for metric in study.metrics:
         task = metric.partition("/")[0]
-        assert any(task in specs(tasks) for tasks, _ in study.judged)
+        assert any(task in specs(tasks) for tasks, _ in study.benchmarks)
         if task in TASK_NAMES:
             made = TASKS.make(task)
             examples = made.examples("test", 40)
             answers = [f"<think>.</think><answer>{example.answer}</answer>" for example in examples]
             assert metric.partition("/")[2] in made.measure(examples, answers)[1]
-    assert {arm for pair in study.compared for arm in pair} <= {START, *(arm.name for arm in study.arms)}
+    assert {arm for pair in study.comparisons for arm in pair} <= {START, *(arm.name for arm in study.arms)}
 
 
 @pytest.fixture
@@ -203,7 +203,8 @@ def small(monkeypatch, start, run_script, tmp_path):  # noqa: F811
 
     monkeypatch.setattr(studies, "start", launched)
     arms = tuple(arm for arm in STUDIES["stages"].arms if arm.name in ("text_image", "image"))
-    monkeypatch.setitem(STUDIES, "stages", dataclasses.replace(STUDIES["stages"], arms=arms, compared=(("text_image", "image"),)))
+    study = dataclasses.replace(STUDIES["stages"], arms=arms, comparisons=(("text_image", "image"),))
+    monkeypatch.setitem(STUDIES, "stages", study)
     return Config("stages", seeds=1, steps=2, examples=3, init=start, out=tmp_path / "studies"), ran
 
 
@@ -342,8 +343,8 @@ def facts(*numbers: tuple[float, float], seconds: float = 10.0) -> list[dict]:
     return [{"seconds": seconds, "scores": {"arithmetic/image": image, "sokoban/moves": moves}} for image, moves in numbers]
 
 
-STUDY = Study(arms=(Arm("a", ((RL, ""),)), Arm("b", ((RL, ""),))), start="init", judged=(), compared=(("a", "b"), ("a", START)),
-              metrics=("arithmetic/image", "sokoban/moves"))  # fmt: skip
+STUDY = Study(arms=(Arm("a", ((RL, ""),)), Arm("b", ((RL, ""),))), init_flag="init", benchmarks=(),
+              comparisons=(("a", "b"), ("a", START)), metrics=("arithmetic/image", "sokoban/moves"))  # fmt: skip
 FOUND = {START: facts((0.5, 4.0)), "a": facts((0.7, 4.0), (0.8, 5.0), (0.9, 6.0)), "b": facts((0.6, 5.0), (0.6, 5.0), (0.9, 5.0))}
 
 

@@ -155,7 +155,8 @@ LOOPS = [(script, node) for script in SCRIPTS for node in TREES[script].body
 def test_nothing_draws_over_the_random_numbers_that_resuming_restored(script, loop):
     """Run.wrap seeds this rank, so it comes before Run.resume; nothing that runs after it seeds or makes weights."""
     code = ast.unparse(loop)
-    assert code.count("prepare(") == 1 and code.index("prepare(") < code.index("run.resume(")
+    (wrapped,) = re.finditer(r"(?<![.\w])prepare\(", code)
+    assert wrapped.start() < code.index("run.resume(")
     assert any("run.wrap(" in ast.unparse(prepare) for prepare in FUNCTIONS["prepare"])
     parts = {node.name: node for node in TREES[script].body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     (at,) = [k for k, statement in enumerate(loop.body) if "run.resume(" in ast.unparse(statement)]

@@ -219,7 +219,7 @@ def images(cache=None, *, max_tiles: int = 0, ranks=None) -> ImageProcessor:
 
 @pytest.mark.parametrize("most", [1, 200, 10**9])
 def test_pictures_that_hold_their_bytes_are_walked_through_twice_where_they_are_too_many(most, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_processor, "MAX_HELD_BYTES", most)
+    monkeypatch.setattr(image_processor, "MAX_BYTES_IN_MEMORY", most)
     walks = []
 
     def pictures():

@@ -373,12 +373,12 @@ def inventory_truth(kind: str, asked: str, shown: list[Scene], language: str) ->
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("kind", (*inventories.ONE, *inventories.TWO))
+@pytest.mark.parametrize("kind", (*inventories.ONE_SCENE, *inventories.TWO_SCENES))
 def test_every_line_of_an_inventory_is_true(kind, language):
     said = Counter()
     for index in range(60):
         shown = [scene("train", index, most=9, least=4)]
-        if kind in inventories.TWO:
+        if kind in inventories.TWO_SCENES:
             shown.append(varied_scene(shown[0], random.Random(index)))
         lines = inventories.lines(kind, shown, language, random.Random(index), "nano")
         assert len({given for given, _ in lines}) == len(lines)  # nothing is asked twice

@@ -1,1 +1,1 @@
-"""Preference data from a model's own answers, as RLAIF-V makes them: pipeline, claims, labels, pairs, and best of N."""
+"""Preference data from a model's own answers, as in RLAIF-V (arXiv 2405.17220): pipeline, claims, labels, pairs, best of N."""

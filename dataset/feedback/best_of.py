@@ -1,12 +1,12 @@
-"""Best of N at inference: of several answers of a model, the one that preference learning raised most.
+"""Best of N at inference: of several sampled answers, the one with the highest reward that preference learning implies.
 
-In:  prompts, and two models as functions: the aligned one, and the reference that it started from.
+In:  prompts, and two models as functions: the aligned one, and the reference that its training started from.
 Out: each prompt's answers with their rewards, the best first.
 
     r(y) = beta / |y| * (log pi_aligned(y) - log pi_reference(y))
 
-A model trained by DPO is a reward model at the same time (arXiv 2305.18290, equation 5). Without the length a sum over more
-tokens is larger in size, and the choice is one of length; RLAIF-V divides by it (arXiv 2405.17220).
+A model trained by DPO is also a reward model (arXiv 2305.18290, equation 5). Its reward is a sum over tokens, so without the
+division by |y| the choice would follow the length; RLAIF-V divides, too (arXiv 2405.17220).
 """
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from dataset.chat import Conversation, Document
 from dataset.evaluation import Answerer
 from dataset.processor import Processor
 
-AnswerLogps = Callable[[list[tuple[Conversation, str]]], list[list[float]]]  # (prompt, answer) -> nats of each token and its end
+AnswerLogps = Callable[[list[tuple[Conversation, str]]], list[list[float]]]  # (prompt, answer) -> nats per token, end included
 
 
 @dataclass(frozen=True)
 class RewardedAnswer:
-    """An answer with its reward in nats a token, times beta."""
+    """An answer with its reward: beta times nats per token."""
 
     answer: str
     reward: float
 
 
 def implied_reward(aligned: Sequence[float], reference: Sequence[float], beta: float) -> float:
-    """The reward of one answer from the log-probabilities of its tokens; ValueError unless both models scored the same tokens."""
+    """The reward of one answer, from the log-probabilities of its tokens. ValueError where the two models differ in tokens."""
     if len(aligned) != len(reference) or not aligned:
         raise ValueError(f"the aligned model scored {len(aligned)} tokens of an answer, the reference {len(reference)}: both "
-                         f"need the same tokenizer and template, and an answer has at least its end")
+                         f"need the same tokenizer and template, and an answer has at least its end-of-turn token")
     return beta / len(aligned) * (sum(aligned) - sum(reference))
 
 
 def best_of(prompts: Sequence[Conversation], samples: Sequence[Sequence[str]], aligned: AnswerLogps, reference: AnswerLogps,
             beta: float) -> list[list[RewardedAnswer]]:
-    """Of the sampled answers to each prompt the different ones, the best first (of equals, the one sampled first)."""
-    different = [list(dict.fromkeys(texts)) for texts in samples]
-    pairs = [(prompt, text) for prompt, texts in zip(prompts, different, strict=True) for text in texts]
+    """For each prompt its distinct answers with their rewards, the best first; equal rewards keep the order of sampling."""
+    distinct = [list(dict.fromkeys(texts)) for texts in samples]
+    pairs = [(prompt, text) for prompt, texts in zip(prompts, distinct, strict=True) for text in texts]
     rewards = iter([RewardedAnswer(text, implied_reward(a, b, beta))
                     for (_, text), a, b in zip(pairs, aligned(pairs), reference(pairs), strict=True)])
-    return [sorted((next(rewards) for _ in texts), key=lambda one: -one.reward) for texts in different]
+    return [sorted((next(rewards) for _ in texts), key=lambda answer: -answer.reward) for texts in distinct]
 
 
 @dataclass(frozen=True)
 class AnswerScorer:
-    """The `AnswerLogps` of one model; `logps` gives those of every learned token, document by document, of a padded batch."""
+    """The `AnswerLogps` of one model. `logps`: padded batch -> log-probabilities of the learned tokens of each document."""
 
     processor: Processor
     logps: Callable[[dict], list[list[float]]]
@@ -59,14 +59,14 @@ class AnswerScorer:
         return self.processor.map([self.document(prompt, text) for prompt, text in pairs], self.logps, self.batch_size)
 
     def document(self, prompt: Conversation, text: str) -> Document:
-        """Prompt and answer as the model reads them; the answer of a row that has one is left out, as it is when it is asked."""
+        """Prompt and answer as the model reads them. An answer that the row already has is left out, as in generation."""
         messages = prompt.messages[:-1] if prompt.messages[-1].role == "assistant" else prompt.messages
-        return self.processor.answered(Conversation(prompt.id, messages), text, sys.maxsize)
+        return self.processor.with_answer(Conversation(prompt.id, messages), text, sys.maxsize)
 
 
 @dataclass(frozen=True)
 class BestOf:
-    """As `Answerer`: conversations -> answers, each the best of `group_size` samples."""
+    """Like `Answerer`: conversations -> answers, each the best of `group_size` samples."""
 
     answerer: Answerer
     aligned: AnswerLogps
@@ -75,5 +75,5 @@ class BestOf:
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
         samples = self.answerer.sampled(conversations, self.group_size)
-        beta = 1.0  # whatever it was in training: it scales every reward and changes no order
+        beta = 1.0  # its value in training does not matter: it scales every reward and changes no order
         return [rewarded[0].answer for rewarded in best_of(conversations, samples, self.aligned, self.reference, beta)]

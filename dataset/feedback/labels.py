@@ -1,10 +1,10 @@
-"""Claims to labels: which of the things that an answer says are true.
+"""Claims to labels: which of the things that an answer states are true.
 
-In:  `Asked`, a claim about the pictures of an item.
-Out: a margin each from a `Labeler`, above 0 where the claim is accepted: `TRUTH` (the scene is known), `by_model` (the one that
-answered, or another: `YesNo` asks it), `by_judge` (an OpenAI-compatible endpoint).
+In:  `ClaimQuestion`s, claims about the pictures of an item.
+Out: a margin for each from a `Labeler`, above 0 where the claim is accepted: `TRUTH` (the scene is known), `by_model` (the model
+that answered, or another; `YesNo` reads its logits), `by_judge` (an OpenAI-compatible endpoint).
 
-The "conquer" of RLAIF-V (arXiv 2405.17220): a claim is accepted iff p(yes) + p(Yes) > p(no) + p(No), so a tie rejects it.
+This is the "conquer" step of RLAIF-V (arXiv 2405.17220): a claim is accepted iff p(yes) + p(Yes) > p(no) + p(No). A tie rejects.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from model.registry import UserError
 
 @dataclass(frozen=True)
 class ClaimQuestion:
-    """A claim about the pictures of an item."""
+    """A claim, and the item whose pictures it is about."""
 
     claim: Claim
     item: Item
@@ -33,7 +33,7 @@ class ClaimQuestion:
 
 @dataclass(frozen=True)
 class Labeler:
-    """Who accepts claims: a margin each, yes less no; only one above 0 accepts, so a tie rejects."""
+    """A source of margins, yes minus no, one per claim. A margin above 0 accepts the claim; a tie rejects it."""
 
     name: str
     margins: Callable[[Sequence[ClaimQuestion]], list[float | Failure]]
@@ -44,7 +44,7 @@ YES, NO = ("yes", "Yes", "是"), ("no", "No", "否")
 
 
 def untrue(claim: Claim, scene: Scene) -> int:
-    """How many of the things that a claim needs are not in the scene, or not in their cell; of a malformed one 1."""
+    """How many of the objects of a claim are not in the scene, or not in their cell; 1 for a malformed claim."""
     if claim.malformed:
         return 1
     present = {(obj.category.en, cell) for obj in scene.objects for cell in (obj.cell, None)}
@@ -53,36 +53,36 @@ def untrue(claim: Claim, scene: Scene) -> int:
 
 def true_margin(question: ClaimQuestion) -> float | Failure:
     if question.item.scene is None or not question.claim.objects:
-        return Failure("the truth is known of scenes of the world and what the rule divides: this needs a model as labeler")
+        return Failure("the truth is known only for scenes of the world that the rule can divide: choose a model as labeler")
     return -1.0 if untrue(question.claim, question.item.scene) else 1.0
 
 
-TRUTH = Labeler("truth", lambda questions: [true_margin(one) for one in questions])
+TRUTH = Labeler("truth", lambda questions: [true_margin(question) for question in questions])
 
 
 def prompt(question: ClaimQuestion, suffix: str = "") -> Conversation:
-    """The question of a claim about the item's pictures."""
+    """The question of a claim, with the item's pictures, as a conversation."""
     parts: tuple[str | Picture, ...] = (*question.item.prompt.pictures, question.claim.question + suffix)
     return Conversation(question.item.prompt.id, (Message("user", parts),))
 
 
 def by_model(name: str, yes_no: Callable[[list[Conversation]], list[float]]) -> Labeler:
-    """Labels of a model, the one that answered (self-feedback) or another; `name` tells its weights from any other's."""
-    return Labeler(name, lambda questions: [*yes_no([prompt(one) for one in questions])])
+    """Labels of a model: the one that answered (self-feedback) or another. `name` must differ between different weights."""
+    return Labeler(name, lambda questions: [*yes_no([prompt(question) for question in questions])])
 
 
 def by_judge(judge: Judge) -> Labeler:
-    """Labels of a model behind an OpenAI-compatible endpoint that sees pictures: 1 for yes, -1 for no, else it failed."""
+    """Labels of a model that sees pictures, behind an OpenAI-compatible endpoint: 1 for yes, -1 for no, else a failure."""
 
     def margins(questions: Sequence[ClaimQuestion]) -> list[float | Failure]:
-        replies = judge.ask([with_pictures(prompt(one, PLEASE[one.item.language])) for one in questions])
+        replies = judge.ask([with_pictures(prompt(question, PLEASE[question.item.language])) for question in questions])
         return [reply if isinstance(reply, Failure) else yes_or_no(reply) for reply in replies]
 
     return Labeler(judge.model, margins)
 
 
 def with_pictures(conversation: Conversation) -> list[dict]:
-    """A conversation as messages of the OpenAI chat API, pictures inside as PNG."""
+    """A conversation as messages of the OpenAI chat API, with its pictures as PNG inside."""
     return [{"role": message.role, "content": [
         {"type": "text", "text": part} if isinstance(part, str)
         else {"type": "image_url", "image_url": {"url": data_url(part)}}
@@ -90,18 +90,18 @@ def with_pictures(conversation: Conversation) -> list[dict]:
 
 
 def yes_or_no(reply: str) -> float | Failure:
-    """The first word of a reply: 1.0, -1.0, or neither."""
-    found = re.match(r"\W*(?:(yes\b|是(?!否)|有|对(?!不))|(no\b(?! idea| way)|否|不是|不对|没有|不\b))", reply, re.IGNORECASE)
-    if not found:
+    """1.0 or -1.0 by the first word of a reply; a failure where it is neither yes nor no."""
+    match = re.match(r"\W*(?:(yes\b|是(?!否)|有|对(?!不))|(no\b(?! idea| way)|否|不是|不对|没有|不\b))", reply, re.IGNORECASE)
+    if not match:
         return Failure(f"neither yes nor no: {reply[:200]!r}")
-    return 1.0 if found[1] else -1.0
+    return 1.0 if match[1] else -1.0
 
 
 @dataclass(frozen=True)
 class YesNo:
-    """Conversations -> p(yes) - p(no) of each at the first token of the answer, all spellings together (`by_model`'s yes_no).
+    """Conversations -> p(yes) - p(no) at the first token of the answer, over all spellings: the `yes_no` of `by_model`.
 
-    next_logits   a padded batch of prompts -> the logits (B, V) of each one's next token
+    next_logits   a padded batch of prompts -> logits (B, V) of the next token
     """
 
     processor: Processor
@@ -122,4 +122,4 @@ class YesNo:
             probabilities = self.next_logits(batch).float().softmax(-1)  # (B, V)
             return (probabilities[:, sorted(yes)].sum(-1) - probabilities[:, sorted(no)].sum(-1)).tolist()
 
-        return self.processor.map([self.processor.prompt(asked) for asked in conversations], margins, self.batch_size)
+        return self.processor.map([self.processor.prompt(question) for question in conversations], margins, self.batch_size)

@@ -1,4 +1,4 @@
-"""Pairs of a run's own model for DPO: what the flags of 3-rl_vlm.py name, made by the pipeline; what was made is not made again.
+"""Pairs of a run's own model for DPO: the pipeline makes what the flags of 3-rl_vlm.py describe, unless it exists already.
 
 In:  the flags, and the model as functions.  Out: a source of preferences, OUT/feedback/HASH/pairs.jsonl.
 """
@@ -43,7 +43,7 @@ class Flags(Protocol):
 class OwnModel:
     """The model whose answers are compared.
 
-    fingerprint   tells its weights from any others
+    fingerprint   identifies its weights
     answers       (prompts, N) -> N sampled answers to each
     label         "self" or the folder of another checkpoint -> a labeler
     """
@@ -57,7 +57,7 @@ OWN_PAIR_FLAGS = ("scenes", "questions", "group_size", "max_new_tokens", "temper
 
 
 def check_flags(flags: Flags) -> None:
-    """UserError for flags that do not go together, before anything is loaded."""
+    """UserError for flags that contradict each other, before anything is loaded."""
     if flags.pairs != "stored":
         raise UserError(f"--pairs is stored or policy, not {flags.pairs!r}")
     for name in ("group_size", "batch_size", "accumulate"):
@@ -66,16 +66,16 @@ def check_flags(flags: Flags) -> None:
     if flags.pairs_only and (flags.data or flags.iterations > 1):
         raise UserError("--pairs_only makes the pairs of one iteration: leave out --data and --iterations")
     defaults = type(flags)()
-    if flags.data and (given := [name for name in OWN_PAIR_FLAGS if getattr(flags, name) != getattr(defaults, name)]):
-        raise UserError(f"--data has its pairs: leave out --{', --'.join(given)}")
+    if flags.data and (useless := [name for name in OWN_PAIR_FLAGS if getattr(flags, name) != getattr(defaults, name)]):
+        raise UserError(f"--data has its pairs: leave out --{', --'.join(useless)}")
     if not flags.data:
         divider_and_labeler(flags)
 
 
 def divider_and_labeler(flags: Flags) -> tuple[Divider, Labeler | None]:
-    """What the flags name; None for a labeler that is a model, to be loaded by who can.
+    """The divider and the labeler of the flags; None for a labeler that is a model, which the caller loads.
 
-    UserError for other words, and for those that do not go together.
+    UserError for unknown words, and for flags that contradict each other.
     """
     labeler = flags.labeler
     if labeler not in ("truth", "self", "judge") and not (Path(labeler) / "config.json").is_file():
@@ -85,7 +85,7 @@ def divider_and_labeler(flags: Flags) -> tuple[Divider, Labeler | None]:
     if labeler == "judge" and not flags.judge:
         raise UserError("--labeler judge is a model at an address: add --judge http://localhost:8000/v1,model=NAME")
     if flags.judge and labeler == "truth":
-        raise UserError("--labeler truth knows only what the rule divides, so --judge is no help to it: add --labeler judge")
+        raise UserError("--labeler truth cannot label what --judge divides: leave out --judge, or add --labeler judge")
     if flags.judge and flags.divider.startswith("whole") and labeler != "judge":
         raise UserError("--divider whole leaves --judge nothing to do: add --labeler judge, or leave it out")
     judge = make_judge(flags.judge) if flags.judge else None
@@ -100,12 +100,12 @@ def items_to_ask(flags: Flags, run: Run) -> list[Item]:
     rows = load(flags.questions, run.config.image_folder, run.config.allow_urls, need_answer=False)
     listed = run.out / "bad_questions.jsonl"
     if run.is_main:
-        listed.unlink(missing_ok=True)  # they are all found now, also by a run that goes on
-    return own_items(rows, flags.scenes, run.config.seed, BadRows(listed, len(rows), run.config.max_bad), run.is_main)
+        listed.unlink(missing_ok=True)  # all bad rows are listed anew, also in a resumed run
+    return own_items(rows, flags.scenes, run.config.seed, BadRows(listed, len(rows), run.config.max_bad, run.is_main))
 
 
 def own_pairs(flags: Flags, run: Run, model: OwnModel) -> PreferenceFile:
-    """The preferences of the model's own answers, made by the first rank alone."""
+    """The preferences from the model's own answers, made by the first rank alone."""
     divider, labeler = divider_and_labeler(flags)
     labeler = labeler or model.label(flags.labeler)
     sampling = Sampling(model.fingerprint, flags.group_size, flags.temperature, run.config.seed)

@@ -1,6 +1,6 @@
-"""Where DPO's micro-batches of pairs come from: stored pairs, or answers that are sampled in every step.
+"""The sources of DPO's micro-batches of pairs: stored pairs, or answers sampled in every step.
 
-Both offer `next()`, this rank's micro-batches of a step, `stats` for the log, and `position`, saved for --resume.
+Both have `next()`, this rank's micro-batches of a step, `stats` for the log, and `position`, saved for --resume.
 """
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 
 from dataset.batches import Batches, Stream
 from dataset.chat import Pair
+from dataset.early_stop import PATIENCE, early_stop_reason
 from dataset.processor import Processor
 from dataset.protocols import Ranks
 from dataset.rollouts import share_out
 from dataset.sampler import Sampler
-from model.rl.early_stop import PATIENCE, early_stop_reason
 
 
 class StoredPairs:
-    """Pairs that are known before the first step: `accumulate` micro-batches a step."""
+    """Pairs that exist before the first step: `accumulate` micro-batches per step."""
 
     def __init__(self, batches: Batches, accumulate: int, ranks: Ranks):
         self.batches, self.accumulate, self.ranks = batches, accumulate, ranks
@@ -32,7 +32,7 @@ class StoredPairs:
 
 
 class SampledPairs:
-    """The best and the worst answer to each of some problems, sampled from the policy as it is: online DPO."""
+    """Online DPO: the best and the worst of several answers to each problem, sampled from the current policy."""
 
     def __init__(self, sampler: Sampler, batch_size: int, processor: Processor):
         self.sampler, self.batch_size, self.processor = sampler, batch_size, processor
@@ -47,7 +47,7 @@ class SampledPairs:
         self.sampler.position = position
 
     def next(self) -> list[dict]:
-        """RuntimeError where answers never differ in reward."""
+        """The micro-batches of a step; RuntimeError where answers never differ in reward."""
         for _ in range(PATIENCE):
             rollout = self.sampler.next()
             self.stats = rollout.stats
@@ -55,10 +55,10 @@ class SampledPairs:
             if len(pairs) >= self.sampler.ranks.world_size:  # else no two answers differ: sample on
                 return self.micro_batches(pairs)
         reason = early_stop_reason([self.stats] * PATIENCE, 0.0) or "raise --group_size or --prompts"
-        raise RuntimeError(f"{PATIENCE} times in a row no answer to any of {self.stats['asked']} problems was better than "
+        raise RuntimeError(f"{PATIENCE} times in a row no answer to any of {self.stats['sampled']} problems was better than "
                            f"another: {reason}")
 
     def micro_batches(self, pairs: Sequence[Pair]) -> list[dict]:
         """This rank's share of the pairs."""
         join: Callable[[list[Pair]], dict] = self.processor.pair_batch
-        return [join([pairs[k] for k in places]) for places in share_out(len(pairs), self.batch_size, self.sampler.ranks)]
+        return [join([pairs[k] for k in indices]) for indices in share_out(len(pairs), self.batch_size, self.sampler.ranks)]

@@ -1,8 +1,8 @@
-"""Labelled answers to pairs: which of two answers to a prompt is better, and the files of such pairs.
+"""Labelled answers to pairs: which of two answers to a prompt is better, and the files of these pairs.
 
 In:  answers, their claims, the claims' margins.  Out: rows of pairs.jsonl; the same as parquet in RLAIF-V-Dataset's columns.
 
-The "combine" of RLAIF-V (arXiv 2405.17220): the answer with fewer rejected claims is better.
+This is the "combine" step of RLAIF-V (arXiv 2405.17220): the answer with fewer rejected claims is better.
 """
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ from dataset.images import Picture, png
 from dataset.judge import Failure
 from dataset.vision.feature_cache import replacing
 
-Margins = dict[tuple, float | None]  # (pictures, question) -> yes less no; None where the labeler failed
+Margins = dict[tuple, float | None]  # (pictures, question) -> yes minus no; None where the labeler failed
 
 
 def score(claims: Sequence[Claim] | Failure, pictures: tuple[Picture, ...], margins: Margins) -> int | None:
-    """-(number of rejected claims), a count as in RLAIF-V and no share; None where the claims or a label of one failed.
+    """-(number of rejected claims), a count and not a share, as in RLAIF-V; None where the claims or one label failed.
 
-    A malformed claim is rejected, and so is one made again in the same words: speech counts, not only what is said.
+    A malformed claim is rejected, and so is a claim repeated in the same words: the form of an answer counts as well.
     """
     if isinstance(claims, Failure):
         return None
-    different = set(claims)
-    labels = [margins[pictures, claim.question] for claim in different if not claim.malformed]
+    distinct = set(claims)
+    labels = [margins[pictures, claim.question] for claim in distinct if not claim.malformed]
     known = [margin for margin in labels if margin is not None]
     if len(known) < len(labels):
         return None
-    rejected = sum(not margin > 0 for margin in known) + sum(claim.malformed for claim in different)  # a tie rejects
-    return -rejected - (len(claims) - len(different))
+    rejected = sum(not margin > 0 for margin in known) + sum(claim.malformed for claim in distinct)  # a tie rejects
+    return -rejected - (len(claims) - len(distinct))
 
 
 def ranked(answers: Sequence[str], scores: Sequence[int | None], rng: random.Random, most: int) -> list[tuple[int, int]]:
-    """At most `most` random (better, worse) of all pairs whose scores differ; the same two texts are no pair, nor twice one."""
+    """At most `most` random pairs (better, worse) of indices; scores and texts differ, and no pair of texts comes twice."""
     known = [(k, value) for k, value in enumerate(scores) if value is not None]
     pairs = [(a, b) for (a, better), (b, worse) in permutations(known, 2)
              if better - worse >= 1 and answers[a].strip() != answers[b].strip()]
     rng.shuffle(pairs)
-    different: dict[tuple[str, str], tuple[int, int]] = {}
+    distinct: dict[tuple[str, str], tuple[int, int]] = {}
     for a, b in pairs:
-        different.setdefault((answers[a].strip(), answers[b].strip()), (a, b))
-    return list(different.values())[:most]
+        distinct.setdefault((answers[a].strip(), answers[b].strip()), (a, b))
+    return list(distinct.values())[:most]
 
 
 def words(text: str) -> int:
-    """Words between blanks; a Chinese character begins a word."""
+    """The number of words, separated by spaces; each Chinese character begins a word."""
     return len(re.sub(r"([\u4e00-\u9fff])", r" \1", text).split())
 
 
 def pair_rows(items: Sequence[Item], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[int | None]], most: int,
               seed: int) -> list[dict]:
-    """The lines of pairs.jsonl; a prompt's random pairs depend on the seed and its id alone."""
+    """The lines of pairs.jsonl. The random choice for a prompt depends on the seed and the prompt's id alone."""
     rows = []
-    for number, (item, texts, values) in enumerate(zip(items, answers, scores, strict=True)):
+    for index, (item, texts, values) in enumerate(zip(items, answers, scores, strict=True)):
         pairs = ranked(texts, values, random.Random(f"feedback/{seed}/{item.prompt.id}"), most)
-        rows += [{"id": f"{item.prompt.id}/{k}", "image_path": f"pictures/{number:06d}.png",
+        rows += [{"id": f"{item.prompt.id}/{k}", "image_path": f"pictures/{index:06d}.png",
                   "question": item.prompt.messages[-1].text, "chosen": texts[a], "rejected": texts[b],
                   "scores": [values[a], values[b]], "answers": [a, b], "prompt_id": item.prompt.id}
                  for k, (a, b) in enumerate(pairs)]
@@ -75,16 +75,16 @@ def pair_rows(items: Sequence[Item], answers: Sequence[Sequence[str]], scores: S
 
 
 def picture_and_question(prompt: Conversation) -> tuple[Picture, str]:
-    """The two parts of a prompt as RLAIF-V's columns hold them; ValueError for any other prompt."""
+    """The picture and the question of a prompt, as the columns of RLAIF-V hold them; ValueError for any other prompt."""
     if len(prompt.messages) == 1 and len(prompt.messages[0].parts) == 2:
-        shown, question = prompt.messages[0].parts
-        if isinstance(shown, Picture) and isinstance(question, str):
-            return shown, question
+        picture, question = prompt.messages[0].parts
+        if isinstance(picture, Picture) and isinstance(question, str):
+            return picture, question
     raise ValueError(f"{prompt.id}: a prompt is one picture and then one question, as the columns of RLAIF-V hold them")
 
 
 def write_pictures(rows: Sequence[dict], prompts: dict[str, Conversation], folder: Path) -> None:
-    """The pictures that pairs name, as PNG files under `folder`."""
+    """Write the pictures that the pairs name, as PNG files under `folder`."""
     named = {row["image_path"]: prompts[row["prompt_id"]] for row in rows}
     for path, prompt in tqdm(named.items(), desc="pictures", unit="image"):
         file = folder / path
@@ -94,7 +94,7 @@ def write_pictures(rows: Sequence[dict], prompts: dict[str, Conversation], folde
 
 
 def write_parquet(rows: Sequence[dict], folder: Path, file: Path) -> None:
-    """Pairs in the columns of RLAIF-V-Dataset, with the picture files under `folder` inside; `origin_split` is JSON there too."""
+    """Write pairs in the columns of RLAIF-V-Dataset, with the picture files under `folder` inside; `origin_split` is JSON."""
     import pyarrow
     from pyarrow import parquet
 

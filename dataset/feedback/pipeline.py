@@ -1,16 +1,16 @@
-"""Preference pairs from a model's own answers, as RLAIF-V makes them (arXiv 2405.17220): sample, divide, label, pair.
+"""Preference pairs from a model's own answers, as in RLAIF-V (arXiv 2405.17220): sample, divide, label, pair.
 
-In:  prompts, a model to answer them, a labeler.  Out: a list of `Preference`, and a folder of readable files, a line a prompt:
+In:  prompts, a model to answer them, a labeler.  Out: a list of `Preference`, and a folder of readable files, a line per prompt:
 
-    answers.jsonl   N answers to each prompt, same model, same decoding: what differs between them is chance alone
-    claims.jsonl    what each answer says, as yes/no questions; why an answer could not be divided
-    labels.jsonl    question -> margin (above 0: accepted; null: failed, and why); each asked once about a picture
-    pairs.jsonl     two answers to a prompt, the better one first, and where its picture is (pictures/)
+    answers.jsonl   N answers to each prompt, all from one model with the same decoding, so that they differ by chance alone
+    claims.jsonl    the claims of each answer, as yes/no questions, or why it could not be divided
+    labels.jsonl    question -> margin (above 0: accepted; null: failed, and why); a question is asked once about a picture
+    pairs.jsonl     two answers to a prompt, the better one first, and the path of its picture (pictures/)
     pairs.parquet   the same with the pictures inside, in the columns of RLAIF-V-Dataset
-    summary.json    how many of everything, and how often the labeler agrees with the truth where that is known
+    summary.json    counts of everything, and how often the labeler agrees with the truth where that is known
 
-A run that was stopped goes on where it was and ends with the same bytes. Beside each file, NAME.made_from.json says what it was
-made from: with other options, or another file before it, going on is refused.
+An interrupted run continues where it stopped and ends with the same bytes. Beside each file, NAME.made_from.json records its
+sources: a run with other options, or with another file before it, is refused.
 """
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from dataset.world.questions import ASK_DESCRIPTION
 from dataset.world.scenes import sample_scene
 from model.registry import UserError
 
-CHUNK = 32  # prompts between two writes, and so the most that a crash can lose
+CHUNK = 32  # prompts between two writes, and the most that a crash can lose
 PAIRS_PER_PROMPT = 2  # as RLAIF-V
 
 SampleAnswers = Callable[[Sequence[Conversation], int], list[list[str]]]  # (prompts, N) -> N answers to each prompt
@@ -55,9 +55,9 @@ SampleAnswers = Callable[[Sequence[Conversation], int], list[list[str]]]  # (pro
 class Sampling:
     """How answers are sampled.
 
-    model         tells the weights that answer from others (a fingerprint): other weights, other answers
-    group_size    N, answers to a prompt (RLAIF-V: 10)
-    temperature   of all of them (RLAIF-V: 0.7)
+    model         fingerprint of the weights that answer: other weights give other answers
+    group_size    N, answers per prompt (RLAIF-V: 10)
+    temperature   of the sampling (RLAIF-V: 0.7)
     """
 
     model: str
@@ -70,27 +70,27 @@ class Sampling:
 
 
 def step(file: Path, made_from: dict, total: int, work: Callable[[int, int], list[dict]]) -> list[dict]:
-    """The `total` rows of a file; `work(start, stop)` makes those that are not there yet, a chunk at a time."""
+    """The `total` rows of a file. `work(start, stop)` makes the missing ones, a chunk at a time."""
     require_same(file, made_from)
-    rows = whole_rows(file, total)
+    rows = complete_rows(file, total)
     with file.open("ab") as out, tqdm(total=total, initial=len(rows), desc=file.stem, disable=len(rows) == total) as bar:
         for start in range(len(rows), total, CHUNK):
             lines = [as_line(row) for row in work(start, min(start + CHUNK, total))]
             out.write(b"".join(lines))
             out.flush()
             os.fsync(out.fileno())
-            rows += map(json.loads, lines)  # as a later run would read them
+            rows += map(json.loads, lines)  # the same values that a resumed run reads
             bar.update(len(lines))
     return rows
 
 
 def as_line(row: dict) -> bytes:
-    """A row of a jsonl file; half a character, which an endpoint may send, becomes a question mark."""
+    """A row as a line of a jsonl file. Half a surrogate pair, which an endpoint may send, becomes a question mark."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def require_same(file: Path, made_from: dict) -> None:
-    """Write down what a file is made from, or compare; UserError where an existing file was made from something else."""
+    """Record the sources of a file, or compare them. UserError where an existing file was made from others."""
     note = file.with_suffix(".made_from.json")
     if not note.is_file():
         if file.is_file():
@@ -105,12 +105,12 @@ def require_same(file: Path, made_from: dict) -> None:
                         f"and {note.name} to make it again")
 
 
-def whole_rows(file: Path, total: int) -> list[dict]:
-    """The rows of a file up to its last whole chunk; what a crash left after that is cut off."""
+def complete_rows(file: Path, total: int) -> list[dict]:
+    """The rows of a file up to its last complete chunk. What a crash left after that is removed."""
     data = file.read_bytes() if file.is_file() else b""
-    lines = data.split(b"\n")[:-1]  # after the last line break stands nothing, or half a line
+    lines = data.split(b"\n")[:-1]  # the last line break is followed by nothing, or by an incomplete line
     if len(lines) < total:
-        lines = lines[:len(lines) // CHUNK * CHUNK]  # answers are sampled by the chunk: a half would be drawn otherwise
+        lines = lines[:len(lines) // CHUNK * CHUNK]  # sampling is seeded per chunk: half a chunk would get other answers
     size = sum(len(line) + 1 for line in lines)
     if size < len(data):
         os.truncate(file, size)
@@ -121,12 +121,12 @@ def whole_rows(file: Path, total: int) -> list[dict]:
 
 
 def digest(*files: Path) -> str:
-    """A hash of what files hold."""
+    """A hash of the contents of files."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def items_digest(items: Sequence[Item]) -> str:
-    """Names the prompts, their pictures and their truth."""
+    """A hash of the prompts, their pictures and their truth."""
     facts = [(item.prompt.id, item.language, item.scene and item.scene.key,
               [(message.role, [part.key if isinstance(part, Picture) else part for part in message.parts])
                for message in item.prompt.messages]) for item in items]
@@ -137,7 +137,7 @@ def items_digest(items: Sequence[Item]) -> str:
 
 
 def sample(items: Sequence[Item], answers_to: SampleAnswers, file: Path, sampling: Sampling) -> list[list[str]]:
-    """Answers to each prompt. Random numbers are those of (seed, first prompt of the chunk), whatever was drawn before."""
+    """`group_size` answers to each prompt. The random numbers depend on the seed and the first prompt of the chunk alone."""
 
     def work(start: int, stop: int) -> list[dict]:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -154,23 +154,24 @@ def sample(items: Sequence[Item], answers_to: SampleAnswers, file: Path, samplin
 
 
 def truncated(texts: Sequence[str]) -> dict[str, list[int]]:
-    """Which answers did not end by themselves; nothing where all did."""
-    found = [k for k, text in enumerate(texts) if isinstance(text, Truncated)]
-    return {"truncated": found} if found else {}
+    """{"truncated": indices of the answers that the token limit ended}; {} where there are none."""
+    indices = [k for k, text in enumerate(texts) if isinstance(text, Truncated)]
+    return {"truncated": indices} if indices else {}
 
 
 def divide(items: Sequence[Item], answers: Sequence[Sequence[str]], divider: Divider, file: Path,
            made_from: dict) -> list[list[list[Claim] | Failure]]:
-    """The claims of every answer of every prompt, or why there are none.
+    """The claims of every answer to every prompt, or why there are none.
 
-    A truncated answer has none: nobody should learn to end there.
+    A truncated answer has none, because no model should learn to end there.
     """
 
     def work(start: int, stop: int) -> list[dict]:
         answered = [(item, text) for item, texts in zip(items[start:stop], answers[start:stop]) for text in texts]
-        found = iter(divider.divide([(item, text) for item, text in answered if not isinstance(text, Truncated)]))
+        divided = iter(divider.divide([(item, text) for item, text in answered if not isinstance(text, Truncated)]))
         cut = Failure("--max_new_tokens ended the answer")
-        return [{"id": item.prompt.id, "claims": [as_json(cut if isinstance(text, Truncated) else next(found)) for text in texts]}
+        return [{"id": item.prompt.id,
+                 "claims": [as_json(cut if isinstance(text, Truncated) else next(divided)) for text in texts]}
                 for item, texts in zip(items[start:stop], answers[start:stop])]
 
     rows = step(file, {**made_from, "divider": divider.name}, len(items), work)
@@ -189,23 +190,23 @@ def from_json(row: list[dict] | dict) -> list[Claim] | Failure:
 
 def label(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Failure]], labeler: Labeler, file: Path,
           made_from: dict) -> Margins:
-    """The margin of every question about every picture; each is asked with the first prompt that raises it, and only there."""
+    """The margin of every question about every picture. A question is asked only for the first prompt that raises it."""
     questions: list[list[ClaimQuestion]] = []
     seen: set[tuple] = set()
     for item, answers in zip(items, claims, strict=True):
-        different = {claim.question: ClaimQuestion(claim, item) for found in answers if not isinstance(found, Failure)
-                     for claim in found if not claim.malformed}
-        questions.append([one for question, one in different.items() if (item.prompt.pictures, question) not in seen])
-        seen.update((item.prompt.pictures, question) for question in different)
+        distinct = {claim.question: ClaimQuestion(claim, item) for part in answers if not isinstance(part, Failure)
+                    for claim in part if not claim.malformed}
+        questions.append([value for question, value in distinct.items() if (item.prompt.pictures, question) not in seen])
+        seen.update((item.prompt.pictures, question) for question in distinct)
 
     def work(start: int, stop: int) -> list[dict]:
-        wanted = [one for row in questions[start:stop] for one in row]
-        found = labeler.margins(wanted) if wanted else []
-        failed = [margin for margin in found if isinstance(margin, Failure)]
-        if wanted and len(failed) == len(found):  # an endpoint that is down, and no labels to keep
-            raise UserError(f"the labeler {labeler.name} answered none of {len(wanted)} questions: {failed[0].reason}")
-        margins = iter(found)
-        return [labels(item, {one.claim.question: next(margins) for one in row})
+        batch = [question for row in questions[start:stop] for question in row]
+        results = labeler.margins(batch) if batch else []
+        failed = [margin for margin in results if isinstance(margin, Failure)]
+        if batch and len(failed) == len(results):  # the endpoint is down, and there are no labels to store
+            raise UserError(f"the labeler {labeler.name} answered none of {len(batch)} questions: {failed[0].reason}")
+        margins = iter(results)
+        return [labels(item, {question.claim.question: next(margins) for question in row})
                 for item, row in zip(items[start:stop], questions[start:stop])]
 
     rows = step(file, {**made_from, "labeler": labeler.name}, len(items), work)
@@ -214,29 +215,28 @@ def label(items: Sequence[Item], claims: Sequence[Sequence[list[Claim] | Failure
 
 
 def labels(item: Item, margins: dict[str, float | Failure]) -> dict:
-    """A line of labels.jsonl."""
+    """A line of labels.jsonl. ValueError for a margin that is not a finite number."""
     failed = {question: margin.reason for question, margin in margins.items() if isinstance(margin, Failure)}
-    numbers = {question: None if isinstance(margin, Failure) else float(margin) for question, margin in margins.items()}
-    if strange := [question for question, margin in numbers.items() if margin is not None and not math.isfinite(margin)]:
-        raise ValueError(f"the labeler's margin of {strange[0]!r} ({item.prompt.id}) is {numbers[strange[0]]}: look at its "
-                         f"weights")
-    return {"id": item.prompt.id, "margins": numbers, "failed": failed}
+    values = {question: None if isinstance(margin, Failure) else float(margin) for question, margin in margins.items()}
+    if strange := [question for question, margin in values.items() if margin is not None and not math.isfinite(margin)]:
+        raise ValueError(f"the labeler's margin of {strange[0]!r} ({item.prompt.id}) is {values[strange[0]]}: check its weights")
+    return {"id": item.prompt.id, "margins": values, "failed": failed}
 
 
-# ---------------------------------------------------------------- what came of it
+# ---------------------------------------------------------------- statistics
 
 
 def untruths(text: str, item: Item) -> int | None:
-    """Untrue, malformed and repeated claims of an answer, however it was divided; None where the truth cannot tell."""
-    found = claims_by_rule(text, item.language, "nano")
-    if item.scene is None or isinstance(found, Failure):
+    """The number of untrue, malformed and repeated claims of an answer; None where the truth cannot tell."""
+    claims = claims_by_rule(text, item.language, "nano")
+    if item.scene is None or isinstance(claims, Failure):
         return None
-    return len(found) - len(set(found)) + sum(untrue(claim, item.scene) for claim in set(found))
+    return len(claims) - len(set(claims)) + sum(untrue(claim, item.scene) for claim in set(claims))
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Everything that a pipeline found: for each item its answers, their claims and scores; margins by question; pairs."""
+    """The results of a pipeline: for each item its answers, their claims and scores; margins by question; pairs."""
 
     items: Sequence[Item]
     answers: Sequence[Sequence[str]]
@@ -246,15 +246,15 @@ class Labelled:
     pairs: Sequence[dict]
 
     def right_labels(self) -> list[bool]:
-        """For every question that the truth can tell, whether the label is right."""
+        """For every question whose answer the truth knows: whether the label is right."""
         truth = {(item.prompt.pictures, claim.question): untrue(claim, item.scene) == 0
                  for item, answers in zip(self.items, self.claims) if item.scene
-                 for one in answers if not isinstance(one, Failure) for claim in one if claim.objects}
-        found = {key: self.margins[key] for key in truth}
-        return [(margin > 0) == truth[key] for key, margin in found.items() if margin is not None]
+                 for claims in answers if not isinstance(claims, Failure) for claim in claims if claim.objects}
+        margins = {key: self.margins[key] for key in truth}
+        return [(margin > 0) == truth[key] for key, margin in margins.items() if margin is not None]
 
     def right_pairs(self) -> list[float]:
-        """For every pair that the truth can tell, 1 where the chosen answer says fewer untruths, 0.5 where equally many."""
+        """For every pair that the truth can compare: 1 where the chosen answer says fewer untruths, 0.5 where equally many."""
         by_id = {item.prompt.id: (item, answers) for item, answers in zip(self.items, self.answers)}
         right = []
         for row in self.pairs:
@@ -265,20 +265,20 @@ class Labelled:
         return right
 
     def summary(self) -> dict:
-        """Counts of everything, of what was left out too.
+        """Counts of everything, also of what was left out.
 
         questions_as_the_truth   share of the labels that are right
-        pairs_as_the_truth       share of the pairs whose chosen answer really says fewer untrue or repeated things, equally many
-                                 counting half, as a coin would have it; pairs_alike: how many pairs have equally many
-        Both over what the truth can tell, null where that is nothing. RLAIF-V gives the second as people's agreement: 96.7 % with
-        claims labelled one by one, 66.7 % with whole answers.
+        pairs_as_the_truth       share of the pairs whose chosen answer has fewer untrue or repeated claims. Equal counts are
+                                 half right, as with a coin; pairs_alike: the number of pairs with equal counts
+        Both shares are over what the truth knows, null where that is nothing. RLAIF-V gives the second as people's agreement:
+        96.7 % with claims labelled one by one, 66.7 % with full answers.
         """
-        found = [one for answers in self.claims for one in answers]
-        undivided = sum(isinstance(one, Failure) for one in found)
+        results = [claims for answers in self.claims for claims in answers]
+        undivided = sum(isinstance(claims, Failure) for claims in results)
         labels, pairs = self.right_labels(), self.right_pairs()
         length = {side: sum(words(row[side]) for row in self.pairs) / max(1, len(self.pairs)) for side in ("chosen", "rejected")}
         return {
-            "prompts": len(self.items), "answers": len(found), "answers_undivided": undivided,
+            "prompts": len(self.items), "answers": len(results), "answers_undivided": undivided,
             "answers_unlabelled": sum(value is None for values in self.scores for value in values) - undivided,
             "questions": len(self.margins), "questions_failed": sum(margin is None for margin in self.margins.values()),
             "questions_rejected": sum(margin is not None and not margin > 0 for margin in self.margins.values()),
@@ -291,9 +291,9 @@ class Labelled:
 
 def make_preferences(items: Sequence[Item], answers_to: SampleAnswers, out: Path, divider: Divider, labeler: Labeler,
                      sampling: Sampling, print0: Callable[[str], None] = print) -> list[Preference]:
-    """Pairs for DPO from a model's answers to `items`; stopped at any moment, the same call goes on.
+    """Pairs for DPO from a model's answers to `items`. After an interruption the same call continues.
 
-    Raises UserError where files of other options are in the way, or no two answers differ in score.
+    UserError where files of other options are in the way, or no two answers to a prompt differ in score.
     """
     if len({item.prompt.id for item in items}) < len(items):
         raise UserError("two prompts have the same id: their pairs could not be told apart")
@@ -304,7 +304,7 @@ def make_preferences(items: Sequence[Item], answers_to: SampleAnswers, out: Path
     answers = sample(items, answers_to, files["answers"], sampling)
     claims = divide(items, answers, divider, files["claims"], {"answers.jsonl": digest(files["answers"])})
     margins = label(items, claims, labeler, files["labels"], {"claims.jsonl": digest(files["claims"])})
-    scores = [[score(one, item.prompt.pictures, margins) for one in found] for item, found in zip(items, claims)]
+    scores = [[score(part, item.prompt.pictures, margins) for part in parts] for item, parts in zip(items, claims)]
 
     require_same(files["pairs"], {**{f"{name}.jsonl": digest(files[name]) for name in ("answers", "claims", "labels")},
                                   "seed": sampling.seed})
@@ -312,7 +312,7 @@ def make_preferences(items: Sequence[Item], answers_to: SampleAnswers, out: Path
     facts = Labelled(items, answers, claims, margins, scores, rows).summary()
     print0(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
     prompts = {item.prompt.id: item.prompt for item in items}
-    if not files["pairs"].is_file():  # written last: where it is, the others are
+    if not files["pairs"].is_file():  # written last, so where it exists, the others do
         with replacing(out / "summary.json") as file:
             file.write((json.dumps(facts, indent=1) + "\n").encode())
         write_pictures(rows, prompts, out)
@@ -321,29 +321,29 @@ def make_preferences(items: Sequence[Item], answers_to: SampleAnswers, out: Path
             file.write(b"".join(map(as_line, rows)))
     if not rows:
         raise UserError(f"no pair: no two answers to a prompt differ in score (see {out / 'summary.json'}): sample more answers "
-                        f"a prompt, at a higher temperature, or of more prompts, into another folder")
+                        f"per prompt, at a higher temperature, or for more prompts, into another folder")
     return [Preference(row["id"], prompts[row["prompt_id"]], row["chosen"], row["rejected"]) for row in rows]
 
 
-# ---------------------------------------------------------------- what is asked
+# ---------------------------------------------------------------- prompts
 
 
 def world_items(scenes: int, seed: int) -> list[Item]:
-    """Requests for detailed descriptions of scenes of the train split, in alternating languages; other seeds, other scenes."""
+    """Requests for detailed descriptions of train scenes, alternately in English and Chinese. Two seeds share no scene."""
     items = []
     for k in range(scenes):
-        number, language = seed * scenes + k, LANGUAGES[k % 2]
-        scene = sample_scene("train", number)
-        request = random.Random(f"feedback/{number}").choice(ASK_DESCRIPTION[language])
-        items.append(Item(dialogue(f"world/feedback/{number}", [picture(scene)], [(request, "")]), language, scene))
+        index, language = seed * scenes + k, LANGUAGES[k % 2]
+        scene = sample_scene("train", index)
+        request = random.Random(f"feedback/{index}").choice(ASK_DESCRIPTION[language])
+        items.append(Item(dialogue(f"world/feedback/{index}", [picture(scene)], [(request, "")]), language, scene))
     return items
 
 
-def own_items(source: Source, count: int, seed: int, bad_rows: BadRows, report: bool = True) -> list[Item]:
-    """`count` rows of one's own data, a picture and a question each; other seeds, the rows that follow. An answer is left out.
+def own_items(source: Source, count: int, seed: int, bad_rows: BadRows) -> list[Item]:
+    """`count` rows of the user's data, a picture and a question each; the next seed takes the next rows. Answers are dropped.
 
-    Their truth is nobody's, their language Chinese where the question has a Chinese character. A row that holds anything else, or
-    whose picture does not open, is a bad row; `report`: whether to name it.
+    They have no known truth. The language is Chinese where the question has a Chinese character. Any other row, or one whose
+    picture does not open, is a bad row.
     """
     items = []
     for k in range(min(count, len(source))):
@@ -351,12 +351,12 @@ def own_items(source: Source, count: int, seed: int, bad_rows: BadRows, report: 
         try:
             row = source[(seed * count + k) % len(source)]
             prompt = dataclasses.replace(row, messages=row.messages[:1], answer=None)
-            shown, question = picture_and_question(prompt)
-            shown.load()
+            image, question = picture_and_question(prompt)
+            image.load()
         except BadRow as bad:
-            bad_rows.add(bad, report)
+            bad_rows.add(bad)
         except ValueError as error:
-            bad_rows.add(BadRow(str(error), "write one picture and one question", row.id), report)
+            bad_rows.add(BadRow(str(error), "write one picture and one question", row.id))
         else:
             items.append(Item(prompt, "zh" if re.search("[\u4e00-\u9fff]", question) else "en"))
     return items

@@ -1,1 +1,1 @@
-"""Files that others publish: rows of conversations, benchmarks, tokenizers, chat templates, and rows with pass rates."""
+"""Files that other projects publish: conversations, benchmarks, tokenizers, chat templates, and rows with pass rates."""

@@ -1,7 +1,7 @@
-"""Rows to conversations: every format that the field publishes.
+"""Rows to conversations: every published format.
 
 In:  a row of LLaVA, TinyLLaVA, MiniMind-V, OpenAI-style messages, MM-EUREKA, LMM-R1, or {"text"}.
-Out: a `Conversation`, or `BadRow`, which says what is wrong and what to do.
+Out: a `Conversation`, or `BadRow` with the reason and the remedy.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ROLE_NAMES = {
 TURN_FIELDS = ("conversations", "messages", "message")
 IMAGE_FIELDS = ("image", "images", "image_urls", "image_bytes")
 
-Find = Callable[[str], Picture]  # the picture behind a name that a row gives
-Turn = tuple[str, list]  # a role, and its parts: text, Picture, or None where the row's next image belongs
+Find = Callable[[str], Picture]  # the name of an image in a row -> its picture
+Turn = tuple[str, list]  # a role, and its parts: text, Picture, or None as the slot for the row's next image
 
 
 def decode(text: str | bytes, name: str):
-    """Parse JSON that a row holds."""
+    """The value of a JSON text in a row; BadRow where it is not JSON."""
     try:
         return json.loads(text)
     except ValueError as error:  # JSONDecodeError, or bytes that are not UTF-8
@@ -36,17 +36,17 @@ def decode(text: str | bytes, name: str):
 
 
 def conversation(row: Any, id: str, find: Find, need_answer: bool) -> Conversation:
-    """A row of any known format as a conversation; raises BadRow.
+    """The conversation of a row in any known format; raises BadRow.
 
-    With `need_answer` the last turn must be the assistant's, unless the row carries a gold "answer" (RL data).
+    need_answer   the last turn must be the assistant's, unless the row has a gold "answer" (RL data)
     """
     if not isinstance(row, dict):
         raise BadRow(f"the row is a {type(row).__name__}, not an object", 'write {"conversations": [...]}')
     gold = row.get("answer")
-    # A row without images may talk about "<image>": its text stays text.
+    # In a row without images "<image>" is ordinary text.
     marked = any(field in row for field in IMAGE_FIELDS)
     if "text" in row and not any(field in row for field in TURN_FIELDS):
-        turns = [turn({"role": "assistant", "content": row["text"]}, find, marked)]  # all of it is learned
+        turns = [turn({"role": "assistant", "content": row["text"]}, find, marked)]  # every token is learned
     else:
         turns = [turn(raw, find, marked) for raw in raw_turns(row)]
         check_order([role for role, _ in turns], need_answer and gold is None)
@@ -55,14 +55,14 @@ def conversation(row: Any, id: str, find: Find, need_answer: bool) -> Conversati
     try:
         "".join(message.text for message in messages).encode()
     except UnicodeEncodeError as error:
-        raise BadRow(f"text is not Unicode: {error}", "repair the row: half a character stands there") from error
+        raise BadRow(f"text is not Unicode: {error}", "repair the row: it holds half of a surrogate pair") from error
     if any(message.role == "assistant" and not message.text.strip() for message in messages):
         raise BadRow("empty answer", "write the answer, or remove the row")
     return Conversation(id, messages, None if gold is None else str(gold))
 
 
 def raw_turns(row: dict) -> list:
-    """The turns as the row writes them: a list, or a JSON string of one."""
+    """The turns as the row has them: a list, or a JSON string of one."""
     field = next((name for name in TURN_FIELDS if name in row), None)
     if field is None:
         raise BadRow("missing conversations", 'a row has "conversations", "messages", "message" or "text"')
@@ -75,7 +75,7 @@ def raw_turns(row: dict) -> list:
 
 
 def turn(raw: Any, find: Find, marked: bool) -> Turn:
-    """One turn of LLaVA's ("from", "value") or OpenAI's ("role", "content") kind."""
+    """One turn in LLaVA's form ("from", "value") or OpenAI's ("role", "content")."""
     if not isinstance(raw, dict):
         raise BadRow(f"a turn is a {type(raw).__name__}, not an object", 'write {"from": ..., "value": ...}')
     name, content = raw.get("from", raw.get("role")), raw.get("value", raw.get("content"))
@@ -90,7 +90,7 @@ def turn(raw: Any, find: Find, marked: bool) -> Turn:
 
 
 def split(text: str) -> list[str | None]:
-    """Text at its placeholders: "<image>\\nWhat?" -> [None, "What?"]; a line break beside one is layout, not text."""
+    """Text split at its placeholders: "<image>\\nWhat?" -> [None, "What?"]. A line break beside one is layout, not text."""
     before, *others = text.split(PLACEHOLDER)
     if not others:
         return [text]
@@ -102,7 +102,7 @@ def split(text: str) -> list[str | None]:
 
 
 def content_part(raw: Any, find: Find, marked: bool) -> list:
-    """One element of an OpenAI-style content list; an image part without an address takes the row's next image."""
+    """The parts of one element of an OpenAI-style content list. An image without an address takes the row's next image."""
     kind = raw.get("type") if isinstance(raw, dict) else None
     if kind == "text" and isinstance(raw.get("text"), str):
         return split(raw["text"]) if marked else [raw["text"]]
@@ -115,15 +115,15 @@ def content_part(raw: Any, find: Find, marked: bool) -> list:
 
 
 def image_values(row: dict) -> list:
-    """The images beside a row's turns as written: names, bytes, or {"bytes", "path"}; none where the field is null."""
+    """The images beside a row's turns, as written: names, bytes, or {"bytes", "path"}; [] where the field is null."""
     value: Any = next((row[field] for field in IMAGE_FIELDS if row.get(field)), [])
-    if isinstance(value, str) and ":" not in value:  # "a.jpg, b.jpg"; an address may hold commas of its own
+    if isinstance(value, str) and ":" not in value:  # "a.jpg, b.jpg"; a URL may contain commas
         return [name.strip() for name in value.split(",")]
     return value if isinstance(value, list) else [value]
 
 
 def picture(value: Any, find: Find) -> Picture:
-    """An image as a row writes it: a name, the file's bytes, or {"bytes", "path"} as the Hugging Face hub stores it."""
+    """An image as a row has it: a name, the bytes of a file, or {"bytes", "path"} as on the Hugging Face hub."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -134,7 +134,7 @@ def picture(value: Any, find: Find) -> Picture:
 
 
 def fill(turns: list[Turn], pictures: list[Picture]) -> None:
-    """Put the row's pictures where its placeholders stand; without placeholders, before the user's first words."""
+    """Put the row's pictures into its slots, in place; without placeholders, before the user's first words."""
     slots = sum(part is None for _, parts in turns for part in parts)
     inline = any(isinstance(part, Picture) for _, parts in turns for part in parts)
     if slots == 0 and not inline:
@@ -143,16 +143,16 @@ def fill(turns: list[Turn], pictures: list[Picture]) -> None:
     elif slots != len(pictures):
         raise BadRow(
             f"{slots} {PLACEHOLDER} placeholders but {len(pictures)} images",
-            f"write {PLACEHOLDER} once for every image, or not at all to have them first; an image may not be null",
+            f"write {PLACEHOLDER} once for every image, or leave it out to put images first; an image may not be null",
         )
     else:
-        waiting = iter(pictures)
+        remaining = iter(pictures)
         for _, parts in turns:
-            parts[:] = [next(waiting) if part is None else part for part in parts]
+            parts[:] = [next(remaining) if part is None else part for part in parts]
 
 
 def check_order(roles: list[str], need_answer: bool) -> None:
-    """[system] user assistant user assistant ...; raises BadRow."""
+    """BadRow unless the roles are [system] user assistant user assistant ..."""
     turns = roles[1:] if roles[0] == "system" else roles
     for i, role in enumerate(turns):
         expected = ("user", "assistant")[i % 2]

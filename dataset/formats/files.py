@@ -1,8 +1,8 @@
-"""Data files, row by row, without ever holding a large one in memory.
+"""Data files, read row by row, so that a large one never has to fit into memory.
 
 In:  a json, jsonl or parquet file.  Out: `FileSource`: `len(source)` and `source[i]`, a conversation (formats/conversations.py).
-Run: python -m dataset.formats.files FILE                     says what a file holds, and its first row
-     python -m dataset.formats.files IN.parquet OUT.parquet   the same rows in small row groups
+Run: python -m dataset.formats.files FILE                     prints the number of rows and the first row
+     python -m dataset.formats.files IN.parquet OUT.parquet   writes the same rows in small row groups
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from dataset.protocols import Source
 from dataset.vision.loading import from_name
 from model.registry import UserError
 
-MAX_GROUP_BYTES = 1_000_000_000  # of parquet row groups in memory; one group alone must fit
-GROUP_ROWS = 256  # in a row group that we write
+MAX_GROUP_BYTES = 1_000_000_000  # of parquet row groups in memory; a single group must fit
+GROUP_ROWS = 256  # rows in a row group that we write
 
 
 class JsonRows:
-    """The rows of a json array. The format has no rows to seek to, so the file is parsed whole: use jsonl for big ones."""
+    """The rows of a json array. Its rows have no known offsets, so the file is parsed in full: use jsonl for large files."""
 
     def __init__(self, path: Path):
         try:
@@ -39,7 +39,7 @@ class JsonRows:
         except ValueError as error:
             raise UserError(f"{path} is not JSON: {error}") from error
         if not isinstance(rows, list):
-            raise UserError(f"{path} holds one {type(rows).__name__}, not an array of rows; one object a line is .jsonl")
+            raise UserError(f"{path} holds one {type(rows).__name__}, not an array of rows; with an object per line it is .jsonl")
         self.rows = rows
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class JsonRows:
 
 
 class JsonlRows:
-    """The rows of a file with one JSON value a line, found by byte offset: 8 bytes of memory a row."""
+    """The rows of a file with one JSON value per line, by their byte offsets: 8 bytes of memory per row."""
 
     def __init__(self, path: Path):
         self.path, self.starts = path, array("q")
@@ -71,7 +71,7 @@ class JsonlRows:
 
 
 class ParquetRows:
-    """The rows of a parquet file, a row group at a time, a few of them in memory: never the whole file."""
+    """The rows of a parquet file. A few row groups are in memory at a time, never the full file."""
 
     def __init__(self, path: Path):
         from pyarrow import parquet
@@ -108,7 +108,7 @@ READERS: dict[str, Callable[[Path], Source]] = {".json": JsonRows, ".jsonl": Jso
 
 
 class FileSource:
-    """The conversations of one file, each row parsed when it is asked for; BadRow names the row, counted from 1."""
+    """The conversations of one file, each row parsed on access; BadRow names the row, counted from 1."""
 
     def __init__(self, path: Path, image_folder: Path, allow_urls: bool, need_answer: bool):
         self.path, self.need_answer = path, need_answer
@@ -121,7 +121,7 @@ class FileSource:
     def __getitem__(self, i: int) -> Any:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        where = f"{self.path}:{i + 1}"  # as editors count lines
+        where = f"{self.path}:{i + 1}"  # from 1, as editors count lines
         try:
             return self.parse(self.rows[i], where)
         except BadRow as bad:
@@ -136,7 +136,7 @@ class FileSource:
 
 
 def rewrite(path: Path, out: Path, rows: int = GROUP_ROWS) -> None:
-    """Stream a parquet file into one with `rows` rows a group."""
+    """Copy a parquet file, with `rows` rows per row group, as a stream."""
     from pyarrow import parquet
 
     source = parquet.ParquetFile(path)
@@ -146,14 +146,14 @@ def rewrite(path: Path, out: Path, rows: int = GROUP_ROWS) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="look at a data file, or rewrite a parquet file in small row groups")
+    parser = argparse.ArgumentParser(description="inspect a data file, or rewrite a parquet file in small row groups")
     parser.add_argument("path", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
-    given = parser.parse_args()
-    if given.out:
-        rewrite(given.path, given.out)
+    args = parser.parse_args()
+    if args.out:
+        rewrite(args.path, args.out)
     else:
-        if given.path.suffix not in READERS:
-            parser.error(f"{given.path}: a file of {', '.join(READERS)} is expected")
-        source = FileSource(given.path, given.path.parent, allow_urls=False, need_answer=True)
+        if args.path.suffix not in READERS:
+            parser.error(f"{args.path}: a file of {', '.join(READERS)} is expected")
+        source = FileSource(args.path, args.path.parent, allow_urls=False, need_answer=True)
         print(f"{len(source):,} rows; the first: {source[0]}")

@@ -1,9 +1,9 @@
-"""How a pretrained language model reads: its own tokenizer, and which of our templates is its own.
+"""The tokenizer and the template of a pretrained language model.
 
-In:  the folder it came in, or None, and what --tokenizer and --template say.  Out: a tokenizer, and the name of a template.
+In:  the folder of the model, or None, and --tokenizer and --template.  Out: a tokenizer, and the name of a template.
 
-The model states its template as a Jinja program. We run that program on one conversation, in Jinja's sandbox, and look for the
-template of ours that spells the very same text: found, it is certain; not found, the user has to choose.
+The model states its template as a Jinja program. The program runs on one conversation, in Jinja's sandbox. A template of ours
+that writes exactly the same text is the model's own; without one, the user has to choose.
 """
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dataset.chat import Template
 from dataset.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer
 from model.registry import TEMPLATES, UserError
 
-# With a system's turn, because many templates invent one where it is missing.
+# With a system turn, because many templates invent one where it is missing.
 PROBE = (("system", "Be short."), ("user", "What is it?"), ("assistant", "A pear."), ("user", "Are you sure?"))
 
 
 def language(folder: Path | None, tokenizer: Path | None, template: str) -> tuple[Tokenizer, str]:
-    """(tokenizer, template): those of the model in the folder; of none, what was asked for, or our own ("": the preset's)."""
+    """(tokenizer, template) of the model in the folder; without one, of the flags, or our own ("": the preset's template)."""
     if folder is None:
         return load_tokenizer(tokenizer or MODEL_FILE), template
     if tokenizer:
@@ -32,7 +32,7 @@ def language(folder: Path | None, tokenizer: Path | None, template: str) -> tupl
 
 
 def template_of(folder: Path) -> str:
-    """The name of the template that the model was trained with; UserError where it states none, or none of ours."""
+    """The name of the template that the model was trained with. UserError where it states none, or none of ours."""
     own = spelled_by_jinja(folder, PROBE)
     for name in TEMPLATES.names():
         if spelled(TEMPLATES.make(name), PROBE) == own:
@@ -43,7 +43,7 @@ def template_of(folder: Path) -> str:
 
 
 def spelled(template: Template, messages: tuple[tuple[str, str], ...]) -> str:
-    """The text that a template makes of (role, text) pairs, up to where the assistant's next words begin."""
+    """The text that a template makes from (role, text) pairs, up to where the assistant's next words begin."""
     text = template.begin
     for role, words in messages:
         before, after = getattr(template, role)
@@ -52,11 +52,11 @@ def spelled(template: Template, messages: tuple[tuple[str, str], ...]) -> str:
 
 
 def spelled_by_jinja(folder: Path, messages: tuple[tuple[str, str], ...]) -> str | None:
-    """The same text by the model's own program, in chat_template.jinja or tokenizer_config.json; None where it has none."""
+    """The same text by the model's own program, in chat_template.jinja or tokenizer_config.json; None where there is none."""
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     program = config.get("chat_template")
-    if isinstance(program, list):  # several by name
+    if isinstance(program, list):  # several programs by name
         program = next((entry["template"] for entry in program if entry["name"] == "default"), None)
     if (folder / "chat_template.jinja").is_file():
         program = (folder / "chat_template.jinja").read_text(encoding="utf-8")

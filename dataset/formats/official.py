@@ -1,6 +1,6 @@
-"""Reading the official files of a benchmark: rows, and the picture of a row.
+"""The official files of a benchmark: rows, and the picture of a row.
 
-In:  a path that a task's option gave.  Out: rows or pictures; a missing file is told in one line, with where to get it.
+In:  a path from a task's option.  Out: rows or pictures; an error of one line for a missing file, with its source.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from model.registry import UserError
 
 
 def existing(path: str | Path, option: str, source: str) -> Path:
-    """The file or folder that an option names; FileNotFoundError says which option, and where the file comes from."""
+    """The file or folder that an option names; FileNotFoundError states the option, and where the file comes from."""
     if not str(path):
         raise FileNotFoundError(f"the option {option}= is not set: it wants {source}")
     if not Path(path).exists():
@@ -24,22 +24,22 @@ def existing(path: str | Path, option: str, source: str) -> Path:
 
 
 def rows(file: Path) -> list[dict]:
-    """The objects of a json list or of json lines, whatever the file calls itself; ValueError names the bad line."""
+    """The objects of a json list or of json lines, whatever the file's name is; UserError names the bad line."""
     text = file.read_text(encoding="utf-8")
     if text.lstrip().startswith("["):
         return json.loads(text)
-    found = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: some answers hold U+2028
+    parsed = []
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: some answers contain U+2028
         if line.strip():
             try:
-                found.append(json.loads(line))
+                parsed.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise UserError(f"{file}:{number} is no json ({error}): download the file again") from error
-    return found
+                raise UserError(f"{file}:{number} is not json ({error}): download the file again") from error
+    return parsed
 
 
 def picture(row: dict, names: Sequence[str], folder: str, source: str) -> Picture:
-    """The picture of a row: in it as base64 (`image`), or the first of these names that is in the folder of images."""
+    """The picture of a row: its `image` as base64, or the first of these names that exists in the folder of images."""
     if len(row.get("image") or "") > 200:  # base64; a file's name is shorter
         return from_base64(row["image"])
     where = existing(folder, "images", source)

@@ -1,13 +1,13 @@
-"""Keep the problems that teach: rows whose pass rate, measured before, is neither near 0 nor near 1.
+"""Select the problems that teach: rows whose measured pass rate is neither near 0 nor near 1.
 
-In:  a source of rows that may say how often a model solves them.  Out: the same source without the too easy and the too hard.
+In:  a source of rows that may state how often a model solves them.  Out: the same source without too easy and too hard rows.
 
 RL learns nothing from a prompt that is always or never solved: its group has no variance. MM-EUREKA (arXiv 2503.07365) drops such
-prompts before training; the online filter of RL drops them while it trains, as the policy changes.
+prompts before training; the online filter of RL drops them during training, as the policy changes.
 
-    python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1 --save rated.jsonl     measures it, and writes `pass_rate`
-    python -m dataset.formats.pass_rates rated.jsonl --low 0.1 --high 0.9        says how many rows of each pass rate there are
-    python 3-rl_vlm.py --data rated.jsonl --pass_rates 0.1 0.9           learns from those between
+    python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1 --save rated.jsonl     measures and writes `pass_rate`
+    python -m dataset.formats.pass_rates rated.jsonl --low 0.1 --high 0.9        counts the rows of each pass rate
+    python 3-rl_vlm.py --data rated.jsonl --pass_rates 0.1 0.9           learns from the rows between
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIELDS = ("pass_rate", "accuracy", "solve_rate")  # a share in 0..1, under any o
 
 
 def pass_rate(row: Any) -> float | None:
-    """How often the row was solved, None where it does not say. BadRow where what it says is no share."""
+    """The share of answers that solved the row, None where the row does not state it. BadRow where it is not a share."""
     if not isinstance(row, dict):
         return None
     value = next((row[field] for field in FIELDS if row.get(field) is not None), None)
@@ -43,7 +43,7 @@ def pass_rate(row: Any) -> float | None:
 
 
 class Selected:
-    """Some rows of a source, by number: `len(source)`, `source[i]`."""
+    """Selected rows of a source: `len(source)`, `source[i]`; `rows` holds their indices."""
 
     def __init__(self, source: FileSource, rows: list[int]):
         self.source, self.rows = source, rows
@@ -61,16 +61,16 @@ class Selected:
 
 
 def by_pass_rate(source: Source, low: float, high: float) -> Selected | Mixture:
-    """The rows solved in a share of `low` to `high`, bounds included, and those that do not say.
+    """The rows with a pass rate from `low` to `high`, bounds included, and the rows without one.
 
-    A broken row stays in: the source says what is wrong with it when it is read.
+    A broken row stays in: reading it from the source raises the error.
     """
     if not 0 <= low <= high <= 1:
         raise UserError(f"pass rates: 0 <= low <= high <= 1, not {low} and {high}")
     if isinstance(source, Mixture):
         return Mixture([(by_pass_rate(part, low, high), 1) for part in source.sources])
     if not isinstance(source, FileSource):
-        raise TypeError(f"{type(source).__name__} has no rows to look at")
+        raise TypeError(f"{type(source).__name__} has no rows with pass rates")
     return Selected(source, [i for i in range(len(source)) if inside(source, i, low, high)])
 
 
@@ -97,8 +97,8 @@ def main(config: Config) -> None:
     for i in range(len(source)):
         rate = pass_rate(source.rows[i])
         rates["unknown" if rate is None else f"{rate:.1f}"] += 1
-    for name, number in sorted(rates.items()):
-        print(f"{name:>8} {number:>8,}")
+    for name, count in sorted(rates.items()):
+        print(f"{name:>8} {count:>8,}")
     print(f"{len(by_pass_rate(source, config.low, config.high)):,} of {len(source):,} rows from {config.low} to {config.high}, "
           f"or unknown")
 

@@ -1,4 +1,4 @@
-"""Chat templates of other models, for pretrained language models: --llm gpt:FOLDER finds its own by itself (native.py).
+"""Chat templates of other models, for pretrained language models: --llm gpt:FOLDER selects its own (native.py).
 
 In:  a name.  Out: a `Template` (dataset/chat.py).  A new one is one more function in any file of this folder.
 """
@@ -34,7 +34,7 @@ def llama() -> Template:
 
 @TEMPLATES.register("zephyr")
 def zephyr() -> Template:
-    """<|user|> ... </s>: TinyLlama. Only </s> is a control token: who types <|user|> writes what the model reads as a turn."""
+    """<|user|> ... </s>: TinyLlama. Only </s> is a control token: a user who types <|user|> writes what is read as a turn."""
     return Template(
         control=("</s>",),
         system=("<|system|>\n", "</s>\n"),

@@ -1,1 +1,1 @@
-"""Programs that nobody needs to read: studies of stage 3, tables of parts, probes, and the training of encoder and tokenizer."""
+"""Programs outside the reading path: studies of stage 3, tables of parts, probes, and training of the encoder and tokenizer."""

@@ -1,8 +1,8 @@
-"""Runs side by side: a table of their scores with mean and spread over seeds, and a picture of one score against another.
+"""Compare runs: a table of their scores with mean and spread over seeds, and a picture of one score against another.
 
-In:  folders with a scores.json; those named NAME-SEED (out/dpo-0, out/dpo-1) are one run with several seeds. Where stage 4 has
-     not asked a model, these are what its own checks found on the validation split: compare like with like.
-Out: a Markdown table; with --picture a PNG with a point for every folder.
+In:  folders with a scores.json; NAME-SEED folders (out/dpo-0, out/dpo-1) are one run with several seeds. Before script 4 has
+     run, scores.json has validation scores of training; do not compare those with test scores.
+Out: a Markdown table; with --picture a PNG with a point per folder.
 
     python -m dataset.studies.compare out/sft out/dpo-* out/lora-* --metrics hallucination/chair_s hallucination/cover \\
         --picture runs.png
@@ -25,13 +25,13 @@ from dataset.report import is_share
 
 @dataclass
 class Config:
-    folders: Positional[tuple[Path, ...]]  # what to compare
+    folders: Positional[tuple[Path, ...]]  # folders to compare
     metrics: tuple[str, ...] = ("hallucination/chair_s", "hallucination/cover")  # columns; the first two are the picture's axes
-    picture: Path | None = None  # a PNG to draw
+    picture: Path | None = None  # file of the picture, a PNG; default: none
 
 
 def by_run(folders: Sequence[Path], metrics: Sequence[str]) -> dict[str, list[list[float]]]:
-    """Run -> for every seed its scores in the order of `metrics`; ValueError names what is missing where."""
+    """Run -> the scores of each seed in the order of `metrics`; ValueError for a missing file or metric."""
     runs = defaultdict(list)
     for folder in folders:
         file = folder / "scores.json"
@@ -44,22 +44,22 @@ def by_run(folders: Sequence[Path], metrics: Sequence[str]) -> dict[str, list[li
     return dict(runs)
 
 
-def told(metric: str, values: Sequence[float]) -> str:
-    """'2.4 %' of one value, '2.4 ± 0.3 %' of several: their mean and standard deviation; of what is no share without percent."""
-    by, unit = (1, "") if not is_share(metric) else (100, " %")
-    spread = f" ± {by * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{by * statistics.mean(values):.1f}{spread}{unit}"
+def mean_and_spread(metric: str, values: Sequence[float]) -> str:
+    """'2.4 %' for one value, '2.4 ± 0.3 %' for several: mean and standard deviation; no percent if the metric is not a share."""
+    scale, unit = (1, "") if not is_share(metric) else (100, " %")
+    spread = f" ± {scale * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{scale * statistics.mean(values):.1f}{spread}{unit}"
 
 
 def markdown(runs: dict[str, list[list[float]]], metrics: Sequence[str]) -> str:
-    """The table, a row for every run."""
+    """The table, one row per run."""
     rows = [["run", "seeds", *(metric.rpartition("/")[2] for metric in metrics)], ["---"] * (2 + len(metrics))]
-    rows += [[name, str(len(seeds)), *map(told, metrics, zip(*seeds))] for name, seeds in runs.items()]
+    rows += [[name, str(len(seeds)), *map(mean_and_spread, metrics, zip(*seeds))] for name, seeds in runs.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def draw(runs: dict[str, list[list[float]]], metrics: Sequence[str], file: Path) -> None:
-    """The first metric against the second in percent, a colour for every run, a point for every seed."""
+    """Draw the first metric against the second in percent: a colour per run, a point per seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -80,7 +80,7 @@ def draw(runs: dict[str, list[list[float]]], metrics: Sequence[str], file: Path)
 
 def main(config: Config) -> None:
     if config.picture and len(config.metrics) < 2:
-        raise SystemExit("a picture has two axes: name two --metrics")
+        raise SystemExit("a picture has two axes: give two --metrics")
     try:
         runs = by_run(config.folders, config.metrics)
     except ValueError as error:

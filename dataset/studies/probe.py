@@ -1,9 +1,11 @@
-"""What can be read from the eyes alone: a linear probe of the frozen encoder on the drawings of the tasks.
+"""What can be read from the frozen encoder: a linear probe on the drawings of the tasks.
 
-In:  an encoder and a source of drawings whose truth is known.  Out: the share of the labels of unseen drawings that a linear map
-of one language-model token reads right. That token is a cell of 32 x 32 pixels, its 2 x 2 patches side by side, and the
-language model has nothing but a linear projection of it (model/connector/pixel_shuffle.py). A problem whose labels the probe
-cannot read asks for what nobody can see: perception comes before reasoning.
+In:  an encoder and a source of drawings with known labels.
+Out: the share of the labels of unseen drawings that a linear map of one language-model token reads right. A token is a cell of
+     32 x 32 pixels: the features of its 2 x 2 patches side by side.
+
+The language model has only a linear projection of that token (model/connector/pixel_shuffle.py). So a problem is not fair if the
+probe cannot read its labels: perception comes before reasoning.
 
     python -m dataset.studies.probe                          a table of every kind of drawing, a minute on one core
     python -m dataset.studies.probe --only digits dice --drawings 4000 --encoder tiny_clip
@@ -28,50 +30,50 @@ from dataset.world.drawings import Drawing
 from dataset.world.scenes import CELL
 from model.registry import ENCODERS
 
-Label = tuple[int, str]  # a cell (0 to 8, in reading order), and what is to be read there
+Label = tuple[int, str]  # a cell (0 to 8, in reading order), and the label there
 
 
 def by_cell(picture: Drawing) -> list[Label]:
-    """Each region of a drawing in the cell where its middle lies."""
-    found = []
+    """The label of each region, in the cell of its centre."""
+    labels = []
     for region in picture.regions:
         left, top, right, bottom = region.box
-        found.append((int((top + bottom) / 2) // CELL * 3 + int((left + right) / 2) // CELL, region.en))
-    return found
+        labels.append((int((top + bottom) / 2) // CELL * 3 + int((left + right) / 2) // CELL, region.en))
+    return labels
 
 
 def by_quarter(picture: Drawing, quarter: int) -> list[Label]:
-    """Sokoban: of the four squares of a cell the one at top left (0), top right (1), bottom left (2) or bottom right (3)."""
+    """Sokoban: one of the four squares of each cell: top left (0), top right (1), bottom left (2) or bottom right (3)."""
     return [(i // 12 * 3 + i % 6 // 2, region.en) for i, region in enumerate(picture.regions)
             if i // 6 % 2 * 2 + i % 2 == quarter]
 
 
 # ---------------------------------------------------------------- what is probed
 
-def known(picture: Drawing) -> list[Label]:
-    """The labels that a problem needs: not the '?'."""
+def readable(picture: Drawing) -> list[Label]:
+    """The labels without '?', which no problem needs to read."""
     return [(cell, name) for cell, name in by_cell(picture) if not name.endswith("?")]
 
 
 def digit(picture: Drawing, place: int) -> list[Label]:
-    """Labels that end with a number: its tens (0) or units (1), '-' for the tens of a single digit."""
-    return [(cell, name.split()[-1].rjust(2, "-")[place]) for cell, name in known(picture)]
+    """The tens (0) or units (1) of labels that end with a number; the tens of a single digit are '-'."""
+    return [(cell, name.split()[-1].rjust(2, "-")[place]) for cell, name in readable(picture)]
 
 
 def word(picture: Drawing, place: int) -> list[Label]:
-    """One word of each label."""
+    """The first word of each label (0), or the words after it (1)."""
     return [(cell, name.split(" ", 1)[place]) for cell, name in by_cell(picture)]
 
 
-def some(rng: random.Random, low: int, high: int) -> list[int]:
-    """Two to nine numbers."""
+def random_numbers(rng: random.Random, low: int, high: int) -> list[int]:
+    """Two to nine random numbers."""
     return [rng.randint(low, high) for _ in range(rng.randint(2, 9))]
 
 
-Source = tuple[Callable[[random.Random], Drawing], Callable[[Drawing], list[Label]]]  # draws; says what is to be read
+Source = tuple[Callable[[random.Random], Drawing], Callable[[Drawing], list[Label]]]  # draws a picture; returns its labels
 SOURCES: dict[str, Source] = {
-    "digits": (lambda rng: drawings.digits(some(rng, 0, 9), rng), by_cell),
-    "dice": (lambda rng: drawings.dice(some(rng, 1, 6), rng), by_cell),
+    "digits": (lambda rng: drawings.digits(random_numbers(rng, 0, 9), rng), by_cell),
+    "dice": (lambda rng: drawings.dice(random_numbers(rng, 1, 6), rng), by_cell),
     "angles of triangles, tens": (figures.RANDOM["angles of triangles"], partial(digit, place=0)),
     "angles of triangles, units": (figures.RANDOM["angles of triangles"], partial(digit, place=1)),
     "sides of rectangles": (figures.RANDOM["sides of rectangles"], by_cell),
@@ -85,8 +87,8 @@ SOURCES: dict[str, Source] = {
     "things of two sizes, name": (figures.RANDOM["things of two sizes"], partial(word, place=1)),
     **{f"sokoban, the {corner} square of a cell": (drawings.random_board, partial(by_quarter, quarter=quarter))
        for quarter, corner in enumerate(("top left", "top right", "bottom left", "bottom right"))},
-    "cards (no task asks)": (lambda rng: drawings.cards(some(rng, 0, 99), rng), by_cell),
-    "labels of 13 pixels (no task asks)": (drawings.random_polygon, by_cell),
+    "cards (in no task)": (lambda rng: drawings.cards(random_numbers(rng, 0, 99), rng), by_cell),
+    "labels of 13 pixels (in no task)": (drawings.random_polygon, by_cell),
 }
 
 
@@ -94,21 +96,21 @@ SOURCES: dict[str, Source] = {
 
 @torch.inference_mode()
 def cell_features(encoder: Encoder, pictures: Sequence[Drawing], batch: int = 64) -> torch.Tensor:
-    """(n, 9, 4 D): for every cell the features of its 2 x 2 patches side by side, as the connector sees them."""
+    """Drawings -> (n, 9, 4 D): the features of each cell's 2 x 2 patches side by side, as the connector gets them."""
     edge, skip = math.isqrt(encoder.tokens - int(encoder.has_cls)), int(encoder.has_cls)
-    found = []
+    cells = []
     for start in range(0, len(pictures), batch):
-        shown = [from_image(picture.image) for picture in pictures[start:start + batch]]
-        seen = encoder(torch.stack([pixels(one, encoder.size, encoder.mean, encoder.std, "square") for one in shown]))
-        grid = seen[:, skip:].unflatten(1, (3, edge // 3, 3, edge // 3))  # (n, row, row in cell, column, column in cell, D)
-        found.append(grid.transpose(2, 3).flatten(3, 5).flatten(1, 2))
-    return torch.cat(found)
+        images = [from_image(picture.image) for picture in pictures[start:start + batch]]
+        features = encoder(torch.stack([pixels(image, encoder.size, encoder.mean, encoder.std, "square") for image in images]))
+        grid = features[:, skip:].unflatten(1, (3, edge // 3, 3, edge // 3))  # (n, row, row in cell, column, column in cell, D)
+        cells.append(grid.transpose(2, 3).flatten(3, 5).flatten(1, 2))
+    return torch.cat(cells)
 
 
 def ridge(inputs: torch.Tensor, targets: torch.Tensor, classes: int, penalty: float = 1e-3) -> torch.Tensor:
-    """(n, D), (n,) -> (D + 1, classes): least squares onto one-hot targets with a penalty on all but the constant.
+    """(n, D), (n,) -> (D + 1, classes): least squares onto one-hot targets, with a penalty on all weights but the bias.
 
-    `penalty` is in units of n and of the inputs' mean square, so that neither the number of rows nor their scale moves it.
+    `penalty` is in units of n times the mean square of the inputs, so that it does not depend on their number or scale.
     """
     rows = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1).double()
     weight = penalty * len(rows) * inputs.square().mean().double() * torch.ones(rows.shape[1], dtype=torch.double)
@@ -119,7 +121,7 @@ def ridge(inputs: torch.Tensor, targets: torch.Tensor, classes: int, penalty: fl
 
 @dataclass(frozen=True)
 class Reading:
-    """What a probe reads of unseen drawings: the share that is right, of how many labels, and by always saying the commonest."""
+    """Result on unseen drawings: share of labels read right, labels, share of the most common label, different labels."""
 
     right: float
     labels: int
@@ -128,7 +130,7 @@ class Reading:
 
 
 def probe(encoder: Encoder, source: Source, n: int, seed: int = 0) -> Reading:
-    """Fit on n drawings, read n / 4 others."""
+    """Fit on n drawings and test on n / 4 others."""
     draw, labels_of = source
     sets = []
     for split, size in (("train", n), ("test", n // 4)):
@@ -138,20 +140,20 @@ def probe(encoder: Encoder, source: Source, n: int, seed: int = 0) -> Reading:
         labelled = [(i, cell, name) for i, picture in enumerate(pictures) for cell, name in labels_of(picture)]
         sets.append((torch.stack([features[i, cell] for i, cell, _ in labelled]), [name for *_, name in labelled]))
     (inputs, names), (unseen, truth) = sets
-    number = {name: k for k, name in enumerate(sorted(set(names)))}
-    middle = inputs.mean(0)
-    weights = ridge(inputs - middle, torch.tensor([number[name] for name in names]), len(number))
-    guess = ((unseen - middle) @ weights[:-1] + weights[-1]).argmax(-1).tolist()
-    right = np.mean([number.get(name) == k for name, k in zip(truth, guess, strict=True)])
-    return Reading(float(right), len(truth), Counter(truth).most_common(1)[0][1] / len(truth), len(number))
+    index = {name: k for k, name in enumerate(sorted(set(names)))}
+    mean = inputs.mean(0)
+    weights = ridge(inputs - mean, torch.tensor([index[name] for name in names]), len(index))
+    guess = ((unseen - mean) @ weights[:-1] + weights[-1]).argmax(-1).tolist()
+    right = np.mean([index.get(name) == k for name, k in zip(truth, guess, strict=True)])
+    return Reading(float(right), len(truth), Counter(truth).most_common(1)[0][1] / len(truth), len(index))
 
 
 @dataclass
 class Config:
-    only: tuple[str, ...] = ()  # kinds of drawings; (): all
-    drawings: int = 2000  # of each kind to fit on; a quarter as many others are read
-    encoder: str = "tiny_clip"  # which eyes
-    seed: int = 0
+    only: tuple[str, ...] = ()  # kinds of drawings; default: all
+    drawings: int = 2000  # drawings of each kind to fit on; a quarter as many more to test on
+    encoder: str = "tiny_clip"  # encoder, by its name in the registry
+    seed: int = 0  # seed of the drawings
 
 
 def main(config: Config) -> None:

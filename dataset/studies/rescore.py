@@ -1,4 +1,4 @@
-"""Score answers that were saved before, without the model: with another judge, say, or with the first one.
+"""Score saved answers again without the model, for example with another judge.
 
 In:  predictions-TASK.jsonl, as 4-eval_chat.py writes it, and the task with its options.  Out: scores.json beside it.
 
@@ -18,12 +18,12 @@ from model.registry import TASKS, UserError
 
 
 def rescore(name: str, task: Task, rows: Sequence[dict], split: str = "test") -> tuple[dict[str, float], list[dict]]:
-    """What `evaluate` says without controls, from rows that it wrote: the model is not asked again, only a judge."""
+    """(scores, rows) as `evaluate` returns them without controls, from the rows that it saved. Only a judge may run again."""
     saved = {row["id"]: (Truncated if row["truncated"] else str)(row["answer"]) for row in rows}
     examples = [example for example in task.examples(split, task.size) if example.prompt.id in saved]
     if not examples or len(examples) != len(rows):
         raise UserError(f"of {len(rows)} saved answers {len(examples)} are to questions of {name!r}: "
-                        f"give the task the options that it had")
+                        f"give the task the options of the saved run")
     return scores_and_rows(name, task, examples, [saved[example.prompt.id] for example in examples])
 
 

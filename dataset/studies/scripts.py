@@ -1,7 +1,6 @@
-"""The numbered scripts as processes of their own, and a Markdown table of what came of them.
+"""Run the numbered scripts as processes, and make Markdown tables; for recipes.py and arms.py.
 
-In:  a script and its arguments.  Out: what it printed; `ScriptError` with its last line where it ended with an error.
-Made for what compares runs: dataset/studies/recipes.py and dataset/studies/arms.py.
+In:  a script and its arguments.  Out: what it printed; `ScriptError` with the last line of an error.
 """
 from __future__ import annotations
 
@@ -15,13 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 
 class ScriptError(Exception):
-    """A script that ended with an error: its last line."""
+    """A script ended with an error; the message is its last line."""
 
 
 def start(script: str, *arguments, threads: int | None = None) -> str:
-    """Run a script as `python SCRIPT ARGUMENTS`; returns what it printed. ScriptError where it ends with an error.
+    """Run `python SCRIPT ARGUMENTS` and return what it printed; ScriptError if it ends with an error.
 
-    threads   of the processor that it may use; None: as many as it finds
+    threads   CPU threads that it may use; None: no limit
     """
     environment = None if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], text=True, capture_output=True,
@@ -32,5 +31,5 @@ def start(script: str, *arguments, threads: int | None = None) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells."""
+    """A Markdown table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))

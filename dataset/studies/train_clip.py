@@ -1,21 +1,21 @@
-"""Train the tiny CLIP whose image tower the embedded path uses, from nothing, on drawings whose truth is known.
+"""Train the tiny CLIP from scratch on drawings with known labels; nano's encoder is its image tower.
 
 In:  the world's *train* split (all 1,900 names, English and Chinese), the drawings (digits, dice, cards, shapes, Sokoban) and
      easy-VQA's *train* images.  Out: `model/encoder/tiny_clip.safetensors` (the image tower, fp16) and `tiny_clip.json`.
 
-Three losses are added up:
+The loss is a sum of three:
 - image-text: CLIP's contrastive loss between pictures and captions (Radford et al. 2021, arXiv 2103.00020; open_clip's code);
-- region-text: every patch token is matched with the name of the thing it lies on, against all names in the batch (RegionCLIP,
-  arXiv 2112.09106; GLIP, arXiv 2112.03857). Without it patch tokens learn where things are many times more slowly;
-- place: every patch token tells in which ninth of the picture the middle of its thing lies, by its direction alone: nine fixed
-  directions, one for each place. A language model behind a frozen encoder and one linear layer has nothing else to tell two
-  equal things apart by, and RoPE tells it distances only.
+- region-text: each patch token is matched with the name of the object it lies on, among all names in the batch (RegionCLIP,
+  arXiv 2112.09106; GLIP, arXiv 2112.03857). Without it patch tokens learn much more slowly where objects are;
+- place: each patch token shows by its direction in which ninth of the picture the centre of its object lies; each ninth has a
+  fixed direction. A language model behind a frozen encoder and one linear layer cannot tell two equal objects apart otherwise,
+  because RoPE gives it distances only.
 
     python -m dataset.studies.train_clip                     an hour on two CPU cores
-    python -m dataset.studies.train_clip --minutes 600 --init out/clip/clip.safetensors        go on for longer
+    python -m dataset.studies.train_clip --minutes 600 --init out/clip/clip.safetensors        continue for longer
     python -m dataset.studies.train_clip --minutes 25 --init model/encoder/tiny_clip.safetensors      from the shipped image tower
 
-A command: nothing imports it. The model is open_clip's own, so the weights are what any CLIP's would be.
+No module imports this program. The model is open_clip's, so its weights load like those of any CLIP.
 """
 from __future__ import annotations
 
@@ -42,39 +42,41 @@ from dataset.world.scenes import CANVAS, Object, Scene, draw_scene, is_new, ligh
 from dataset.world.words import caption
 
 SHIPPED = Path(__file__).parents[2] / "model" / "encoder" / "tiny_clip.safetensors"
-MEAN, STD = (0.85, 0.84, 0.83), (0.25, 0.26, 0.27)  # of the pictures themselves, roughly
-CONTEXT = 40  # tokens of a caption at the most
+MEAN, STD = (0.85, 0.84, 0.83), (0.25, 0.26, 0.27)  # roughly those of the drawings, RGB
+CONTEXT = 40  # maximum tokens of a caption
 
 
 @dataclass
 class Config:
-    minutes: float = 60.0  # training time; the learning rate falls during the last quarter
+    minutes: float = 60.0  # training time; the learning rate decays during the last quarter
     batch_size: int = 128  # pictures a step
     lr: float = 1e-3  # peak learning rate of Muon (matrices of the blocks) and AdamW (the rest)
-    weight_decay: float = 0.05
-    warmup: int = 300  # steps
-    region_weight: float = 2.0  # weight of the region-text loss beside the image-text loss
+    weight_decay: float = 0.05  # of Muon alone
+    warmup: int = 300  # warm-up steps
+    region_weight: float = 2.0  # weight of the region-text loss; that of the image-text loss is 1
     place_weight: float = 1.0  # weight of the place loss
     width: int = 192  # channels of the image tower
     layers: int = 5  # blocks of the image tower
-    init: Path | None = None  # a clip.safetensors to go on from, or an image tower alone
-    out: Path = Path("out/clip")  # where the whole model (both towers) is kept
-    ship: Path = SHIPPED  # where the image tower goes
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    seed: int = 0
+    init: Path | None = None  # weights to start from: a clip.safetensors, or an image tower alone; default: random
+    out: Path = Path("out/clip")  # folder of the full model (both towers)
+    ship: Path = SHIPPED  # file of the image tower
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # device to train on
+    seed: int = 0  # seed of the weights and drawings
 
 
 # ---------------------------------------------------------------- pictures with their truth
 
 def emoji_drawing(rng: random.Random, pool: list[Category]) -> Drawing:
-    """A scene that holds no held-out combination, in cells of 32, 48 or 96 pixels, nearly full: a picture costs the same
-    however many things it shows, and every thing is a lesson."""
+    """A nearly full scene in cells of 32, 48 or 96 pixels, without held-out combinations.
+
+    It is nearly full because a picture costs the same with more objects, and each object is a training example.
+    """
     across = rng.choices((3, 2, 1), (16, 3, 1))[0]
     cell = CANVAS // across
-    wanted = rng.randint(max(1, across * across - 3), across * across)
+    count = rng.randint(max(1, across * across - 3), across * across)
     members: list[Category] = []
-    for _ in range(4 * wanted):
-        if len(members) < wanted:
+    for _ in range(4 * count):
+        if len(members) < count:
             category = rng.choice(members) if members and rng.random() < 0.1 else rng.choice(pool)
             trial = Scene("", tuple(Object(c, 0, 0, 0, 0) for c in [*members, category]), (0, 0, 0))
             if not is_new(trial):
@@ -84,13 +86,15 @@ def emoji_drawing(rng: random.Random, pool: list[Category]) -> Drawing:
         size = rng.randrange(cell * 2 // 3, cell + 1, 2)
         row, column = divmod(place, across)
         objects.append(Object(category, place, column * cell + rng.randint(0, cell - size),
-                                  row * cell + rng.randint(0, cell - size), size))
+                              row * cell + rng.randint(0, cell - size), size))
     scene = Scene("", tuple(objects), light(rng))
-    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.category.en, t.category.zh) for t in objects)
+    regions = tuple(Region((obj.x, obj.y, obj.x + obj.size, obj.y + obj.size), obj.category.en, obj.category.zh)
+                    for obj in objects)
     return Drawing(draw_scene(scene), caption(scene, "en"), caption(scene, "zh"), regions)
 
 
 def any_drawing(rng: random.Random, pool: list[Category], shapes: list) -> Drawing:
+    """A random training picture: emoji, an easy-VQA picture, or another drawing."""
     source = rng.random()
     if source < 0.72:
         return emoji_drawing(rng, pool)
@@ -98,15 +102,15 @@ def any_drawing(rng: random.Random, pool: list[Category], shapes: list) -> Drawi
 
 
 def to_pixels(images: list) -> torch.Tensor:
-    """PIL pictures of 96 x 96 -> normalised (N, 3, 96, 96)."""
+    """PIL pictures of 96 x 96 -> (N, 3, 96, 96), normalised."""
     array = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
     return (array - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 def region_targets(batch: list[Drawing], language: str, patch: int, rng: random.Random) -> tuple[torch.Tensor, list[str]]:
-    """For every patch the index of its region's name: (N, 36), -1 where nothing is asked; and the names themselves.
+    """((N, 36) the index of each patch's name, -1 for patches without a target; the names).
 
-    Empty patches are named too ('nothing'), but only one in eight, or they would be most of the batch.
+    Of the empty patches only one in eight gets a target ('nothing'), because they would be most of the batch.
     """
     names: dict[str, int] = {}
     targets = np.full((len(batch), (CANVAS // patch) ** 2), -1)
@@ -123,7 +127,7 @@ def region_targets(batch: list[Drawing], language: str, patch: int, rng: random.
 
 
 def place_targets(batch: list[Drawing], patch: int) -> torch.Tensor:
-    """For every patch the place (0 to 8, in reading order) of the middle of its thing, or its own if it lies on none: (N, 36)."""
+    """(N, 36): the place (0 to 8, in reading order) of the centre of each patch's object; for empty patches their own place."""
     across = CANVAS // patch
     own = [(row * 3 // across) * 3 + column * 3 // across for row in range(across) for column in range(across)]
     targets = np.tile(own, (len(batch), 1))
@@ -146,8 +150,10 @@ def build(config: Config, tokenizer: SentencePieceTokenizer) -> open_clip.CLIP:
 
 
 def encode_images(clip: open_clip.CLIP, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(N, 3, S, S) -> the picture's embedding (N, E) and its patches' (N, P, E), all of length one; the tokens (N, 1 + P, D) that
-    they are read from, which are what a language model gets."""
+    """(N, 3, S, S) -> embeddings of pictures (N, E) and patches (N, P, E), and the tokens (N, 1 + P, D).
+
+    The embeddings, of unit length, are projections of the tokens. A language model gets the tokens.
+    """
     out = clip.visual.forward_intermediates(pixels, indices=1, output_fmt="NLC", output_extra_tokens=True,
                                             intermediates_only=True, normalize_intermediates=False)
     tokens = torch.cat([out["image_intermediates_prefix"][-1], out["image_intermediates"][-1]], dim=1)  # (N, 1 + P, D)
@@ -156,7 +162,7 @@ def encode_images(clip: open_clip.CLIP, pixels: torch.Tensor) -> tuple[torch.Ten
 
 
 def encode_texts(clip: open_clip.CLIP, tokenizer: SentencePieceTokenizer, texts: list[str], device: str) -> torch.Tensor:
-    """Texts -> (len(texts), E) of length one. As `clip.encode_text`, but only as long as the longest text: names are short."""
+    """Texts -> (len(texts), E), of unit length. As `clip.encode_text`, but padded only to the longest text: names are short."""
     rows = [tokenizer.encode(text)[:CONTEXT - 1] + [tokenizer.end] for text in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad] * (longest - len(row)) for row in rows], device=device)
@@ -167,10 +173,10 @@ def encode_texts(clip: open_clip.CLIP, tokenizer: SentencePieceTokenizer, texts:
 
 
 def place_loss(patches: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(N, P, D), (N, P) -> scalar: cross-entropy of ten times the cosines with nine fixed directions.
+    """(N, P, D), (N, P) -> scalar: cross-entropy of 10 times the cosines with nine fixed directions.
 
-    Fixed and only ten: a token that is sure of its place (99 %) has a cosine of 0.7 with it, half of its squared length. A
-    learned head would be content with a faint trace, and a faint trace is what the language model would learn from.
+    A token that is 99 % sure of its place has a cosine of 0.7 with it: half of its squared length. A learned head or a larger
+    factor would need only a faint trace, which the language model could hardly read.
     """
     directions = torch.linalg.qr(torch.randn(patches.shape[-1], 9, generator=torch.Generator().manual_seed(0)))[0]
     logits = 10 * F.normalize(patches, dim=-1) @ directions.to(patches.device)  # (N, P, 9)
@@ -178,25 +184,25 @@ def place_loss(patches: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def losses(clip, tokenizer, contrastive, batch: list[Drawing], rng: random.Random, device: str):
-    """The image-text, the region-text and the place loss of a batch of drawings."""
+    """(image-text, region-text, place): the three losses of a batch of drawings."""
     pixels = to_pixels([picture.image for picture in batch]).to(device)
     image, patches, tokens = encode_images(clip, pixels)
     captions = [getattr(picture, rng.choice(LANGUAGES)) for picture in batch]
     scale = clip.logit_scale.exp()
     image_text = contrastive(image, encode_texts(clip, tokenizer, captions, device), scale)
     targets, names = region_targets(batch, rng.choice(LANGUAGES), drawings.TILE, rng)
-    asked = (targets >= 0).to(device)
-    logits = scale * patches[asked] @ encode_texts(clip, tokenizer, names, device).T  # (asked patches, names)
-    region_text = F.cross_entropy(logits, targets.to(device)[asked])
+    has_target = (targets >= 0).to(device)
+    logits = scale * patches[has_target] @ encode_texts(clip, tokenizer, names, device).T  # (patches with a target, names)
+    region_text = F.cross_entropy(logits, targets.to(device)[has_target])
     return image_text, region_text, place_loss(tokens[:, 1:], place_targets(batch, drawings.TILE).to(device))
 
 
-# ---------------------------------------------------------------- what it learned
+# ---------------------------------------------------------------- evaluation
 
 @torch.no_grad()
 def patch_accuracy(clip, tokenizer, pictures: list[Drawing], language: str, names: list[str], device: str) -> float:
-    """The share of patch tokens, among those that lie on a thing, whose nearest name of all `names` is the thing's."""
-    right = asked = 0
+    """The share of patch tokens on objects whose nearest name among `names` is that of the object."""
+    correct = total = 0
     table = torch.cat([encode_texts(clip, tokenizer, names[i:i + 512], device) for i in range(0, len(names), 512)])
     index = {name: i for i, name in enumerate(names)}
     for start in range(0, len(pictures), 128):
@@ -205,18 +211,20 @@ def patch_accuracy(clip, tokenizer, pictures: list[Drawing], language: str, name
         owners = np.stack([drawings.region_of_patches(picture.regions, drawings.TILE) for picture in batch])
         truth = [index[getattr(batch[n].regions[owners[n, p]], language)] for n, p in np.argwhere(owners >= 0)]
         guess = (patches[torch.from_numpy(owners >= 0).to(device)] @ table.T).argmax(-1).cpu()
-        right += int((guess == torch.tensor(truth)).sum())
-        asked += len(truth)
-    return right / asked
+        correct += int((guess == torch.tensor(truth)).sum())
+        total += len(truth)
+    return correct / total
 
 
 def scene_drawing(scene: Scene) -> Drawing:
-    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.category.en, t.category.zh) for t in scene.objects)
+    """A scene as a `Drawing` without captions."""
+    regions = tuple(Region((obj.x, obj.y, obj.x + obj.size, obj.y + obj.size), obj.category.en, obj.category.zh)
+                    for obj in scene.objects)
     return Drawing(draw_scene(scene), "", "", regions)
 
 
 def scores(clip, tokenizer, device: str) -> dict[str, float]:
-    """Held-out patch accuracies: the nano names and all names on `val` scenes, and each kind of drawing among its own names."""
+    """Patch accuracies on held-out pictures: `val` scenes with nano or all names, and each kind of drawing with its own names."""
     result = {}
     for which, n in (("nano", 300), ("all", 800)):
         pictures = [scene_drawing(sample_scene("val", i, which)) for i in range(n)]
@@ -236,6 +244,7 @@ def scores(clip, tokenizer, device: str) -> dict[str, float]:
 
 
 def save(clip, config: Config, measured: dict[str, float]) -> None:
+    """Write the full model, the image tower with its facts, and the scores."""
     config.out.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, config.out / "clip.safetensors")
     tower = {name: tensor.half().contiguous() for name, tensor in clip.visual.state_dict().items()}

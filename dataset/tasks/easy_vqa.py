@@ -1,6 +1,6 @@
 """easy-VQA: 5,000 small pictures of one shape each and 48,248 questions, with the official split (package `easy-vqa`, MIT).
 
-74 % of the answers are yes or no, so the other questions are scored apart (`open`).
+74 % of the answers are yes or no, so the other questions have a score of their own (`open`).
 """
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from model.registry import TASKS
 
 @functools.cache
 def rows(split: str) -> dict[int, list[tuple[str, str]]]:
-    """Picture number -> its (question, answer) pairs, of the official `train` or `test` split."""
+    """Image id -> its (question, answer) pairs, from the official split `train` or `test`."""
     import easy_vqa
 
     read = {"train": easy_vqa.get_train_questions, "test": easy_vqa.get_test_questions}[split]
-    found = defaultdict(list)
-    for question, answer, number in zip(*read()):
-        found[number].append((question, answer))
-    return dict(found)
+    pairs = defaultdict(list)
+    for question, answer, image_id in zip(*read()):
+        pairs[image_id].append((question, answer))
+    return dict(pairs)
 
 
-def held_out(number: int) -> bool:
-    """A tenth of the official training pictures is kept for validation."""
-    return number % 10 == 9
+def held_out(image_id: int) -> bool:
+    """Whether a picture of the official training split is used for validation, as a tenth are."""
+    return image_id % 10 == 9
 
 
 @functools.cache
@@ -50,20 +50,20 @@ def picture_paths(split: str) -> dict[int, str]:
 
 @functools.cache
 def known_shapes() -> dict[int, tuple[str, str]]:
-    """Training picture -> (colour, shape), where its questions tell both."""
-    found = {}
-    for number, pairs in rows("train").items():
+    """Image id -> (colour, shape) of the training pictures whose questions reveal both."""
+    shapes = {}
+    for image_id, pairs in rows("train").items():
         answers = {answer for _, answer in pairs}
         colour, shape = answers & set(COLOURS), answers & set(SHAPES)
         if colour and shape:
-            found[number] = colour.pop(), shape.pop()
-    return found
+            shapes[image_id] = colour.pop(), shape.pop()
+    return shapes
 
 
 def shape_drawing(row: tuple[int, tuple[str, str]], rng: random.Random) -> Drawing:
-    """A training picture at 96 x 96 with its one region: where the pixels differ from the corner that is background."""
-    number, (colour, shape) = row
-    image = Image.open(picture_paths("train")[number]).convert("RGB").resize((96, 96), Image.Resampling.BICUBIC)
+    """A training picture at 96 x 96 with its one region: the box of the pixels that differ from the background."""
+    image_id, (colour, shape) = row
+    image = Image.open(picture_paths("train")[image_id]).convert("RGB").resize((96, 96), Image.Resampling.BICUBIC)
     pixels = np.asarray(image).astype(int)
     background = np.median(pixels.reshape(-1, 3), axis=0)
     ys, xs = np.nonzero(np.abs(pixels - background).sum(-1) > 60)
@@ -72,62 +72,67 @@ def shape_drawing(row: tuple[int, tuple[str, str]], rng: random.Random) -> Drawi
     return Drawing(image, f"A {colour} {shape}.", f"一个{chinese}。", (Region(box, f"{colour} {shape}", chinese),))
 
 
-def picture(split: str, number: int) -> Picture:
-    path = picture_paths(split)[number]
-    return Picture(f"easy_vqa:{split}:{number}", lambda: open_rgb(Path(path)), lambda: upright_size(Path(path)))
+def picture(split: str, image_id: int) -> Picture:
+    path = picture_paths(split)[image_id]
+    return Picture(f"easy_vqa:{split}:{image_id}", lambda: open_rgb(Path(path)), lambda: upright_size(Path(path)))
 
 
-YES_NO = 2  # questions of a row that are answered yes or no, of seven or so: inventories teach the same
+YES_NO = 2  # yes/no questions in a row, of about seven of a picture: inventories teach the same
 
 
 @TASKS.register("easy_vqa")
 class EasyVQA(Task):
-    """One shape a picture: what shape, what colour, is there; the official split of the package easy-vqa.
+    """Pictures of one shape each: which shape, which colour, is it there; the official split of the package easy-vqa.
 
-    Its captions ("a blue circle", from the answers) teach the words in stage 1.
+    times   how often stages 1 and 2 see each picture; stage 1 learns captions made from the answers ("a blue circle")
     """
 
-    size = 1000  # pictures' worth of questions that make the test set
+    size = 1000  # pictures of the test set
 
     def __init__(self, times: int = 1):
         self.times = times
 
     def train(self, stage: str) -> Generated | None:
         make = {"pretrain": self.caption, "sft": self.row}[stage]
-        chosen = known_shapes() if stage == "pretrain" else rows("train")
-        numbers = [number for number in sorted(chosen) if not held_out(number)]
-        return Generated(self.times * len(numbers), lambda i: make(numbers[i % len(numbers)], i))
+        source = known_shapes() if stage == "pretrain" else rows("train")
+        image_ids = [image_id for image_id in sorted(source) if not held_out(image_id)]
+        return Generated(self.times * len(image_ids), lambda i: make(image_ids[i % len(image_ids)], i))
 
-    def caption(self, number: int, i: int) -> Conversation:
-        """What a picture shows, where its questions tell: "a blue circle"."""
-        rng, (colour, shape) = random.Random(f"easy_vqa/caption/{i}"), known_shapes()[number]
+    def caption(self, image_id: int, i: int) -> Conversation:
+        """The caption of a picture, "a blue circle", made from its answers."""
+        rng, (colour, shape) = random.Random(f"easy_vqa/caption/{i}"), known_shapes()[image_id]
         language = rng.choice(LANGUAGES)
-        told = with_article(f"{colour} {shape}") if language == "en" else f"一个{COLOURS[colour][0]}{SHAPES[shape]}"
-        return dialogue(f"easy_vqa/pretrain/{number}", [picture("train", number)], [(rng.choice(ASK_CAPTION[language]), told)])
+        text = with_article(f"{colour} {shape}") if language == "en" else f"一个{COLOURS[colour][0]}{SHAPES[shape]}"
+        question = rng.choice(ASK_CAPTION[language])
+        return dialogue(f"easy_vqa/pretrain/{image_id}", [picture("train", image_id)], [(question, text)])
 
-    def row(self, number: int, i: int) -> Conversation:
-        """Questions about a picture in one conversation: some that are answered yes or no, then all that tell what it is. After
-        "What colour is it?" the others can be answered without looking. Of half of the known pictures an inventory instead."""
-        rng, id, shown = random.Random(f"easy_vqa/{i}"), f"easy_vqa/train/{number}", [picture("train", number)]
-        if (true := known_shapes().get(number)) and rng.random() < 0.5:
+    def row(self, image_id: int, i: int) -> Conversation:
+        """Some yes/no questions about a picture, then all open ones; for half of the known pictures an inventory.
+
+        Open questions come last, because their answers would give away the yes/no answers.
+        """
+        rng, id, pictures = random.Random(f"easy_vqa/{i}"), f"easy_vqa/train/{image_id}", [picture("train", image_id)]
+        if (shape := known_shapes().get(image_id)) and rng.random() < 0.5:
             words = rng.sample([*COLOURS, *SHAPES], len(COLOURS) + len(SHAPES))
-            lines = [(", " * (k > 0) + with_article(word), " yes" if word in true else " no") for k, word in enumerate(words)]
-            return inventories.conversation(id, shown, inventories.ASK["en"]["exists"], lines)
-        turns = list(rows("train")[number])
+            lines = [(", " * (k > 0) + with_article(word), " yes" if word in shape else " no") for k, word in enumerate(words)]
+            return inventories.conversation(id, pictures, inventories.ASK["en"]["exists"], lines)
+        turns = list(rows("train")[image_id])
         rng.shuffle(turns)
-        closed, told = ([turn for turn in turns if (turn[1] in ("yes", "no")) == wanted] for wanted in (True, False))
-        return dialogue(id, shown, closed[:YES_NO] + told)
+        yes_no = [turn for turn in turns if turn[1] in ("yes", "no")]
+        open_turns = [turn for turn in turns if turn[1] not in ("yes", "no")]
+        return dialogue(id, pictures, yes_no[:YES_NO] + open_turns)
 
     def examples(self, split: str, n: int) -> list[Example]:
-        """The questions about n pictures of the official test split; `val`: of the training pictures that are held out."""
+        """The questions about n pictures of the official test split, or for `val` of the held-out training pictures."""
         official = "test" if split == "test" else "train"
-        numbers = [number for number in sorted(rows(official)) if official == "test" or held_out(number) == (split == "val")]
-        found = []
-        for number in numbers[:n]:
-            for k, (question, answer) in enumerate(rows(official)[number]):
-                prompt = dialogue(f"easy_vqa/{split}/{number}/{k}", [picture(official, number)], [(question, "")])
-                found.append(Example(prompt, answer, "yes_no" if answer in ("yes", "no") else "open"))
-        return found
+        image_ids = [image_id for image_id in sorted(rows(official))
+                     if official == "test" or held_out(image_id) == (split == "val")]
+        examples = []
+        for image_id in image_ids[:n]:
+            for k, (question, answer) in enumerate(rows(official)[image_id]):
+                prompt = dialogue(f"easy_vqa/{split}/{image_id}/{k}", [picture(official, image_id)], [(question, "")])
+                examples.append(Example(prompt, answer, "yes_no" if answer in ("yes", "no") else "open"))
+        return examples
 
     def score(self, example: Example, answer: str) -> float:
         return exact(example, answer)
@@ -136,5 +141,5 @@ class EasyVQA(Task):
         return {"accuracy": sum(scores) / len(scores), **means(examples, scores, lambda example: [example.kind])}
 
     def guess(self, examples: Sequence[Example]) -> float:
-        """The level of guessing: the most common answer of each group of questions in the training split."""
+        """The score of the most common validation answer to each question."""
         return guessing(examples, self.examples("val", 500))

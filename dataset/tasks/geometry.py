@@ -1,8 +1,8 @@
-"""Geometry: the third angle, areas and perimeters, the hypotenuse; figures with labels, and each problem's twin in words.
+"""Geometry: third angles, areas, perimeters and hypotenuses of labelled figures, in pictures or in words.
 
-The reasoning reads the labels that it needs, then takes one step of arithmetic at a time. What has an area and a perimeter is
-led back to the rectangle around it, and the question decides what is done with its sides. The perimeter of an L is held out: it
-asks a question that is trained (of rectangles) about a figure that is trained (for its area).
+The reasoning reads the labels that it needs, then takes one step of arithmetic at a time. For areas and perimeters it first
+names the rectangle around the figure. The perimeter of an L is held out: its question is trained (for rectangles) and its
+figure is trained (for areas), but not the two together.
 """
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ CUT = {"en": " Cut out: ", "zh": "缺角："}
 
 
 def angles(rng: random.Random) -> list[int]:
-    """Two angles of 10 to 90 degrees, in steps of 5, that leave a third. In steps of 10 there are 44 pairs: too few to learn
-    to add from; they are remembered."""
+    """Two angles of 10 to 90 degrees in steps of 5, which leave a third; steps of 10 would give few enough pairs to memorise."""
     return [5 * rng.randint(2, 18), 5 * rng.randint(2, 17)][:: rng.choice((1, -1))]
 
 
@@ -45,13 +44,13 @@ def sides(rng: random.Random) -> list[int]:
 
 
 def l_sides(rng: random.Random) -> list[int]:
-    """Top, left, right, bottom: the top is a part of the bottom, the right a part of the left."""
+    """Top, left, right and bottom of an L: the top is shorter than the bottom, the right than the left."""
     bottom, left = rng.randint(2, 9), rng.randint(2, 9)
     return [rng.randint(1, bottom - 1), left, rng.randint(1, left - 1), bottom]
 
 
 def legs(rng: random.Random) -> list[int]:
-    """Two legs below 100 of a triangle whose hypotenuse is whole and below 100."""
+    """Two legs of a right triangle whose hypotenuse is an integer below 100."""
     triple = rng.choice(TRIPLES)
     factor = rng.randint(1, 99 // triple[2])
     return [factor * triple[0], factor * triple[1]][:: rng.choice((1, -1))]
@@ -70,28 +69,28 @@ def perimeter(language: str, a: int, b: int) -> tuple[str, int]:
 
 
 def l_area(language: str, top: int, left: int, right: int, bottom: int) -> tuple[str, int]:
-    """The area of the rectangle around it, less what is cut out of its corner."""
-    path, whole = area(language, left, bottom)
+    """The area of the rectangle around the L, minus the corner that is cut out."""
+    outer_steps, outer = area(language, left, bottom)
     high, wide = left - right, bottom - top
     cut = high * wide
-    steps = f"{left}-{right}={high}, {bottom}-{top}={wide}, {high}*{wide}={cut}, {whole}-{cut}={whole - cut}."
-    return path + CUT[language] + steps, whole - cut
+    steps = f"{left}-{right}={high}, {bottom}-{top}={wide}, {high}*{wide}={cut}, {outer}-{cut}={outer - cut}."
+    return outer_steps + CUT[language] + steps, outer - cut
 
 
 def l_perimeter(language: str, top: int, left: int, right: int, bottom: int) -> tuple[str, int]:
-    """That of the rectangle around it: what is cut out of a corner does not shorten the way round."""
+    """The perimeter of the rectangle around the L: a corner that is cut out does not shorten it."""
     return perimeter(language, left, bottom)
 
 
 def hypotenuse(language: str, a: int, b: int) -> tuple[str, int]:
-    """The known triple that both legs are the same multiple of."""
+    """The hypotenuse, from the known triple of which both legs are the same multiple."""
     for triple in TRIPLES:
         for first, second in (triple[:2], triple[1::-1]):
             if a * second == b * first:
                 factor = a // first
                 longest = factor * triple[2]
                 return f"{a}, {b}. {a}={factor}*{first}, {b}={factor}*{second}, {factor}*{triple[2]}={longest}.", longest
-    raise ValueError(f"{a} and {b} are no legs of {TRIPLES}")
+    raise ValueError(f"{a} and {b} are not the legs of a multiple of {TRIPLES}")
 
 
 Numbers = Callable[[random.Random], list[int]]
@@ -116,7 +115,7 @@ def draw(kind: str, values: list[int], rng: random.Random) -> figures.Drawing:
 
 
 def state_of(words: str, values: list[int]) -> tuple:
-    """A figure by its numbers, the same for its mirror images."""
+    """The latent state that decides the split: the numbers of a figure, equal for its mirror images."""
     return "geometry", words, *(min(values, values[::-1]) if words == "l" else sorted(values))
 
 
@@ -124,7 +123,7 @@ def state_of(words: str, values: list[int]) -> tuple:
 class Geometry(ReasoningTask):
     """Angles, areas, perimeters and hypotenuses of labelled figures; the perimeter of an L is never trained.
 
-    1,000 rows by default; split by the numbers of a figure, whatever is asked about it.
+    1,000 rows by default. The numbers of a figure decide its split, for all questions about it.
     """
 
     name = "geometry"
@@ -137,17 +136,17 @@ class Geometry(ReasoningTask):
     def problem(self, split: str, i: int) -> ReasoningProblem:
         rng = random.Random(f"geometry/{split}/{i}")
         kind, language = self.kind(split, rng), rng.choice(LANGUAGES)
-        numbers, steps, asked, words = KINDS[kind]
-        values = numbers(rng)
+        sample_numbers, steps, topic, words = KINDS[kind]
+        values = sample_numbers(rng)
         while split_of(*(state := state_of(words, values))) != split:
-            values = numbers(rng)
+            values = sample_numbers(rng)
         thoughts, answer = steps(language, *values)
-        question, seed = ASK[language][asked], rng.random()
+        question, seed = ASK[language][topic], rng.random()
         pictures: tuple[Picture, ...] = ()
         if self.words_only(i):
             labels = [f"{value}°" if kind == "angle" else str(value) for value in values]
             question = WORDS[language][words].format(*labels) + (" " if language == "en" else "") + question
         else:
-            pictures = (drawn(f"geometry:{kind}:{values}", lambda own: draw(kind, values, own), seed),)
-        glance = f"{', '.join(map(str, values))}."
-        return ReasoningProblem(kind, language, pictures, question, thoughts, str(answer), state, glance)
+            pictures = (drawn(f"geometry:{kind}:{values}", lambda drawing_rng: draw(kind, values, drawing_rng), seed),)
+        direct_thoughts = f"{', '.join(map(str, values))}."
+        return ReasoningProblem(kind, language, pictures, question, thoughts, str(answer), state, direct_thoughts)

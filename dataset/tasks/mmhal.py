@@ -4,10 +4,10 @@
 
 path      response_template.json of huggingface.co/datasets/Shengcao1006/MMHal-Bench, in its order
 images    its pictures, named as in `image_src` (7206072054_c53d53b97d_o.jpg), or IMAGE_ID.jpg
-judge, model, key    address, name and key's environment variable of the judge; without one the answers are only saved
+judge, model, key    address, name and the key's environment variable of the judge; without a judge answers are only saved
 
-score = mean rating.  hallucination_rate = ratings below 3.  Types go round with the row's number. The paper's judge was GPT-4
-of 2023 with its own prompt: numbers of another judge, or of this prompt, compare with one another and not with the paper's.
+score = mean rating.  hallucination_rate = share of ratings below 3.  Rows cycle through the eight types. The paper's judge was
+GPT-4 of 2023 with its own prompt: scores of another judge, or of this prompt, do not compare with the paper's.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ Answer to rate: {answer}"""
 
 
 def rating(reply: str | Failure) -> int | Failure:
-    """The one rating in a reply; none, several different ones, or one that does not exist is a failure and no zero."""
+    """The rating in a reply. A `Failure`, not a zero, for none, several different ones, or an invalid one."""
     if isinstance(reply, Failure):
         return reply
-    found = set(re.findall(r"rating\W*(\d+)", reply.lower()))
-    if len(found) != 1 or not found <= set("0123456"):
-        return Failure(f"{len(found)} ratings {sorted(found)} in {reply[-80:]!r}")
-    return int(found.pop())
+    ratings = set(re.findall(r"rating\W*(\d+)", reply.lower()))
+    if len(ratings) != 1 or not ratings <= set("0123456"):
+        return Failure(f"{len(ratings)} ratings {sorted(ratings)} in {reply[-80:]!r}")
+    return int(ratings.pop())
 
 
 def summary(ratings: Sequence[int | Failure], types: Sequence[str]) -> dict[str, float]:
-    """score (0 to 6), hallucination_rate, and the score of each type, over the answers that were judged."""
+    """score (0 to 6), hallucination_rate and the score of each type, over the judged answers."""
     judged = [(mark, kind) for mark, kind in zip(ratings, types, strict=True) if not isinstance(mark, Failure)]
     if not judged:
         return {}
-    groups = {kind: [mark for mark, of in judged if of == kind] for kind in TYPES}
+    groups = {kind: [mark for mark, other in judged if other == kind] for kind in TYPES}
     return {
         "score": sum(mark for mark, _ in judged) / len(judged),
         "hallucination_rate": sum(mark < 3 for mark, _ in judged) / len(judged),
@@ -81,24 +81,24 @@ class MMHal(Task):
         self.judge = judge_or_none("mmhal", judge, model, key)
 
     def examples(self, split: str, n: int) -> list[Example]:
-        found = []
+        examples = []
         for i, row in enumerate(rows(existing(self.path, "path", SOURCE))[:n]):
             names = [row["image_src"].rpartition("/")[2], f"{row['image_id']}.jpg"]
-            shown = picture(row, names, self.images, f"the pictures of MMHal-Bench; this one is {row['image_src']}")
-            prompt = dialogue(f"mmhal/{i}", [shown], [(row["question"], "")])
-            found.append(Example(prompt, row["gt_answer"], TYPES[i % len(TYPES)], (", ".join(row["image_content"]),)))
-        return found
+            image = picture(row, names, self.images, f"the pictures of MMHal-Bench; this one is {row['image_src']}")
+            prompt = dialogue(f"mmhal/{i}", [image], [(row["question"], "")])
+            examples.append(Example(prompt, row["gt_answer"], TYPES[i % len(TYPES)], (", ".join(row["image_content"]),)))
+        return examples
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
-        """score (0 to 6), hallucination_rate and score by type of the answers that were judged; judged, judge_failures.
+        """score (0 to 6), hallucination_rate and score by type, over the judged answers; counts judged, judge_failures.
 
         The score of one answer is its rating / 6; None where it was not judged.
         """
         if self.judge is None:
             return [None] * len(answers), {"judged": 0}
-        asked = [JUDGE.format(contents=e.tags[0], question=e.prompt.messages[-1].text, reference=e.answer, answer=a)
+        prompts = [JUDGE.format(contents=e.tags[0], question=e.prompt.messages[-1].text, reference=e.answer, answer=a)
                  for e, a in zip(examples, answers, strict=True)]  # fmt: skip
-        ratings = [rating(reply) for reply in self.judge.ask([[message(text)] for text in asked])]
+        ratings = [rating(reply) for reply in self.judge.ask([[message(text)] for text in prompts])]
         failed = failures("mmhal", ratings)
         scores = [None if isinstance(mark, Failure) else mark / 6 for mark in ratings]
         return scores, {**summary(ratings, [example.kind for example in examples]),

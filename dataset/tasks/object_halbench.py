@@ -2,14 +2,14 @@
 
     python 4-eval_chat.py --bench object_halbench:path=obj_halbench_300_with_image.jsonl,annotations=coco/annotations
 
-path          the questions: obj_halbench_300_with_image.jsonl of github.com/RLHF-V/RLAIF-V (eval/data), pictures within
+path          the questions: obj_halbench_300_with_image.jsonl of github.com/RLHF-V/RLAIF-V (eval/data), with pictures
 annotations   a folder with COCO 2014's instances_*.json and captions_*.json, of train and val (cocodataset.org)
-images        COCO's pictures, where the questions' file has none in it
-judge, model, key    a judge that reads the objects off an answer, as the paper had it done; default: a rule does
+images        COCO's pictures, if the question file does not contain them
+judge, model, key    a judge that extracts the objects of an answer, as in the paper; default: a rule extracts them
 
-rsp = answers that name an absent object / answers that name any of the 80.  men = absent objects / objects, each once an
-answer. True is what has a mask in the picture or is named in one of its human captions. The paper had GPT-3.5 read the
-objects; by the rule (`by_rule` 1) numbers are near its, not equal to them.
+rsp = answers that name an absent object / answers that name any of the 80.  men = absent objects / objects, each counted once
+per answer. An object is present if it has a mask in the picture or is named in one of its human captions. The paper's
+extractor is GPT-3.5; with the rule (`by_rule` 1) scores are close to its scores, not equal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from model.registry import TASKS, UserError
 SOURCE = "the question file of Object HalBench, obj_halbench_300_with_image.jsonl of github.com/RLHF-V/RLAIF-V (eval/data)"
 COCO = "the folder with instances_*2014.json and captions_*2014.json of COCO 2014 (cocodataset.org, trainval annotations)"
 
-# The 80 classes with other names for them, in the singular. After "-": phrases that hold such a name and mean none.
+# The 80 classes with their synonyms, in the singular. After "-": phrases that contain such a name but mean no object.
 SYNONYMS = """
 person: man, woman, child, boy, girl, kid, baby, toddler, infant, guy, lady, gentleman, adult, teenager, individual, human,
  player, batter, catcher, pitcher, umpire, referee, skier, snowboarder, surfer, skateboarder, skater, rider, cyclist, biker,
@@ -126,8 +126,8 @@ toothbrush: tooth brush
 """
 IRREGULAR = {"person": "people", "child": "children", "mouse": "mice", "knife": "knives", "calf": "calves", "goose": "geese",
              "ox": "oxen", "sheep": "sheep", "skis": "skis", "scissors": "scissors"}  # fmt: skip
-# Names that also stand before another noun and then mean no object: an orange cat, a baseball game. They count at the end of
-# a sentence, and before one of these words or one with -ing ("a football flying").
+# Names that mean no object before another noun: an orange cat, a baseball game. They count at the end of a sentence, before
+# one of the words in AFTER_A_NOUN, and before a word with -ing ("a football flying").
 ATTRIBUTIVE = {"orange", "baseball", "basketball", "football", "volleyball", "softball", "ski"}
 AFTER_A_NOUN = set("""and or but in on at is are was were has have with without near to from by of off next beside behind
 under over above below between into onto that which who while as for up down around against inside outside can lie lies sit
@@ -135,18 +135,18 @@ sits""".split())  # fmt: skip
 
 
 def plural_of(phrase: str) -> str:
-    """The plural of a name by its last word; that of ...man is ...men."""
-    rest, _, last = phrase.rpartition(" ")
+    """The plural of a name, by its last word; ...man becomes ...men."""
+    first_words, _, last = phrase.rpartition(" ")
     if last.endswith("man") and last not in ("human", "german"):
         last = last[:-2] + "en"
     else:
         last = IRREGULAR.get(last) or plural(last)
-    return f"{rest} {last}".strip()
+    return f"{first_words} {last}".strip()
 
 
 @functools.cache
 def names() -> tuple[dict[str, tuple[str, str]], re.Pattern]:
-    """Every form of a name -> (the name in the singular, its class; "-" for none), and what finds the longest forms first."""
+    """(form of a name -> (its singular, its class or "-"), a pattern that matches the longest forms first)."""
     forms: dict[str, tuple[str, str]] = {}
     for entry in SYNONYMS.strip().replace("\n ", " ").split("\n"):
         coco_class, _, others = entry.partition(":")
@@ -165,39 +165,39 @@ def classes() -> frozenset[str]:
 def objects(text: str) -> dict[str, str]:
     """The COCO objects that a text names: each name once, in the singular, with its class ("man": "person")."""
     forms, pattern = names()
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for match in pattern.finditer(text.lower().replace("-", " ").replace("’", "'")):
         name, coco_class = forms[match[1]]
         following = match[2]
         if match[1] in ATTRIBUTIVE and following and following not in AFTER_A_NOUN and not following.endswith("ing"):
             continue
         if coco_class != "-":
-            found.setdefault(name, coco_class)
-    return found
+            result.setdefault(name, coco_class)
+    return result
 
 
 def truths(folder: Path, images: Collection[int]) -> dict[int, set[str]]:
-    """Image -> the classes that have a mask in it or are named in one of its captions.
+    """Image id -> the classes present: those that have a mask or are named in a caption.
 
-    Raises FileNotFoundError for a missing kind of file, UserError for an image that no file knows.
+    FileNotFoundError if there are no instances_*.json or no captions_*.json; UserError for an image in none of them.
     """
-    there: dict[int, set[str]] = defaultdict(set)
-    known: set[int] = set()
+    present: dict[int, set[str]] = defaultdict(set)
+    known_images: set[int] = set()
     for kind in ("instances", "captions"):
         files = sorted(folder.glob(f"{kind}_*.json"))
         if not files:
-            raise FileNotFoundError(f"annotations={folder} holds no {kind}_*.json: it wants {COCO}")
+            raise FileNotFoundError(f"annotations={folder} holds no {kind}_*.json: it needs {COCO}")
         for file in files:
             content = json.loads(file.read_text(encoding="utf-8"))
-            known |= {image["id"] for image in content["images"]}
+            known_images |= {image["id"] for image in content["images"]}
             category = {row["id"]: row["name"] for row in content.get("categories", [])}
             for row in content["annotations"]:
                 if row["image_id"] in images:
                     named = {category[row["category_id"]]} if kind == "instances" else set(objects(row["caption"]).values())
-                    there[row["image_id"]] |= named
-    if unknown := sorted(set(images) - known):
-        raise UserError(f"{len(unknown)} images, {unknown[0]} the first, are in no file of {folder}: it wants {COCO}")
-    return {image: there[image] for image in images}
+                    present[row["image_id"]] |= named
+    if unknown := sorted(set(images) - known_images):
+        raise UserError(f"{len(unknown)} images, {unknown[0]} the first, are in no file of {folder}: it needs {COCO}")
+    return {image: present[image] for image in images}
 
 
 EXTRACT = """Below are a question about a picture and somebody's answer to it.
@@ -211,12 +211,12 @@ Reply with one JSON list of strings and nothing else, and with [] if there are n
 
 
 def listed(reply: str | Failure) -> dict[str, str] | Failure:
-    """The COCO objects in the judge's list."""
+    """The COCO objects in the list of a judge's reply; a `Failure` where the reply has no such list."""
     if isinstance(reply, Failure):
         return reply
-    found = re.search(r"\[.*\]", reply, re.DOTALL)
+    match = re.search(r"\[.*\]", reply, re.DOTALL)
     try:
-        named = json.loads(found[0]) if found else None
+        named = json.loads(match[0]) if match else None
     except json.JSONDecodeError:
         named = None
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
@@ -225,14 +225,15 @@ def listed(reply: str | Failure) -> dict[str, str] | Failure:
 
 
 def summary(named: Sequence[dict[str, str]], present: Sequence[Collection[str]]) -> dict[str, float]:
-    """rsp and men as RLAIF-V's evaluation counts them; cover: true classes that were named, of all answers together."""
-    wrong = [sum(coco_class not in there for coco_class in said.values()) for said, there in zip(named, present, strict=True)]
-    covered = sum(len(set(said.values()) & set(there)) for said, there in zip(named, present))
+    """rsp and men as in RLAIF-V's evaluation; cover = present classes that were named / present classes, over all answers."""
+    wrong = [sum(coco_class not in truth for coco_class in objects.values())
+             for objects, truth in zip(named, present, strict=True)]
+    covered = sum(len(set(objects.values()) & set(truth)) for objects, truth in zip(named, present))
     return {
-        "rsp": share(sum(count > 0 for count in wrong), sum(bool(said) for said in named)),
+        "rsp": share(sum(count > 0 for count in wrong), sum(bool(objects) for objects in named)),
         "men": share(sum(wrong), sum(map(len, named))),
-        "cover": share(covered, sum(len(set(there)) for there in present)),
-        "answers_with_objects": sum(bool(said) for said in named),
+        "cover": share(covered, sum(len(set(truth)) for truth in present)),
+        "answers_with_objects": sum(bool(objects) for objects in named),
     }
 
 
@@ -248,36 +249,37 @@ class ObjectHalBench(Task):
         self.judge = judge_or_none("object_halbench", judge, model, key) if judge or model else None
 
     def examples(self, split: str, n: int) -> list[Example]:
-        asked = rows(existing(self.path, "path", SOURCE))[:n]
-        there = truths(existing(self.annotations, "annotations", COCO), {int(row["image_id"]) for row in asked})
-        found = []
-        for k, row in enumerate(asked):
-            image = int(row["image_id"])
-            shown = picture(row, [f"COCO_{part}2014_{image:012d}.jpg" for part in ("val", "train")], self.images, COCO)
-            prompt = dialogue(f"object_halbench/{k}/{image}", [shown], [(row["question"], "")])
-            found.append(Example(prompt, ", ".join(sorted(there[image])), "description"))
-        return found
+        questions = rows(existing(self.path, "path", SOURCE))[:n]
+        present = truths(existing(self.annotations, "annotations", COCO), {int(row["image_id"]) for row in questions})
+        examples = []
+        for k, row in enumerate(questions):
+            image_id = int(row["image_id"])
+            image = picture(row, [f"COCO_{part}2014_{image_id:012d}.jpg" for part in ("val", "train")], self.images, COCO)
+            prompt = dialogue(f"object_halbench/{k}/{image_id}", [image], [(row["question"], "")])
+            examples.append(Example(prompt, ", ".join(sorted(present[image_id])), "description"))
+        return examples
 
     def extracted(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, str] | Failure]:
+        """The objects of each answer, by the rule or the judge."""
         if self.judge is None:
             return [objects(answer) for answer in answers]
-        asked = [EXTRACT.format(question=e.prompt.messages[-1].text, answer=a) for e, a in zip(examples, answers, strict=True)]
-        return [listed(reply) for reply in self.judge.ask([[message(text)] for text in asked])]
+        prompts = [EXTRACT.format(question=e.prompt.messages[-1].text, answer=a) for e, a in zip(examples, answers, strict=True)]
+        return [listed(reply) for reply in self.judge.ask([[message(text)] for text in prompts])]
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
-        """rsp, men, cover; length in words; by_rule 1: the rule read the objects, 0: the judge did.
+        """rsp, men, cover; length in words; by_rule: 1 if the rule extracted the objects, 0 if the judge did.
 
-        The score of an answer is 1 without an absent object, 0 with one, None where it names no object at all.
+        An answer scores 0 if it names an absent object, None if it names no object, else 1.
         """
         named = self.extracted(examples, answers)
         print(f"object_halbench: objects read by {'the rule' if self.judge is None else self.judge.model}")
         failed = failures("object_halbench", named)
         present = [set(example.answer.split(", ")) - {""} for example in examples]
-        good = [(said, there) for said, there in zip(named, present) if not isinstance(said, Failure)]
-        scores = [None if isinstance(said, Failure) or not said else float(set(said.values()) <= there)
-                  for said, there in zip(named, present)]  # fmt: skip
+        judged = [(objects, truth) for objects, truth in zip(named, present) if not isinstance(objects, Failure)]
+        scores = [None if isinstance(objects, Failure) or not objects else float(set(objects.values()) <= truth)
+                  for objects, truth in zip(named, present)]  # fmt: skip
         return scores, {
-            **(summary(*zip(*good)) if good else {}),
+            **(summary(*zip(*judged)) if judged else {}),
             "length": sum(len(answer.split()) for answer in answers) / len(answers),
             "by_rule": int(self.judge is None),
             "judge_failures": failed,

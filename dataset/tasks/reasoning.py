@@ -1,10 +1,10 @@
-"""Problems that are reasoned about: what the reasoning tasks share, from the split to the score.
+"""Reasoning tasks: what they share, from the split to the score.
 
-In:  a task's `problem(split, i)`.  Out: rows to tune on, questions to be judged by, prompts for RL, all with their text twins.
+In:  a task's `problem(split, i)`.  Out: rows for stage 2, questions of a benchmark, prompts for RL; in pictures or in words.
 
-A problem is `<think>what is seen, then one step at a time</think><answer>...</answer>`. A hash of its latent state (what is
-drawn, not how) decides whether it is trained or tested: the same problem is never on both sides, in a picture or in words.
-The kinds in `held_out` occur in `val` and `test` alone and are scored apart: does the model compose what it learned?
+An answer is `<think>what the picture shows, then one step at a time</think><answer>...</answer>`. A hash of a problem's latent
+state (what is drawn, not how) decides its split: no problem is both trained and tested, in a picture or in words. Kinds in
+`held_out` occur in `val` and `test` alone and have their own score: does the model compose what it learned?
 """
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from dataset.tasks.world import THINK
 from dataset.world.drawings import Drawing
 from model.registry import UserError
 
-STATES = {"test": 0.15, "val": 0.3, "train": 1.0}  # a state's hash below the first of these is in that split
+STATES = {"test": 0.15, "val": 0.3, "train": 1.0}  # a state is in the first split whose bound is above its hash
 
 
 @dataclass(frozen=True)
 class ReasoningProblem:
     """A question about pictures, or in words alone, with the reasoning that leads to its one right answer.
 
-    thoughts   what is seen, then one step at a time
-    glance     what is thought by who answers at once, never empty
-    state      what the split is decided by: all that matters of the picture, in an order that does not depend on the drawing
+    thoughts          what the picture shows, then one step at a time
+    state             the latent state that decides the split: what is drawn, in an order that does not depend on the drawing
+    direct_thoughts   the thoughts of an answer without steps; never empty
     """
 
     kind: str
@@ -39,79 +39,79 @@ class ReasoningProblem:
     thoughts: str
     answer: str
     state: tuple
-    glance: str
+    direct_thoughts: str
 
 
 def split_of(*state) -> str:
     """train, val or test, by a hash of the latent state.
 
-    Not by `world.chance`: a checksum is linear, and of the 45 rectangles with sides up to 9 it puts none into `val`.
+    `scenes.chance` would not do: its checksum is linear, and would put none of the 45 rectangles with sides up to 9 into `val`.
     """
     digest = hashlib.sha256("|".join(map(str, state)).encode()).digest()
-    place = int.from_bytes(digest[:4], "big") / 2**32
-    return next(split for split, below in STATES.items() if place < below)
+    position = int.from_bytes(digest[:4], "big") / 2**32
+    return next(split for split, bound in STATES.items() if position < bound)
 
 
 def drawn(key: str, draw: Callable[[random.Random], Drawing], seed: float) -> Picture:
-    """A picture that is drawn when it is needed; the key and the seed are all that it depends on."""
+    """A picture that is drawn when it is needed; it depends on the key and the seed alone."""
     return Picture(f"{key}:{seed}", lambda: draw(random.Random(seed)).image)
 
 
 def body(answer: str) -> str | None:
-    """What stands between the answer tags, None where one is missing."""
+    """The text between the answer tags; None where a tag is missing."""
     _, opened, rest = answer.partition("<answer>")
     inside, closed, _ = rest.partition("</answer>")
     return inside if opened and closed else None
 
 
 def in_words(text: bool | None, i: int) -> bool:
-    """Whether problem i is told in words alone: every third, or all (`text`), or none (`text=false`)."""
+    """Whether problem i is in words alone: every third, or with `text` all, or with `text=false` none."""
     return i % 3 == 2 if text is None else text
 
 
-def number(split: str, i: int, first: int) -> int:
-    """The number of problem i of a split: those of `train` begin at `first`, to tune on and for RL alike."""
+def problem_index(split: str, i: int, first: int) -> int:
+    """The index of the problem of row i: those of `train` begin at `first`, for stage 2 and RL."""
     return first + i if split == "train" else i
 
 
 def is_direct(i: int, direct: float) -> bool:
-    """Whether the demonstration of problem i says the answer without a step, as a share `direct` of them does."""
+    """Whether the demonstration of problem i gives the answer without steps, as a share `direct` of them does."""
     return random.Random(f"brief/{i}").random() < direct
 
 
-def checked(name: str, first: int) -> int:
-    """`first` where problems can begin; UserError where they cannot."""
+def check_first(name: str, first: int) -> int:
+    """`first` itself; UserError where it is negative."""
     if first < 0:
-        raise UserError(f"{name}: first is the number of a problem, 0 or more, not {first}")
+        raise UserError(f"{name}: first is the index of a problem, 0 or more, not {first}")
     return first
 
 
 class ReasoningTask(Task):
-    """A task made of problems: a subclass says what problem number i of a split is.
+    """A task made of problems: a subclass defines `problem(split, i)`.
 
-    rows    rows to tune on
-    text    true: all in words; false: none; left out: every third
-    first   the number of the first problem of `train`: numbers from here on are tuned on, or asked by RL (behind `rows` of them)
-    direct  share of the rows about pictures that say the answer at once, as people do: what is imitated is a habit, good or bad,
-            and RL finds out which one pays
+    rows    problems to learn from in stage 2; RL begins after them
+    text    true: all problems in words; false: none; default: every third
+    first   index of the first problem of `train`, for stage 2 and RL
+    direct  share of the picture rows that give the answer without steps, as people do; RL finds out whether that habit pays
     """
 
     name = ""
-    size = 500  # problems that make the test set
+    size = 500  # problems of the test set
     kinds: Sequence[str] = ()  # trained and tested
     held_out: Sequence[str] = ()  # tested only
 
     def __init__(self, rows: int, text: bool | None, first: int, direct: float):
-        self.rows, self.text, self.first, self.direct = rows, text, checked(self.name, first), direct
+        self.rows, self.text, self.first, self.direct = rows, text, check_first(self.name, first), direct
 
     def problem(self, split: str, i: int) -> ReasoningProblem:
+        """Problem i of a split."""
         raise NotImplementedError
 
     def words_only(self, i: int) -> bool:
         return in_words(self.text, i)
 
     def kind(self, split: str, rng: random.Random) -> str:
-        """A kind of problem that the split may hold."""
+        """A random kind of problem among those of the split."""
         return rng.choice(self.kinds if split == "train" else (*self.kinds, *self.held_out))
 
     # ------------------------------------------------------------ to learn from
@@ -121,35 +121,36 @@ class ReasoningTask(Task):
 
     def row(self, i: int) -> Conversation:
         """The problem of row i with its reasoning: a demonstration."""
-        i = number("train", i, self.first)
-        one = self.problem("train", i)
-        thoughts = one.glance if one.pictures and is_direct(i, self.direct) else one.thoughts
-        answer = f"<think>{thoughts}</think><answer>{one.answer}</answer>"
-        return dialogue(f"{self.name}/train/{i}", one.pictures, [(one.question + THINK[one.language], answer)])
+        i = problem_index("train", i, self.first)
+        problem = self.problem("train", i)
+        thoughts = problem.direct_thoughts if problem.pictures and is_direct(i, self.direct) else problem.thoughts
+        answer = f"<think>{thoughts}</think><answer>{problem.answer}</answer>"
+        return dialogue(f"{self.name}/train/{i}", problem.pictures, [(problem.question + THINK[problem.language], answer)])
 
-    # ------------------------------------------------------------ to be judged by
+    # ------------------------------------------------------------ to be scored by
 
     def examples(self, split: str, n: int) -> list[Example]:
-        """n problems of a split; those of `train` are the prompts of RL."""
-        found = []
-        for i in (number(split, k, self.first) for k in range(n)):
-            one = self.problem(split, i)
-            prompt = dialogue(f"{self.name}/{split}/{i}", one.pictures, [(one.question + THINK[one.language], "")])
-            found.append(Example(prompt, one.answer, one.kind, (one.language, "image" if one.pictures else "text")))
-        return found
+        """n problems of a split; those of `train` are prompts for RL."""
+        examples = []
+        for i in (problem_index(split, k, self.first) for k in range(n)):
+            problem = self.problem(split, i)
+            prompt = dialogue(f"{self.name}/{split}/{i}", problem.pictures, [(problem.question + THINK[problem.language], "")])
+            tags = (problem.language, "image" if problem.pictures else "text")
+            examples.append(Example(prompt, problem.answer, problem.kind, tags))
+        return examples
 
     def score(self, example: Example, answer: str) -> float:
-        """1 where the right answer stands between the tags; a missing tag is a wrong answer."""
+        """1 if the right answer stands between the answer tags; a missing tag is a wrong answer."""
         inside = body(answer)
         return 0.0 if inside is None else exact(example, inside)
 
     def summary(self, examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
-        """accuracy: of the kinds that are trained; held_out: of those that are not; and of each kind, language and form."""
+        """accuracy of the trained kinds, held_out of the others, and the score of each kind, language and form."""
         def group(example: Example) -> list[str]:
             return ["held_out"] if example.kind in self.held_out else ["accuracy", *example.tags]
 
         return {**means(examples, scores, group), **means(examples, scores, lambda example: [example.kind])}
 
     def guess(self, examples: Sequence[Example]) -> float:
-        """The level of guessing: the most common answer to the same question among validation problems."""
+        """The score of the most common validation answer to each question."""
         return guessing(examples, self.examples("val", 1000))

@@ -1,12 +1,12 @@
-"""Does a model look again? Three tests of "visual reflection" on picture arithmetic, with exact numbers.
+"""Does a model look again? Three tests of "visual reflection" on picture arithmetic, with exact scores.
 
-markers    plain questions: how often the reasoning says that it looks again, and how often it is right with and without
-recovery   a reasoning that begins with one number misread, put into the model's mouth: how often it still ends right
-swap       the picture is exchanged after half of it was read, so that the first words are about another picture: does the answer
-           follow what was read (old), what is shown (new), or each for its half (mixed)?
+markers    plain questions: how often the reasoning says that it looks again, and the accuracy with and without such words
+recovery   the answer is prefilled with a reading in which one number is wrong: how often is it still right at the end?
+swap       the picture is replaced after half of it was read, so the prefilled first half is about another picture: does the
+           answer follow the text (old), the picture (new), or each for its half (mixed)?
 
-A tiny model does not invent looking again: it does so where its tuning had such rows (`arithmetic:recheck=0.08`), and RL then
-changes how often, and how often it helps. Nothing here is trained on; the sums are those of the splits of `arithmetic`.
+A tiny model looks again only where stage 2 had such rows (`arithmetic:recheck=0.08`); RL then changes how often, and how often
+it helps. This task has no training rows; its problems are those of `arithmetic` in the same split.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataset.chat import Conversation, Message, Prefill
 from dataset.images import Picture
 from dataset.tasks import Example, Task, dialogue
-from dataset.tasks.arithmetic import ASK, Arithmetic, misread, seen
+from dataset.tasks.arithmetic import ASK, Arithmetic, listed, misread
 from dataset.tasks.world import THINK
 from model.registry import TASKS
 
@@ -30,8 +30,8 @@ def marked(answer: str) -> bool:
     return MARKER.search(answer) is not None
 
 
-def begun(conversation: Conversation, words: str) -> Conversation:
-    """The same question with the start of its answer put into the model's mouth."""
+def with_prefill(conversation: Conversation, words: str) -> Conversation:
+    """The same question with the start of its answer prefilled."""
     return Conversation(conversation.id, (*conversation.messages, Message("assistant", (Prefill(words),))))
 
 
@@ -41,59 +41,59 @@ def share(flags: Sequence[bool]) -> float:
 
 @TASKS.register("reflection")
 class Reflection(Task):
-    """Re-check markers, recovery from a misread number, and a picture exchanged half-way; of picture arithmetic."""
+    """Re-check markers, recovery from a misread number, and a picture replaced half-way, in picture arithmetic."""
 
-    size = 300  # pictures' worth: one question of each kind
+    size = 300  # pictures of the test set, each with one question of each kind
 
     def __init__(self):
         self.arithmetic = Arithmetic()
 
-    def shown(self, split: str, rng: random.Random, like: tuple[int, str] | None = None) -> tuple[Picture, str, list[int], str]:
-        """(picture, question, numbers, language) of some sum in a picture; `like`: of so many numbers and with this question."""
+    def draw(self, split: str, rng: random.Random, like: tuple[int, str] | None = None) -> tuple[Picture, str, list[int], str]:
+        """(picture, question, numbers, language) of a random sum; `like`: (how many numbers, which question) it must have."""
         while True:
             pictures, question, values, language = self.arithmetic.problem(split, rng.randrange(10**6))
             if pictures and (like is None or like == (len(values), question)):
                 return pictures[0], question, values, language
 
     def examples(self, split: str, n: int) -> list[Example]:
-        """One question of each kind for each of n pictures; `tags` end with the sums that a wrong way leads to."""
-        found = []
+        """One question of each kind for each of n pictures; `tags` end with the sums that a misled answer gives."""
+        examples = []
         for i in range(n):
             rng = random.Random(f"reflection/{split}/{i}")
-            picture, question, values, language = self.shown(split, rng)
+            picture, question, values, language = self.draw(split, rng)
             for kind in KINDS:
                 prompt = dialogue(f"reflection/{split}/{i}/{kind}", [picture], [(question + THINK[language], "")])
-                led: tuple[int, ...] = ()
+                misled: tuple[int, ...] = ()
                 if kind == "recovery":
                     wrong = misread(values, rng, dice=question == ASK[language][True])
-                    prompt, led = begun(prompt, f"<think>{seen(wrong)}"), (sum(wrong),)
+                    prompt, misled = with_prefill(prompt, f"<think>{listed(wrong)}"), (sum(wrong),)
                 if kind == "swap":
-                    other, half = self.shown(split, rng, (len(values), question))[2], (len(values) + 1) // 2
+                    other, half = self.draw(split, rng, (len(values), question))[2], (len(values) + 1) // 2
                     old, mixed = sum(other), sum(other[:half] + values[half:])
-                    prompt = begun(prompt, f"<think>{', '.join(map(str, other[:half]))}")
-                    led = (old, mixed)
-                found.append(Example(prompt, str(sum(values)), kind, (language, *map(str, led))))
-        return found
+                    prompt = with_prefill(prompt, f"<think>{', '.join(map(str, other[:half]))}")
+                    misled = (old, mixed)
+                examples.append(Example(prompt, str(sum(values)), kind, (language, *map(str, misled))))
+        return examples
 
     def score(self, example: Example, answer: str) -> float:
-        """1 where the answer is the sum of what the picture shows now."""
+        """1 if the answer is the sum of the numbers in the picture shown."""
         return self.arithmetic.score(example, answer)
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float], dict[str, float]]:
-        """Of each kind its accuracy and how often it is marked; right_marked and right_unmarked; where wrong ways led."""
+        """Accuracy and share of marked answers by kind; right_marked, right_unmarked; shares that the prefill misled."""
         scores = [self.score(example, answer) for example, answer in zip(examples, answers, strict=True)]
         rows = [(e, a, s, marked(a)) for e, a, s in zip(examples, answers, scores)]
         metrics = {}
         for kind in KINDS:
-            if own := [row for row in rows if row[0].kind == kind]:
-                metrics[kind] = share([row[2] == 1 for row in own])
-                metrics[f"{kind}_marked"] = share([row[3] for row in own])
+            if subset := [row for row in rows if row[0].kind == kind]:
+                metrics[kind] = share([row[2] == 1 for row in subset])
+                metrics[f"{kind}_marked"] = share([row[3] for row in subset])
         for name, wanted in (("right_marked", True), ("right_unmarked", False)):
-            if own := [row for row in rows if row[0].kind == "markers" and row[3] == wanted]:
-                metrics[name] = share([row[2] == 1 for row in own])
+            if subset := [row for row in rows if row[0].kind == "markers" and row[3] == wanted]:
+                metrics[name] = share([row[2] == 1 for row in subset])
         for kind, position, name in (("recovery", 1, "recovery_misled"), ("swap", 1, "swap_old"), ("swap", 2, "swap_mixed")):
-            # a swap to a picture with the same sum says nothing
-            own = [row for row in rows if row[0].kind == kind and row[0].tags[position] != row[0].answer]
-            if own:
-                metrics[name] = share([self.score(Example(e.prompt, e.tags[position], kind), a) == 1 for e, a, _, _ in own])
+            # two pictures with the same sum tell nothing
+            subset = [row for row in rows if row[0].kind == kind and row[0].tags[position] != row[0].answer]
+            if subset:
+                metrics[name] = share([self.score(Example(e.prompt, e.tags[position], kind), a) == 1 for e, a, _, _ in subset])
         return scores, metrics

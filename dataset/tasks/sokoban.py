@@ -1,17 +1,15 @@
-"""Mini-Sokoban: push every box onto a target, the whole plan told from the first picture.
+"""Mini-Sokoban: push every box onto a target; the model gives the full plan from the first picture.
 
-A level is 6 x 6 squares with one inner wall, made at random and kept where breadth-first search finds a plan of at most `most`
-moves. Nothing is compared with that plan: an answer is played, and whatever solves the level is right.
+A level is a random board of 6 x 6 squares with one inner wall. Breadth-first search finds a plan of at most `most` moves for it.
+An answer is not compared with that plan: it is played, and any plan that solves the level is right.
 
-The reasoning names the squares (row and column, from 1), then what is wanted: from which square the box is pushed to where, one
-straight line at a time. Then it plays: each move with the square the player comes to, and for a push the square the box comes
-to. So every step follows from those before it, and the answer only copies the moves:
+The reasoning names the squares (row and column, from 1). Then it lists the pushes, one straight line at a time: the square the
+player pushes from, and the square where the box ends. Without this list the first move would need the full plan. Then it plays:
+each move with the player's new square, and for a push the box's new square. So every step follows from those before it, and the
+answer only copies the moves:
 
     player 23, box 33, target 35, wall 51. 32-35. left 22, down 32, right 33 box 34, right 34 box 35.
     -> left, down, right, right
-
-Without the second part the first move has to know the whole plan. What helped most was more rows: of 300 validation levels nano
-solved 37 % after 8,000 rows and 79 % after 24,000, with 3,000 and 4,000 more that only play (one seed each).
 """
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ CHINESE = {"up": "上", "down": "下", "left": "左", "right": "右"}
 MEANING = {**{move: move for move in MOVES}, **{word: move for move, word in CHINESE.items()}}
 ASK = {"en": "Push the boxes onto the targets. What are the moves?", "zh": "把箱子推到目标上。怎么走？"}
 PLAY = {"en": "Play each.", "zh": "逐个走。"}
-PLAYED, ONLY_PLAYED = 4, 1_000_000  # levels in a row that only plays, and the number of the first
+LEVELS_PER_PLAY, FIRST_PLAY = 4, 1_000_000  # levels of a row that only plays, and the index of the first one
 NAMES = {"en": ("player", "box", "target", "wall"), "zh": ("玩家", "箱子", "目标", "墙")}
 
 # ---------------------------------------------------------------- the game
@@ -46,7 +44,7 @@ NAMES = {"en": ("player", "box", "target", "wall"), "zh": ("玩家", "箱子", "
 
 @dataclass(frozen=True)
 class Level:
-    """Where everything stands; boxes, targets and walls in reading order."""
+    """The squares of the player, and of boxes, targets and walls in reading order."""
 
     player: Square
     boxes: tuple[Square, ...]
@@ -58,7 +56,7 @@ class Level:
         return self.boxes == self.targets
 
     def rows(self) -> list[str]:
-        """The level in the usual signs, as `drawings.board` takes it."""
+        """The level in the usual text signs, as `drawings.board` reads it."""
         signs = {**dict.fromkeys(self.walls, "#"), **dict.fromkeys(self.targets, ".")}
         for box in self.boxes:
             signs[box] = "*" if box in self.targets else "$"
@@ -67,14 +65,14 @@ class Level:
 
     @classmethod
     def read(cls, rows: Sequence[str]) -> Level:
-        """The level behind the signs."""
+        """The level of a board in text signs."""
         where = {(r, c): sign for r, row in enumerate(rows) for c, sign in enumerate(row)}
         boxes, targets, walls, players = (tuple(square for square, sign in where.items() if sign in signs)
                                           for signs in ("$*", ".+*", "#", "@+"))
         return cls(players[0], boxes, targets, walls)
 
     def after(self, move: str) -> Level:
-        """The level after a move; itself where a wall, the edge or a stuck box is in the way."""
+        """The level after a move; unchanged where a wall, the edge or a stuck box blocks it."""
         ahead, beyond = step(self.player, move), step(step(self.player, move), move)
         if not self.free(ahead):
             return self
@@ -86,11 +84,11 @@ class Level:
         return Level(ahead, tuple(moved), self.targets, self.walls)
 
     def free(self, square: Square) -> bool:
-        """On the board, and no wall."""
+        """Whether a square is on the board and not a wall."""
         return 0 <= square[0] < SIDE and 0 <= square[1] < SIDE and square not in self.walls
 
     def distance(self) -> int:
-        """How many squares the boxes are from their targets, each box with a target of its own, walls not counted."""
+        """The Manhattan distance of the boxes from the targets, each box with a target of its own."""
         return min(sum(abs(b[0] - t[0]) + abs(b[1] - t[1]) for b, t in zip(self.boxes, order))
                    for order in permutations(self.targets))
 
@@ -100,42 +98,42 @@ def step(square: Square, move: str) -> Square:
 
 
 def shortest_plan(level: Level, most: int) -> list[str] | None:
-    """Breadth-first search: a shortest plan of at most `most` moves, None where there is none.
+    """A shortest plan of at most `most` moves, by breadth-first search; None where there is none.
 
-    A move brings the boxes nearer by one square at most, so whatever is farther away than moves are left is not followed.
+    A move reduces the distance by one at most, so a level whose distance exceeds the moves left is dropped.
     """
     waiting: deque[tuple[Level, list[str]]] = deque([(level, [])])
     seen = {(level.player, level.boxes)}
     while waiting:
-        here, moves = waiting.popleft()
-        if here.solved:
+        current, moves = waiting.popleft()
+        if current.solved:
             return moves
-        for move in MOVES if here.distance() <= most - len(moves) else ():
-            there = here.after(move)
-            if (there.player, there.boxes) not in seen:
-                seen.add((there.player, there.boxes))
-                waiting.append((there, [*moves, move]))
+        for move in MOVES if current.distance() <= most - len(moves) else ():
+            following = current.after(move)
+            if (following.player, following.boxes) not in seen:
+                seen.add((following.player, following.boxes))
+                waiting.append((following, [*moves, move]))
     return None
 
 
 @functools.cache
 def level(split: str, index: int, boxes: int, walls: int, most: int) -> tuple[Level, tuple[str, ...]]:
-    """Level number `index` of a split, with a shortest plan; made once a process."""
+    """Level `index` of a split and a shortest plan for it; cached."""
     rng = random.Random(f"sokoban/{boxes}/{walls}/{most}/{split}/{index}")
     squares = [(row, column) for row in range(SIDE) for column in range(SIDE)]
     while True:
         player, *others = rng.sample(squares, 1 + 2 * boxes + walls)
-        made = Level(player, *(tuple(sorted(others[start:end])) for start, end in
-                               ((0, boxes), (boxes, 2 * boxes), (2 * boxes, None))))
-        if split_of("sokoban", *made.rows()) == split and (plan := shortest_plan(made, most)):
-            return made, tuple(plan)
+        candidate = Level(player, *(tuple(sorted(others[start:end])) for start, end in
+                                    ((0, boxes), (boxes, 2 * boxes), (2 * boxes, None))))
+        if split_of("sokoban", *candidate.rows()) == split and (plan := shortest_plan(candidate, most)):
+            return candidate, tuple(plan)
 
 
 # ---------------------------------------------------------------- answers
 
 
 def moves_of(answer: str) -> list[str] | None:
-    """The moves between the answer tags, in either language; None where a tag is missing or anything else stands there."""
+    """The moves between the answer tags, in either language; None where a tag is missing or a word is not a move."""
     inside = body(answer)
     if inside is None:
         return None
@@ -145,7 +143,7 @@ def moves_of(answer: str) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Play:
-    """What became of an answer: how many moves it has, how many of them did something, how many pushed a box."""
+    """The result of an answer: the final level, its moves, those that changed the level, those that pushed a box."""
 
     end: Level
     moves: int
@@ -154,16 +152,16 @@ class Play:
 
 
 def play(start: Level, moves: Sequence[str]) -> Play:
-    """Make all moves; one that cannot be made changes nothing."""
-    here, effective, pushes = start, 0, 0
+    """Play all moves; a blocked move changes nothing."""
+    current, effective, pushes = start, 0, 0
     for move in moves:
-        there = here.after(move)
-        effective, pushes, here = effective + (there != here), pushes + (there.boxes != here.boxes), there
-    return Play(here, len(moves), effective, pushes)
+        following = current.after(move)
+        effective, pushes, current = effective + (following != current), pushes + (following.boxes != current.boxes), following
+    return Play(current, len(moves), effective, pushes)
 
 
 def at(square: Square) -> str:
-    """Row and column from 1: '23'."""
+    """A square as row and column from 1: '23'."""
     return f"{square[0] + 1}{square[1] + 1}"
 
 
@@ -175,54 +173,54 @@ def listed(level: Level, language: str) -> str:
     return "，".join(f"{name}{at(square)}" for name, squares in groups for square in squares) + "。"
 
 
-def wanted(level: Level, plan: Sequence[str], language: str) -> str:
-    """'32-35, 25-45.': every straight line of pushes, where the player stands before it and where the box ends."""
-    lines: list[tuple[str, Square, Square]] = []  # move, where the player stands, where the box ends
-    here, pushing = level, False
+def push_lines(level: Level, plan: Sequence[str], language: str) -> str:
+    """'32-35, 25-45.': for each straight line of pushes the square the player pushes from and the square where the box ends."""
+    lines: list[tuple[str, Square, Square]] = []  # move, the player's square before it, the box's square after it
+    current, pushing = level, False
     for move in plan:
-        there = here.after(move)
-        ends = [box for box in there.boxes if box not in here.boxes]
+        following = current.after(move)
+        ends = [box for box in following.boxes if box not in current.boxes]
         if ends and pushing and lines[-1][0] == move:
             lines[-1] = (move, lines[-1][1], ends[0])
         elif ends:
-            lines.append((move, here.player, ends[0]))
-        here, pushing = there, bool(ends)
+            lines.append((move, current.player, ends[0]))
+        current, pushing = following, bool(ends)
     comma, stop = (", ", ".") if language == "en" else ("，", "。")
     return comma.join(f"{at(stand)}-{at(end)}" for _, stand, end in lines) + stop
 
 
-def played(level: Level, plan: Sequence[str], language: str) -> str:
-    """'left 22, down 32, right 33 box 34.': every move with where it leads."""
-    steps, here = [], level
+def play_steps(level: Level, plan: Sequence[str], language: str) -> str:
+    """'left 22, down 32, right 33 box 34.': each move with the new squares of the player and of a pushed box."""
+    steps, current = [], level
     for move in plan:
-        there = here.after(move)
-        pushed = [at(box) for box in there.boxes if box not in here.boxes]
-        words = (f"{move} {at(there.player)}", f"{CHINESE[move]}{at(there.player)}")[language == "zh"]
+        following = current.after(move)
+        pushed = [at(box) for box in following.boxes if box not in current.boxes]
+        words = (f"{move} {at(following.player)}", f"{CHINESE[move]}{at(following.player)}")[language == "zh"]
         box = ("".join(f" box {square}" for square in pushed), "".join(f"箱子{square}" for square in pushed))[language == "zh"]
         steps.append(words + box)
-        here = there
+        current = following
     return ", ".join(steps) + "." if language == "en" else "，".join(steps) + "。"
 
 
-def told(moves: Sequence[str], language: str) -> str:
+def plan_text(moves: Sequence[str], language: str) -> str:
     """A plan as an answer: 'up, left, left', '上，左，左'."""
     return ", ".join(moves) if language == "en" else "，".join(CHINESE[move] for move in moves)
 
 
-# ---------------------------------------------------------------- what RL is paid for
+# ---------------------------------------------------------------- rewards for RL
 
 
 def solved(start: Level, answer: str) -> float:
-    """1 where the plan solves the level."""
+    """1 if the plan solves the level, else 0."""
     moves = moves_of(answer)
     return float(moves is not None and play(start, moves).end.solved)
 
 
 def hackable(start: Level, answer: str) -> float:
-    """The shaped reward published with LMM-R1: it also pays 0.05 a move up to 20, and 0.001 a word up to 200.
+    """The shaped reward published with LMM-R1: it adds 0.05 a move for up to 20 moves, and 0.001 a word for up to 200 words.
 
-    So twenty moves up and down and two hundred words earn as much as the solution of a short level, without touching a box.
-    The format's half point is the caller's.
+    So twenty moves up and down with two hundred words earn as much as solving a short level, without touching a box.
+    The caller adds the half point for the format.
     """
     inside = body(answer) or ""
     moves = sum(word in MEANING for word in re.split(r"[\s,，、.。]+", inside.lower()))
@@ -230,10 +228,10 @@ def hackable(start: Level, answer: str) -> float:
 
 
 def potential(start: Level, answer: str) -> float:
-    """Solved, and half of how much nearer the boxes came to the targets.
+    """`solved`, plus half the share of the distance to the targets by which the boxes came nearer.
 
-    The sum over the moves of phi(after) - phi(before), with phi minus half the distance as a share of the first one: whatever is
-    done in between cancels out, so nothing can be farmed (Ng, Harada and Russell 1999).
+    It is the sum over moves of phi(after) - phi(before), with phi = -distance / (2 * first distance). Detours cancel out, so
+    the reward cannot be farmed (Ng, Harada and Russell 1999).
     """
     moves = moves_of(answer)
     if moves is None:
@@ -247,15 +245,14 @@ REWARDS = {"solved": solved, "hackable": hackable, "potential": potential}
 
 @TASKS.register("sokoban")
 class Sokoban(ReasoningTask):
-    """Mini-Sokoban of 6 x 6 squares: the whole plan from the first picture, judged by playing it.
+    """Mini-Sokoban of 6 x 6 squares: the full plan from the first picture, scored by playing it.
 
-    rows    rows to tune on, 1,000 by default
+    rows    problems to learn from in stage 2, 1,000 by default; RL begins after them
     boxes   boxes and targets: 1, or 2, which is much harder
-    walls   walls inside
-    most    moves of the longest shortest plan
-    reward  what RL is paid for: solved, hackable (the published reward of LMM-R1), or potential; scores are always `solved`
-    plays   rows more, in words, of four levels each, of which what is wanted is told and only the moves are learned: most plans
-            fail in their steps
+    walls   inner walls
+    most    maximum length of a level's shortest plan
+    reward  the reward in RL: solved, hackable (the published reward of LMM-R1), or potential; scores are always `solved`
+    plays   more rows, of four levels in words: levels and pushes are prefilled and the moves are learned, where most plans fail
     """
 
     name = "sokoban"
@@ -266,50 +263,50 @@ class Sokoban(ReasoningTask):
         self.plays = plays
         if reward not in REWARDS:
             raise UserError(f"sokoban: reward is one of {', '.join(REWARDS)}, not {reward!r}")
-        self.boxes, self.walls, self.most, self.paid = boxes, walls, most, REWARDS[reward]
+        self.boxes, self.walls, self.most, self.reward_function = boxes, walls, most, REWARDS[reward]
 
     def train(self, stage: str) -> Generated | None:
         return Generated(self.rows + self.plays, self.row) if stage == "sft" else None
 
     def row(self, i: int) -> Conversation:
-        """Level i with its reasoning; behind the levels come the rows that only play."""
+        """Level i with its reasoning; after `rows` levels come the rows that only play."""
         return super().row(i) if i < self.rows else self.playing(i - self.rows)
 
     def playing(self, i: int) -> Conversation:
-        """Four levels in words, with numbers of their own: the squares and what is wanted are read, the moves are learned."""
+        """Four levels in words that no other row has: squares and pushes are prefilled, the moves are learned."""
         language = random.Random(f"sokoban/playing/{i}").choice(LANGUAGES)
         space = " " if language == "en" else ""
         parts: list[str] = []
-        for k in range(PLAYED * i, PLAYED * i + PLAYED):
-            made, plan = level("train", ONLY_PLAYED + k, self.boxes, self.walls, self.most)
-            told = listed(made, language) + space + wanted(made, plan, language)
-            parts += [Prefill(space * bool(parts) + told), space + played(made, plan, language)]
+        for k in range(LEVELS_PER_PLAY * i, LEVELS_PER_PLAY * (i + 1)):
+            start, plan = level("train", FIRST_PLAY + k, self.boxes, self.walls, self.most)
+            prefill = listed(start, language) + space + push_lines(start, plan, language)
+            parts += [Prefill(space * bool(parts) + prefill), space + play_steps(start, plan, language)]
         return Conversation(f"sokoban/playing/{i}", (Message("user", (PLAY[language],)), Message("assistant", tuple(parts))))
 
     def problem(self, split: str, i: int) -> ReasoningProblem:
         rng = random.Random(f"sokoban/drawing/{split}/{i}")
-        made, plan = level(split, i, self.boxes, self.walls, self.most)
+        start, plan = level(split, i, self.boxes, self.walls, self.most)
         language, seed = rng.choice(LANGUAGES), rng.random()
         question = ASK[language]
         pictures: tuple[Picture, ...] = ()
         if self.words_only(i):
-            question = listed(made, language) + (" " if language == "en" else "") + question
+            question = listed(start, language) + (" " if language == "en" else "") + question
         else:
-            pictures = (drawn(f"sokoban:{made.rows()}", lambda own: drawings.board(made.rows(), own), seed),)
-        seen = listed(made, language)
-        thoughts = (" " if language == "en" else "").join((seen, wanted(made, plan, language), played(made, plan, language)))
+            pictures = (drawn(f"sokoban:{start.rows()}", lambda drawing_rng: drawings.board(start.rows(), drawing_rng), seed),)
+        squares, pushes = listed(start, language), push_lines(start, plan, language)
+        thoughts = (" " if language == "en" else "").join((squares, pushes, play_steps(start, plan, language)))
         kind = f"{self.boxes}_box" + "es" * (self.boxes > 1)
-        state = ("sokoban", *made.rows())
-        return ReasoningProblem(kind, language, pictures, question, thoughts, told(plan, language), state, seen)
+        state = ("sokoban", *start.rows())
+        return ReasoningProblem(kind, language, pictures, question, thoughts, plan_text(plan, language), state, squares)
 
     def guess(self, examples: Sequence[Example]) -> float:
-        """What one plan for all levels solves: of 100 plans of validation levels, the one that solves most of those levels."""
+        """The share solved by the best single plan: of the plans of 100 validation levels, the one that solves most of those."""
         levels = [level("val", i, self.boxes, self.walls, self.most) for i in range(100)]
         plan = max((plan for _, plan in levels), key=lambda plan: sum(play(start, plan).end.solved for start, _ in levels))
         return sum(play(self.level(example)[0], plan).end.solved for example in examples) / len(examples)
 
     def level(self, example: Example) -> tuple[Level, tuple[str, ...]]:
-        """The level that a question is about, and a shortest plan."""
+        """The level of an example, and a shortest plan for it."""
         _, split, index = example.prompt.id.split("/")
         return level(split, int(index), self.boxes, self.walls, self.most)
 
@@ -317,12 +314,16 @@ class Sokoban(ReasoningTask):
         return solved(self.level(example)[0], answer)
 
     def reward(self, example: Example, answer: str) -> float:
-        """What RL is paid for this answer, beside the format."""
-        return self.paid(self.level(example)[0], answer)
+        """The reward in RL, without that for the format."""
+        return self.reward_function(self.level(example)[0], answer)
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float], dict[str, float]]:
-        """solved; near_optimal: with at most two moves more than needed; legal: a list of moves each of which did something;
-        untouched: no box was ever pushed; moves: how many there are on average; and solved of each language and form."""
+        """Shares of answers, the mean number of moves, and `solved` for each language and form.
+
+        near_optimal   solved with at most two moves more than needed
+        legal          only moves, and each of them changed the level
+        untouched      no box was pushed
+        """
         scores, rows = [], []
         for example, answer in zip(examples, answers, strict=True):
             start, plan = self.level(example)

@@ -1,6 +1,6 @@
 """Text without pictures: the names of the world's categories in the other language, and who the model is.
 
-A model that is tuned on pictures alone forgets that a conversation may have none; these rows keep the habit.
+A model that is trained on pictures alone forgets how to answer without one; these rows prevent that.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL_TALK = {
 
 
 def translation(category: Category, language: str) -> tuple[str, str]:
-    """A question and its answer: the name in the other language."""
+    """A question for the name in the other language, and its answer."""
     if language == "en":
         return f"What is {category.zh} in English?", category.en
     return f"{category.en}用中文怎么说？", category.zh
@@ -31,7 +31,7 @@ def translation(category: Category, language: str) -> tuple[str, str]:
 class Text(Task):
     """Translations of the categories' names and a little small talk: conversations without any picture."""
 
-    size = 100  # pictures' worth of questions that make the test set
+    size = 100  # categories of the test set
 
     def __init__(self, categories: str = "nano", rows: int = 600):
         self.categories, self.rows = categories, rows
@@ -48,7 +48,7 @@ class Text(Task):
         return dialogue(f"text/train/{i}", [], turns)
 
     def examples(self, split: str, n: int) -> list[Example]:
-        """The first n names, asked as they are trained: this is vocabulary, so there is no unseen half of it."""
+        """The first n names in each language, all of them trained: vocabulary has no unseen half."""
         return [Example(dialogue(f"text/{language}/{category.en}", [], [(question, "")]), answer, "translation", (language,))
                 for category in categories(self.categories)[:n] for language in LANGUAGES
                 for question, answer in [translation(category, language)]]

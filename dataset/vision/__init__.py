@@ -1,1 +1,1 @@
-"""Pictures on their way to the model: the image processor, its cache of features, and tiles of large pictures."""
+"""Pictures before they reach the model: decoding, the image processor, its cache of features, and tiles of large pictures."""

@@ -1,6 +1,6 @@
-"""Image files to RGB: every mode and format, upright, and refused where they are broken or too large.
+"""Image files to RGB: every mode and format, upright; a broken or too large file is refused.
 
-In:  a path or bytes, or a PIL image of any mode.  Out: an RGB image, or its size; `BadRow` for whatever cannot be used.
+In:  a path or bytes, or a PIL image of any mode.  Out: an RGB image, or its size; `BadRow` for a file that cannot be used.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from PIL import ExifTags, Image, ImageOps
 
 from dataset.bad_rows import BadRow
 
-MAX_PIXELS = 64_000_000  # 8000 x 8000; a small file that claims more is a decompression bomb or no use to a small model
+MAX_PIXELS = 64_000_000  # 8000 x 8000; a small file that claims more is a decompression bomb, or useless to a small model
 
 
-# What is read. PIL knows more, told by content: of an EPS it would start Ghostscript, and files are written by strangers.
+# The formats that are read. PIL knows more, by content: for an EPS it would start Ghostscript, and files come from strangers.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000",
            *(["AVIF"] if importlib.util.find_spec("PIL.AvifImagePlugin") else []))
 
 
-PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # the places where a PNG may say that it lies on its side
+PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # a PNG may state its orientation in one of these chunks
 
 
-# What PIL raises for a broken file. Caught only around the decoding itself: anywhere else these are bugs.
+# The errors of PIL for a broken file. They are caught around the decoding alone: anywhere else they are bugs.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def open_rgb(source: Path | bytes) -> Image.Image:
-    """Decode an image file to RGB; BadRow as `opened`."""
+    """The RGB image of a file; BadRow as in `opened`."""
     with opened(source) as image:
         image.load()  # the first frame, where there are several
         return to_rgb(image)
@@ -41,11 +41,11 @@ def open_rgb(source: Path | bytes) -> Image.Image:
 
 @contextmanager
 def opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """An image file, given as path or bytes, of which only the header is read; BadRow when it is broken, no image, or a bomb."""
+    """An image file, given as path or bytes, with only its header read; BadRow for a broken file, no image, or a bomb."""
     name, file = (f"{len(source)} bytes", io.BytesIO(source)) if isinstance(source, bytes) else (source, source)
     try:
         with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:  # known from the header, before anything is unpacked
+            if image.width * image.height > MAX_PIXELS:  # known from the header, before anything is decompressed
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS}")
             yield image
     except DECODE_ERRORS as error:
@@ -53,9 +53,9 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image to RGB, turned upright as its EXIF says, what is transparent over white."""
+    """A PIL image of any mode as RGB, turned upright by its EXIF data, with transparent parts over white."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel; PIL's own conversion would clip everything above 255 to white
+    if image.mode.startswith("I"):  # 16 bits per pixel; PIL's own conversion would clip everything above 255 to white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -65,10 +65,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def upright_size(source: Path | bytes) -> tuple[int, int]:
-    """(width, height) of what `open_rgb` returns, by the header alone unless the image lies on its side.
+    """(width, height) of what `open_rgb` returns, from the header alone, unless EXIF may rotate the image.
 
-    Formats differ in when such a one is turned, so it is decoded. PIL decodes a PNG to see how it lies, as EXIF may stand last:
-    one that has none is not asked.
+    Formats differ in when they rotate, so such an image is decoded. PIL decodes a PNG to read its EXIF, which may come last, so
+    a PNG without an EXIF chunk is not asked for it.
     """
     with opened(source) as image:
         size, plain = image.size, image.format == "PNG" and not any(mark in file_bytes(source) for mark in PNG_EXIF)

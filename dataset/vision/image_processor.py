@@ -1,6 +1,6 @@
-"""The image processor: pictures to what the model takes, pixels for an encoder that is trained, cached features for a frozen one.
+"""The image processor: pictures to the model's input, pixels for an encoder in training, cached features for a frozen one.
 
-In:  pictures.  Out: `images(pictures)`: pixels (N, 3, S, S) or features (N, P, D), what `collate` puts into a batch.
+In:  pictures.  Out: `images(pictures)`: pixels (N, 3, S, S) or features (N, P, D), which `collate` puts into a batch.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataset.protocols import Encoder, Ranks
 from dataset.vision.feature_cache import FeatureCache
 from dataset.vision.tiles import Tiles
 
-MAX_HELD_BYTES = 1_000_000_000  # of pictures in memory
+MAX_BYTES_IN_MEMORY = 1_000_000_000  # of pictures
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class OneRank:
     world_size: int = 1
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """There is no other rank to wait for."""
 
-    def all_gather(self, found: dict) -> dict:
-        return found
+    def all_gather(self, entries: dict, /) -> dict:
+        return entries
 
 
 class ImageProcessor:
-    """Sees pictures as one encoder does.
+    """Prepares pictures for one encoder.
 
     fit         how a picture is fitted into the square: square, pad or stretch
     max_tiles   the most tiles of a large picture; 0: none
-    cache       the folder where features are kept; None: pixels (the encoder is trained, or there is no room)
+    cache       the folder of the features; None: pixels (the encoder is trained, or the features would not fit)
     """
 
     def __init__(self, encoder: Encoder, fit: str, max_tiles: int, cache: Path | None, ranks: Ranks):
@@ -49,25 +49,25 @@ class ImageProcessor:
         self.features = FeatureCache(cache, encoder.fingerprint() + "-" + fit, encoder.tokens, encoder.dim) if cache else None
 
     def on_one_rank(self) -> ImageProcessor:
-        """The same for a rank that works alone."""
+        """The same processor for a rank that works alone."""
         return ImageProcessor(self.encoder, self.fit, self.max_tiles, self.cache, OneRank(self.ranks.device))
 
     def __call__(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        """Of tiles: pixels, or the features that `prepare` computed."""
+        """Pixels of pictures or tiles, or the features that `prepare` computed."""
         return self.features.get(tuple(pictures)) if self.features else self.pixels(pictures)
 
     def pixels(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        """(N, 3, S, S), normalised as this encoder wants it."""
+        """(N, 3, S, S), normalised for this encoder."""
         encoder = self.encoder
         return torch.stack([pixels(picture, encoder.size, encoder.mean, encoder.std, self.fit) for picture in pictures])
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        """(N, P, D), computed now."""
+        """(N, P, D), computed without the cache."""
         return self.encoder(self.pixels(pictures).to(self.ranks.device))
 
     def all_tiles(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
-        """The tiles of all pictures; one that does not open is left for whoever renders its row to name."""
+        """The tiles of all pictures. A picture that does not open is skipped here; rendering its row reports it."""
         for picture in pictures:
             try:
                 yield from self.tiles(picture)
@@ -76,37 +76,37 @@ class ImageProcessor:
 
     def prepare(self, pictures: Iterable[Picture] | Callable[[], Iterable[Picture]], gigabytes: float = math.inf,
                 print0: Callable[[str], None] = print) -> None:
-        """Compute the features that are missing, every rank its share. Above `gigabytes` on disk go on with pixels, and say so.
+        """Compute the missing features, each rank its share. If they need more than `gigabytes` on disk, print so and use pixels.
 
-        pictures   as they are, or a function that gives them: it is called twice where they come as bytes inside their rows (as
-                   those of parquet files) and are too many to be held
+        pictures   an iterable, or a function that returns one. A function is called a second time where the pictures are bytes
+                   inside their rows (parquet files) and too many to stay in memory
         """
         if self.features is None:
             return
         again = pictures if callable(pictures) else list(pictures).copy
-        wanted: dict[str, Picture | None] = {}
-        held = 0
+        tiles_by_key: dict[str, Picture | None] = {}
+        in_memory = 0  # bytes
         for tile in self.all_tiles(once(again())):
-            if tile.key not in wanted:
-                held += tile.held
-                wanted[tile.key] = tile if held < MAX_HELD_BYTES else None
-                if self.features.bytes_for(len(wanted)) > gigabytes * 1e9:
-                    print0(f"the features of {len(wanted):,} or more pictures and tiles would take more than {gigabytes} GB: "
+            if tile.key not in tiles_by_key:
+                in_memory += tile.memory_bytes
+                tiles_by_key[tile.key] = tile if in_memory < MAX_BYTES_IN_MEMORY else None
+                if self.features.bytes_for(len(tiles_by_key)) > gigabytes * 1e9:
+                    print0(f"the features of {len(tiles_by_key):,} or more pictures and tiles need more than {gigabytes} GB: "
                            f"the encoder runs at every step (--feature_cache_gb)")
                     self.features = None
                     return
-        missing = sum(key not in self.features.place for key in wanted)
-        tiles: Iterable[Picture] = [tile for tile in wanted.values() if tile]
-        if held >= MAX_HELD_BYTES:
-            wanted, tiles = {}, self.all_tiles(once(again()))
-        self.ranks.barrier()  # every rank must know what is missing before the first one writes, or they divide it differently
+        missing = sum(key not in self.features.place for key in tiles_by_key)
+        tiles: Iterable[Picture] = [tile for tile in tiles_by_key.values() if tile]
+        if in_memory >= MAX_BYTES_IN_MEMORY:
+            tiles_by_key, tiles = {}, self.all_tiles(once(again()))
+        self.ranks.barrier()  # before the first rank writes, every rank must know what is missing, or their shares would overlap
         self.features.fill(tiles, self.encode, self.ranks.rank, self.ranks.world_size, missing)
         self.ranks.barrier()
         self.features.refresh()
 
 
 def once(pictures: Iterable[Picture]) -> Iterator[Picture]:
-    """Each picture once, while no more than their keys are held."""
+    """Each picture once; only the keys stay in memory."""
     seen = set()
     for picture in pictures:
         if picture.key not in seen:

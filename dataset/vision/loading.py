@@ -1,4 +1,4 @@
-"""Pictures that a row of data names: a path inside the image folder, base64, file://, data: or, where allowed, http(s)://.
+"""Pictures named in a row of data: a path inside the image folder, base64, file://, data: or, if allowed, http(s)://.
 
 In:  a name, as strangers write it.  Out: a `Picture`, or `BadRow`.
 """
@@ -19,7 +19,7 @@ MAX_DOWNLOAD = 50_000_000  # bytes
 
 
 def from_name(name: str, folder: Path, allow_urls: bool) -> Picture:
-    """The picture that a row of data names: a path inside `folder`, file://, data: or, where allowed, http(s)://."""
+    """The picture of a name: a path inside `folder`, file://, data: or, if allowed, http(s)://."""
     scheme, _, rest = name.partition(":")
     if scheme == "data":
         return from_base64(rest)
@@ -29,7 +29,7 @@ def from_name(name: str, folder: Path, allow_urls: bool) -> Picture:
         return from_url(name)
     try:
         path = (folder / (unquote(rest.removeprefix("//")) if scheme == "file" else name)).resolve()
-        path.is_file()  # a name of a thousand letters, or with a zero byte, cannot even be asked for
+        path.is_file()  # raises for a name of a thousand letters, or with a zero byte
     except (OSError, ValueError) as error:
         raise BadRow(f"image name is not a path: {name[:80]!r} ({error})", "write a path inside --image_folder") from error
     # Rows are written by strangers: with `..`, an absolute path or a link they could name any file of this machine.
@@ -39,23 +39,23 @@ def from_name(name: str, folder: Path, allow_urls: bool) -> Picture:
 
 
 def from_base64(text: str) -> Picture:
-    """A picture from base64, with or without the `data:image/...;base64,` before it."""
+    """A picture from base64, with or without `data:image/...;base64,` before it."""
     try:
         return from_bytes(base64.b64decode(text.rpartition(",")[2], validate=True))
-    except ValueError as error:  # binascii.Error is one, and what stands for letters that are not ASCII another
+    except ValueError as error:  # binascii.Error, and the error for characters that are not ASCII
         raise BadRow(f"bad base64 in an image: {error}", "encode the image file again") from error
 
 
 def from_url(url: str) -> Picture:
-    """A picture on the web, fetched when it is opened."""
+    """A picture on the web, downloaded when it is opened."""
     return Picture(url, lambda: open_rgb(download(url)))
 
 
 def download(url: str) -> bytes:
-    """The bytes behind a URL; BadRow when it does not answer or is too large."""
+    """The bytes behind a URL; BadRow where it does not answer or is too large."""
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            data = answer.read(MAX_DOWNLOAD + 1)
+        with urllib.request.urlopen(url, timeout=30) as response:
+            data = response.read(MAX_DOWNLOAD + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise BadRow(f"image URL does not answer: {url} ({error})", "download the images first") from error
     if len(data) > MAX_DOWNLOAD:

@@ -1,1 +1,1 @@
-"""The embedded world: objects (openmoji), scenes, words for them, questions, inventories, and other drawings and figures."""
+"""The embedded world: objects (openmoji), scenes, their words, questions and inventories, and other drawings."""

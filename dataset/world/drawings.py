@@ -1,8 +1,9 @@
 """Drawings beside the emoji scenes: digits, dice, number cards, labelled shapes, and Sokoban boards.
 
-In:  what to draw and a random generator for the jitter.  Out: a `Drawing`: the picture (96 x 96), its caption in English and
-Chinese, and the truth of each region (box in pixels and name), from which the tiny CLIP learns to see and the reasoning tasks
-get their problems. Nothing here knows a question: the tasks ask, this file only draws.
+In:  what to draw, and a random generator for the jitter.
+Out: a `Drawing`: the picture (96 x 96), its caption in English and Chinese, and its regions (box in pixels and name).
+
+The tiny CLIP is trained on these drawings, and the reasoning tasks ask about them. No question is made here.
 
     python -m dataset.world.drawings sheet.png     draws a sheet of examples
 """
@@ -27,7 +28,7 @@ COLOURS = {  # name in English: (name in Chinese, RGB)
     "orange": ("橙色", (245, 130, 0)),
 }
 SHAPES = {"circle": "圆形", "rectangle": "长方形", "triangle": "三角形"}
-TILE = 16                        # pixels on a side of a Sokoban square: a 6 x 6 board is one patch a square
+TILE = 16                        # side of a Sokoban square in pixels: each square of a 6 x 6 board is one patch
 SOKOBAN = {                      # the usual text signs of Sokoban levels: (English, Chinese, emoji, ring colour)
     "#": ("wall", "墙", "🧱", None), " ": ("floor", "地板", None, None), ".": ("target", "目标", None, (225, 30, 60)),
     "@": ("player", "玩家", "🤖", None), "$": ("box", "箱子", "📦", None),
@@ -38,7 +39,7 @@ SOKOBAN = {                      # the usual text signs of Sokoban levels: (Engl
 
 @dataclass(frozen=True)
 class Region:
-    """A named part of a drawing: left, top, right, bottom in pixels, and its name in English and Chinese."""
+    """A named part of a drawing: its box (left, top, right, bottom, in pixels) and its name in English and Chinese."""
 
     box: tuple[float, float, float, float]
     en: str
@@ -47,6 +48,8 @@ class Region:
 
 @dataclass(frozen=True)
 class Drawing:
+    """A picture with its caption in English and Chinese and its regions."""
+
     image: Image.Image
     en: str
     zh: str
@@ -55,12 +58,12 @@ class Drawing:
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, so that every machine draws the same."""
+    """Pillow's own font, so that every machine draws the same pixels."""
     return ImageFont.load_default(size)
 
 
 def write(pen: ImageDraw.ImageDraw, text: str, centre: tuple[float, float], size: int, ink=(0, 0, 0)) -> tuple:
-    """Write a text centred on a point; returns its box."""
+    """Write a text centred on a point and return its box."""
     pen.text(centre, text, font=font(size), fill=ink, anchor="mm")
     return pen.textbbox(centre, text, font=font(size), anchor="mm")
 
@@ -70,7 +73,7 @@ def dark(rng: random.Random) -> tuple[int, int, int]:
 
 
 def cell_centres(n: int, rng: random.Random, jitter: int = 3) -> list[tuple[int, int]]:
-    """Centres of n different cells of the 3 x 3 grid, in reading order, each moved a little."""
+    """The centres of n different cells of the 3 x 3 grid, in reading order, each shifted by up to `jitter` pixels."""
     return [(column * CELL + CELL // 2 + rng.randint(-jitter, jitter), row * CELL + CELL // 2 + rng.randint(-jitter, jitter))
             for row, column in (divmod(cell, 3) for cell in sorted(rng.sample(range(9), n)))]
 
@@ -81,7 +84,7 @@ def blank(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def digits(values: list[int], rng: random.Random) -> Drawing:
-    """Up to nine single digits, anywhere, in reading order."""
+    """Draw up to nine single digits in random cells, in reading order."""
     image, pen = blank(rng)
     regions = []
     for value, centre in zip(values, cell_centres(len(values), rng)):
@@ -92,18 +95,18 @@ def digits(values: list[int], rng: random.Random) -> Drawing:
 
 
 def dice(values: list[int], rng: random.Random) -> Drawing:
-    """Up to nine dice, values 1 to 6, in reading order."""
+    """Draw up to nine dice with values 1 to 6 in random cells, in reading order."""
     image, pen = blank(rng)
     regions = []
     for value, (x, y) in zip(values, cell_centres(len(values), rng, jitter=2)):
         half = rng.randint(11, 13)
         box = (x - half, y - half, x + half, y + half)
         pen.rounded_rectangle(box, 4, fill=(255, 255, 255), outline=(40, 40, 40))
-        near = half * 0.55
-        spots: dict[int, list[tuple[float, float]]] = {1: [(0, 0)], 2: [(-near, -near), (near, near)]}
-        spots[4] = [(a, b) for a in (-near, near) for b in (-near, near)]
+        offset = half * 0.55
+        spots: dict[int, list[tuple[float, float]]] = {1: [(0, 0)], 2: [(-offset, -offset), (offset, offset)]}
+        spots[4] = [(a, b) for a in (-offset, offset) for b in (-offset, offset)]
         spots[3], spots[5] = spots[1] + spots[2], spots[1] + spots[4]
-        spots[6] = spots[4] + [(-near, 0), (near, 0)]
+        spots[6] = spots[4] + [(-offset, 0), (offset, 0)]
         for dx, dy in spots[value]:
             pen.ellipse((x + dx - 2.2, y + dy - 2.2, x + dx + 2.2, y + dy + 2.2), fill=(20, 20, 20))
         regions.append(Region(box, f"die showing {value}", f"骰子{value}点"))
@@ -112,7 +115,7 @@ def dice(values: list[int], rng: random.Random) -> Drawing:
 
 
 def cards(values: list[int], rng: random.Random) -> Drawing:
-    """Up to nine number cards, values 0 to 99, on coloured cards, in reading order."""
+    """Draw up to nine coloured cards with numbers 0 to 99 in random cells, in reading order."""
     image, pen = blank(rng)
     regions = []
     for value, (x, y) in zip(values, cell_centres(len(values), rng, jitter=2)):
@@ -127,7 +130,7 @@ def cards(values: list[int], rng: random.Random) -> Drawing:
 
 
 def shapes(members: list[tuple[str, str]], rng: random.Random) -> Drawing:
-    """Up to nine plain shapes (colour, shape), in reading order."""
+    """Draw up to nine plain shapes (colour, shape) in random cells, in reading order."""
     image, pen = blank(rng)
     regions = []
     for (colour, shape), (x, y) in zip(members, cell_centres(len(members), rng)):
@@ -148,39 +151,41 @@ def shapes(members: list[tuple[str, str]], rng: random.Random) -> Drawing:
 
 def polygon(kind: tuple[str, str], corners: list[tuple[float, float]], sides: list[str], angles: list[str],
             rng: random.Random) -> Drawing:
-    """An outlined polygon with a label at the middle of each side and inside each corner; '' draws no label, '?' the unknown.
+    """Draw a polygon with a label at each side and inside each corner: '' draws no label, '?' marks the unknown.
 
-    `corners` go round the shape in pixels of the canvas; `sides[i]` stands outside the side from corner i to i + 1.
+    corners   in order around the polygon, in pixels
+    sides     sides[i] is written outside the side from corner i to corner i + 1
+    angles    angles[i] is written inside corner i
     """
     image, pen = blank(rng)
     n = len(corners)
-    middle = (sum(x for x, _ in corners) / n, sum(y for _, y in corners) / n)
+    centre = (sum(x for x, _ in corners) / n, sum(y for _, y in corners) / n)
     pen.polygon(corners, outline=dark(rng), fill=light(rng), width=2)
     regions = []
 
-    def label(text: str, point: tuple[float, float], what: tuple[str, str]) -> None:
+    def label(text: str, point: tuple[float, float], prefix: tuple[str, str]) -> None:
         x, y = (min(max(part, 9), CANVAS - 9) for part in point)
         box = write(pen, text, (x, y), 13)
         name = ("unknown", "未知") if text.startswith("?") else (text.rstrip("°"),) * 2
-        regions.append(Region(box, f"{what[0]} {name[0]}", what[1] + name[1]))
+        regions.append(Region(box, f"{prefix[0]} {name[0]}", prefix[1] + name[1]))
 
     for i, text in enumerate(sides):
         (x, y), (u, v) = corners[i], corners[(i + 1) % n]
-        away = math.hypot((x + u) / 2 - middle[0], (y + v) / 2 - middle[1]) or 1.0
+        away = math.hypot((x + u) / 2 - centre[0], (y + v) / 2 - centre[1]) or 1.0
         if text:
-            outwards = (((x + u) / 2 - middle[0]) / away, ((y + v) / 2 - middle[1]) / away)
+            outwards = (((x + u) / 2 - centre[0]) / away, ((y + v) / 2 - centre[1]) / away)
             label(text, ((x + u) / 2 + 9 * outwards[0], (y + v) / 2 + 9 * outwards[1]), ("side", "边长"))
     for (x, y), text in zip(corners, angles):
-        towards = math.hypot(middle[0] - x, middle[1] - y) or 1.0
+        towards = math.hypot(centre[0] - x, centre[1] - y) or 1.0
         if text:
-            label(text + "°", (x + 17 * (middle[0] - x) / towards, y + 17 * (middle[1] - y) / towards), ("angle", "角"))
+            label(text + "°", (x + 17 * (centre[0] - x) / towards, y + 17 * (centre[1] - y) / towards), ("angle", "角"))
     english = ", ".join(region.en for region in regions)
     chinese = "、".join(region.zh for region in regions)
     return Drawing(image, f"A {kind[0]}: {english}.", f"{kind[1]}：{chinese}。", tuple(regions))
 
 
 def board(rows: list[str], rng: random.Random) -> Drawing:
-    """A Sokoban board of up to 6 x 6 squares in the usual text signs, drawn at the top left; the rest is wall."""
+    """Draw a Sokoban board of up to 6 x 6 squares, given in the usual text signs; squares outside it are wall."""
     if len(rows) > 6 or any(len(row) > 6 for row in rows) or set("".join(rows)) - set(SOKOBAN):
         raise ValueError(f"a board has at most 6 x 6 squares of {''.join(SOKOBAN)!r}, not {rows}")
     floor = light(rng)
@@ -206,10 +211,10 @@ def board(rows: list[str], rng: random.Random) -> Drawing:
                    f"推箱子，{boxes}个箱子，{targets}个目标。", tuple(regions))
 
 
-# ---------------------------------------------------------------- random examples, for learning to see
+# ---------------------------------------------------------------- random examples, to train the encoder
 
 def random_polygon(rng: random.Random) -> Drawing:
-    """A triangle, rectangle, right triangle or L shape with random labels, as the geometry problems draw them."""
+    """A triangle, rectangle, right triangle or L shape with random labels."""
     def number(low, high):
         return str(rng.randint(low, high))
 
@@ -239,7 +244,7 @@ def random_polygon(rng: random.Random) -> Drawing:
 
 
 def random_board(rng: random.Random) -> Drawing:
-    """A board with a border of walls or none, walls inside, and one or two boxes and targets, not always solvable."""
+    """A board with or without a border of walls, with inner walls and one or two boxes and targets; it may have no solution."""
     squares = [[" "] * 6 for _ in range(6)]
     if rng.random() < 0.5:
         for i in range(6):
@@ -253,7 +258,7 @@ def random_board(rng: random.Random) -> Drawing:
 
 
 def random_drawing(rng: random.Random) -> Drawing:
-    """One drawing of any kind."""
+    """A drawing of a random kind."""
     n = rng.randint(2, 9)
     kind = rng.choices(("digits", "dice", "cards", "shapes", "polygon", "board"), (6, 4, 3, 3, 4, 1))[0]
     if kind == "digits":
@@ -275,7 +280,7 @@ def sheet(columns: int = 8, rows: int = 4) -> Image.Image:
 
 
 def region_of_patches(regions: tuple[Region, ...], patch: int, size: int = CANVAS) -> np.ndarray:
-    """Which region each patch shows, (size/patch)^2 in reading order: its index, or -1 where no region covers a fifth of it."""
+    """For each patch the region that covers most of it: its index, or -1 below a fifth; ((size / patch)^2,) in reading order."""
     n = size // patch
     best, owner = np.full(n * n, 0.2), np.full(n * n, -1)
     for index, region in enumerate(regions):

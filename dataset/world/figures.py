@@ -1,10 +1,10 @@
-"""Figures of problems, drawn so that the tiny CLIP can read them: geometry with its labels, shapes and things of two sizes.
+"""Figures that the tiny CLIP can read: geometry with its labels, and shapes or objects of two sizes.
 
-In:  what to draw and a random generator for the jitter.  Out: a `Drawing` with the truth of each label.
+In:  what to draw, and a random generator for the jitter.  Out: a `Drawing` with the truth of each label.
 
-Every label has a cell of the 3 x 3 grid for itself, because a token of the language model is a cell, and its digits are as large
-and as far apart as those that the encoder learned to read one by one. The figure stands in the middle, not to scale.
-`python -m dataset.studies.probe` says what can be read of each.
+Each label has a cell of the 3 x 3 grid to itself, because one token of the language model covers one cell. Its digits are as
+large and as far apart as the single digits that the encoder learned to read. The figure in the middle is not to scale.
+`python -m dataset.studies.probe` measures what can be read of each figure.
 
     python -m dataset.world.figures sheet.png     draws a sheet of examples
 """
@@ -27,13 +27,13 @@ Point = tuple[float, float]
 
 
 def middle(cell: int, rng: random.Random, jitter: int = 2) -> Point:
-    """The middle of a cell, moved a little."""
+    """The centre of a cell, shifted by up to `jitter` pixels."""
     row, column = divmod(cell, 3)
     return column * CELL + CELL // 2 + rng.randint(-jitter, jitter), row * CELL + CELL // 2 + rng.randint(-jitter, jitter)
 
 
-def label(pen: ImageDraw.ImageDraw, text: str, cell: int, rng: random.Random, what: tuple[str, str]) -> Region:
-    """A number of one or two digits, or '?', in a cell; '°' behind it is small and high. The region is named for the number."""
+def label(pen: ImageDraw.ImageDraw, text: str, cell: int, rng: random.Random, prefix: tuple[str, str]) -> Region:
+    """Write a number of one or two digits, or '?', into a cell and return its region; a '°' after it is small and raised."""
     x, y = middle(cell, rng)
     digits, ink, size = text.rstrip("°"), dark(rng), rng.randint(22, 24)
     left = x - SPACING * (len(digits) - 1) / 2 - 5 * (digits != text)
@@ -42,15 +42,15 @@ def label(pen: ImageDraw.ImageDraw, text: str, cell: int, rng: random.Random, wh
     if digits != text:
         write(pen, "°", (left + SPACING * len(digits) - 3, y - 3), 12, ink)
     half = SPACING * len(digits) / 2
-    return Region((x - half, y - 9, x + half, y + 9), f"{what[0]} {digits}", what[1] + digits)
+    return Region((x - half, y - 9, x + half, y + 9), f"{prefix[0]} {digits}", prefix[1] + digits)
 
 
-def figure(name: tuple[str, str], corners: Sequence[Point], labels: dict[int, str], what: tuple[str, str],
+def figure(name: tuple[str, str], corners: Sequence[Point], labels: dict[int, str], prefix: tuple[str, str],
            rng: random.Random) -> Drawing:
-    """A closed outline with labels by cell; `what` the labels are: ('side', '边长') or ('angle', '角')."""
+    """Draw a closed outline with labels by cell; `prefix` names what they label: ('side', '边长') or ('angle', '角')."""
     image, pen = blank(rng)
     pen.polygon(list(corners), outline=dark(rng), fill=light(rng), width=2)
-    regions = tuple(label(pen, text, cell, rng, what) for cell, text in sorted(labels.items()))
+    regions = tuple(label(pen, text, cell, rng, prefix) for cell, text in sorted(labels.items()))
     english, chinese = ", ".join(region.en for region in regions), "、".join(region.zh for region in regions)
     return Drawing(image, f"A {name[0]}: {english}.", f"{name[1]}：{chinese}。", regions)
 
@@ -59,7 +59,7 @@ ANGLE, SIDE = ("angle", "角"), ("side", "边长")
 
 
 def triangle(angles: Sequence[str], rng: random.Random) -> Drawing:
-    """A triangle with the labels of its angles, in reading order, beside its corners; it stands on a side or on a corner."""
+    """Draw a triangle that stands on a side or on a corner; the labels of its angles are in reading order."""
     up = rng.random() < 0.5
     point = (rng.randint(40, 56), 30)
     base = [(rng.randint(64, 72), rng.randint(60, 67)), (rng.randint(24, 32), rng.randint(60, 67))]
@@ -68,7 +68,7 @@ def triangle(angles: Sequence[str], rng: random.Random) -> Drawing:
 
 
 def rectangle(sides: Sequence[int], rng: random.Random) -> Drawing:
-    """A rectangle with the lengths of two neighbouring sides, in reading order, outside of it."""
+    """Draw a rectangle with the lengths of two neighbouring sides outside it, in reading order."""
     wide, high = rng.randint(10, 15), rng.randint(10, 15)
     corners = [(48 - wide, 48 - high), (48 + wide, 48 - high), (48 + wide, 48 + high), (48 - wide, 48 + high)]
     cells = sorted((rng.choice((1, 7)), rng.choice((3, 5))))
@@ -76,7 +76,7 @@ def rectangle(sides: Sequence[int], rng: random.Random) -> Drawing:
 
 
 def l_shape(sides: Sequence[int], rng: random.Random) -> Drawing:
-    """An L with four sides labelled, in reading order: the short top, the whole left, the short right, the whole bottom."""
+    """Draw an L with four labelled sides, in reading order: short top, full left, short right, full bottom."""
     wide, high = rng.randint(12, 15), rng.randint(12, 15)
     across, down = 48 - wide + rng.randint(9, 15), 48 + high - rng.randint(9, 15)
     corners = [(48 - wide, 48 - high), (across, 48 - high), (across, down), (48 + wide, down), (48 + wide, 48 + high),
@@ -85,7 +85,7 @@ def l_shape(sides: Sequence[int], rng: random.Random) -> Drawing:
 
 
 def right_triangle(legs: Sequence[int], rng: random.Random) -> Drawing:
-    """A right triangle with its upright leg, its lying leg and '?' at the hypotenuse; the right angle is at the bottom."""
+    """Draw a right triangle with the lengths of its vertical and its horizontal leg, and '?' at the hypotenuse."""
     left = rng.random() < 0.5
     wide, high = rng.randint(12, 16), rng.randint(12, 16)
     square, top, end = (48 - wide, 48 + high), (48 - wide, 48 - high), (48 + wide, 48 + high)
@@ -94,14 +94,14 @@ def right_triangle(legs: Sequence[int], rng: random.Random) -> Drawing:
     return figure(("right triangle", "直角三角形"), corners, labels, SIDE, rng)
 
 
-# ---------------------------------------------------------------- shapes and things of two sizes
+# ---------------------------------------------------------------- shapes and objects of two sizes
 
-SMALL, LARGE = 7, 14  # half of the pixels on a side of a shape
+SMALL, LARGE = 7, 14  # half the side of a shape, in pixels
 SIZES = {False: ("small", "小"), True: ("large", "大")}
 
 
 def shapes(members: Sequence[tuple[str, str]], cells: Sequence[int], largest: int | None, rng: random.Random) -> Drawing:
-    """Plain shapes (colour, shape) in given cells. Number `largest` is large and the rest small; None: sizes mean nothing."""
+    """Draw shapes (colour, shape) in given cells: shape `largest` is large and the others small; None: sizes are random."""
     image, pen = blank(rng)
     regions = []
     for k, ((colour, shape), cell) in enumerate(zip(members, cells, strict=True)):
@@ -122,22 +122,23 @@ def shapes(members: Sequence[tuple[str, str]], cells: Sequence[int], largest: in
 
 
 def objects(members: Sequence[Category], cells: Sequence[int], largest: int | None, rng: random.Random) -> Drawing:
-    """Emoji drawings in given cells, of sizes as in `shapes`."""
+    """Draw emoji in given cells, with sizes as in `shapes`."""
     placed = []
     for k, (category, cell) in enumerate(zip(members, cells, strict=True)):
         size = rng.choice(PIXELS) if largest is None else 32 if k == largest else rng.choice((22, 24))
         row, column = divmod(cell, 3)
         placed.append(Object(category, cell, column * CELL + rng.randint(0, CELL - size),
-                                  row * CELL + rng.randint(0, CELL - size), size))
-    shown = Scene("", tuple(placed), light(rng))
-    regions = tuple(Region((t.x, t.y, t.x + t.size, t.y + t.size), t.category.en, t.category.zh) for t in placed)
+                             row * CELL + rng.randint(0, CELL - size), size))
+    scene = Scene("", tuple(placed), light(rng))
+    regions = tuple(Region((obj.x, obj.y, obj.x + obj.size, obj.y + obj.size), obj.category.en, obj.category.zh)
+                    for obj in placed)
     if largest is not None:
         regions = tuple(Region(r.box, f"{SIZES[k == largest][0]} {r.en}", SIZES[k == largest][1] + r.zh)
                         for k, r in enumerate(regions))
-    return Drawing(draw_scene(shown), caption(shown, "en"), caption(shown, "zh"), regions)
+    return Drawing(draw_scene(scene), caption(scene, "en"), caption(scene, "zh"), regions)
 
 
-# ---------------------------------------------------------------- random examples, to probe and to look at
+# ---------------------------------------------------------------- random examples, for the probe and the sheet
 
 def random_cells(rng: random.Random, low: int = 3, high: int = 6) -> list[int]:
     return sorted(rng.sample(range(9), rng.randint(low, high)))
@@ -149,7 +150,7 @@ def random_shapes(rng: random.Random, sized: bool) -> Drawing:
     return shapes(members, cells, rng.randrange(len(cells)) if sized else None, rng)
 
 
-def random_things(rng: random.Random) -> Drawing:
+def random_objects(rng: random.Random) -> Drawing:
     cells = random_cells(rng)
     return objects(rng.sample(categories(), len(cells)), cells, rng.randrange(len(cells)), rng)
 
@@ -162,7 +163,7 @@ RANDOM = {
     "legs of right triangles": lambda rng: right_triangle([rng.randint(3, 99), rng.randint(3, 99)], rng),
     "shapes": lambda rng: random_shapes(rng, sized=False),
     "shapes of two sizes": lambda rng: random_shapes(rng, sized=True),
-    "things of two sizes": random_things,
+    "things of two sizes": random_objects,
 }
 
 

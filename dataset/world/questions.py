@@ -2,8 +2,8 @@
 
 In:  one scene (or two), a language, a random generator.  Out: `Question(kind, text, answer)`.
 
-Every kind keeps its answers balanced, because a model that never looks scores as high as the most common answer is common.
-`KINDS` are about one picture, `PAIR_KINDS` about two pictures shown one after the other.
+Every kind balances its answers, because a model that never looks can score the share of the most common answer.
+`KINDS` are about one picture, `PAIR_KINDS` about two pictures.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataset.world.words import PLACES, phrase
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its one right answer; `thoughts` leads to it step by step, for the kinds that reason."""
+    """A question with its one right answer; `thoughts` are the steps to it, for the kinds with reasoning."""
 
     kind: str
     text: str
@@ -25,7 +25,7 @@ class Question:
     thoughts: str = ""
 
 
-WORDS = {  # what the templates below say, per language
+WORDS = {  # answer words by language
     "en": dict(yes="yes", no="no", nothing="nothing", equal="equal", first="the first", second="the second", both="both",
                neither="neither", same="nothing changed"),
     "zh": dict(yes="是", no="否", nothing="没有东西", equal="一样多", first="第一张", second="第二张", both="都有",
@@ -38,7 +38,7 @@ ASK_DESCRIPTION = {"en": ("Describe the picture in detail.", "Where is everythin
 
 
 def named(category: Category, language: str) -> str:
-    """'a bus', '公交车'. English names always follow another word: after a space they are the same tokens everywhere."""
+    """'a bus', '公交车'. English names always follow a space, so that they are the same tokens everywhere."""
     return with_article(category.en) if language == "en" else category.zh
 
 
@@ -48,7 +48,7 @@ def absent(scene: Scene, rng: random.Random, which: str) -> Category:
 
 
 def single_objects(scene: Scene) -> list[Object]:
-    """The things whose category appears once, so that 'where is the ...' has one answer."""
+    """The objects whose category appears once, so that 'where is the ...' has one answer."""
     return [obj for obj in scene.objects if scene.counts[obj.category] == 1]
 
 
@@ -74,14 +74,14 @@ def where(scene: Scene, language: str, rng: random.Random, which: str) -> Questi
 
 def count(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
     counts = scene.counts
-    number = rng.choices((0, max(counts.values()), rng.choice(list(counts.values()))), (2, 5, 3))[0]  # balances 0 to 4
-    category = rng.choice([c for c, n in counts.items() if n == number]) if number else absent(scene, rng, which)
+    amount = rng.choices((0, max(counts.values()), rng.choice(list(counts.values()))), (2, 5, 3))[0]  # balances 0 to 4
+    category = rng.choice([c for c, n in counts.items() if n == amount]) if amount else absent(scene, rng, which)
     text = f"How many {plural(category.en)} are there?" if language == "en" else f"有几个{category.zh}？"
-    return Question("count", text, str(number), count_thoughts(scene, category, language))
+    return Question("count", text, str(amount), count_thoughts(scene, category, language))
 
 
 def count_thoughts(scene: Scene, category: Category, language: str) -> str:
-    """Name each place where the category stands, with a running number: 'top 1, left 2'."""
+    """The places of a category with a running count: 'top 1, left 2.'"""
     places = [PLACES[language][obj.cell] for obj in scene.objects if obj.category == category]
     if not places:
         return "I see none." if language == "en" else "一个也没有。"
@@ -102,17 +102,17 @@ def exists(scene: Scene, language: str, rng: random.Random, which: str) -> Quest
 
 
 def compare(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
-    """Which of two categories there are more of; the more common one stands first or second at random."""
+    """Which of two categories is more common; the more common one is named first or second at random."""
     counts = scene.counts
     if len(counts) < 2:
         return None
-    by_number = sorted(counts, key=lambda c: -counts[c])
-    first, second = (by_number[0], by_number[-1]) if rng.random() < 0.7 else rng.sample(sorted(counts, key=lambda c: c.en), 2)
+    by_count = sorted(counts, key=lambda c: -counts[c])
+    first, second = (by_count[0], by_count[-1]) if rng.random() < 0.7 else rng.sample(sorted(counts, key=lambda c: c.en), 2)
     if rng.random() < 0.5:
         first, second = second, first
     more = counts[first] - counts[second]
     if more == 0 and rng.random() < 0.8:
-        return None  # most pairs are equal: asking about all of them would make "equal" a good blind guess
+        return None  # most pairs are equal: with all of them "equal" would be a good blind guess
     most = first if more > 0 else second
     if language == "en":
         text = f"Are there more {plural(first.en)} or more {plural(second.en)}?"
@@ -130,7 +130,7 @@ SIDES = {"en": {"left": "left of", "right": "right of", "above": "above", "below
 
 
 def related(scene: Scene, rng: random.Random) -> tuple[Object, Object, str, bool] | None:
-    """Two things, a side of SIDES, and whether the first is on that side of the second; only pairs that differ clearly."""
+    """Two objects, a side of SIDES, and whether the first is on that side of the second; None where no two objects qualify."""
     pairs = [(a, b) for a in single_objects(scene) for b in single_objects(scene)
              if a is not b and (a.cell % 3 != b.cell % 3 or a.cell // 3 != b.cell // 3)]
     if not pairs:
@@ -144,10 +144,10 @@ def related(scene: Scene, rng: random.Random) -> tuple[Object, Object, str, bool
 
 
 def relation(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
-    """Whether one thing is left of, right of, above or below another."""
-    if not (found := related(scene, rng)):
+    """Whether one object is left of, right of, above or below another."""
+    if not (pair := related(scene, rng)):
         return None
-    a, b, side, yes = found
+    a, b, side, yes = pair
     words = SIDES[language][side]
     if language == "en":
         text = f"Is the {a.category.en} {'to the ' * (side in ('left', 'right'))}{words} the {b.category.en}?"
@@ -163,7 +163,7 @@ def listing(scene: Scene, language: str, rng: random.Random, which: str) -> Ques
 
 
 def difference(change: str, old: Object | None, new: Object | None, language: str) -> Question:
-    """Spot the difference between two pictures; `change`, `old` and `new` come from `scenes.changed_scene`."""
+    """What changed between two pictures; `change`, `old` and `new` come from `scenes.changed_scene`."""
     text = "What changed from the first picture to the second?" if language == "en" else "第二张图和第一张图相比有什么变化？"
     gone, came = old.category if old else None, new.category if new else None
     return Question("difference", text, changed(change, gone, came, language))
@@ -181,11 +181,11 @@ def changed(change: str, old: Category | None, new: Category | None, language: s
 
 def which_picture(first: Scene, second: Scene, language: str, rng: random.Random, which: str) -> Question:
     """In which of two pictures a category appears."""
-    one, two = set(first.counts), set(second.counts)
-    groups = {"first": one - two, "second": two - one, "both": one & two}
+    in_first, in_second = set(first.counts), set(second.counts)
+    groups = {"first": in_first - in_second, "second": in_second - in_first, "both": in_first & in_second}
     answer = rng.choice([name for name, group in groups.items() if group] + ["neither"])
     if answer == "neither":
-        category = rng.choice([c for c in rng.sample(categories(which), 16) if c not in one | two])
+        category = rng.choice([c for c in rng.sample(categories(which), 16) if c not in in_first | in_second])
     else:
         category = rng.choice(sorted(groups[answer], key=lambda c: c.en))
     text = (f"Which picture has {with_article(category.en)}?" if language == "en" else f"哪张图有{category.zh}？")
@@ -207,5 +207,5 @@ PAIR_KINDS = ("difference", "which_picture", "together")
 
 
 def ask(kind: str, scene: Scene, language: str, rng: random.Random, which: str = "nano") -> Question | None:
-    """One question of a kind about a scene, or None where the scene does not allow it (no thing that appears once, say)."""
+    """A question of a kind about a scene; None where the scene allows none (for "where": no object appears once)."""
     return KINDS[kind](scene, language, rng, which)

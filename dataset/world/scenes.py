@@ -1,9 +1,9 @@
 """The embedded world: scenes of real drawings whose truth is known exactly.
 
-In:  the name of a split and an index.  Out: a `Scene` (which object lies where) and its picture (96 x 96 pixels).
+In:  the name of a split and an index.  Out: a `Scene` (which object is where) and its picture (96 x 96 pixels).
 
-Held out and never trained: a tenth of all pairs of categories, a tenth of all category x count combinations, and every scene of
-the splits `val` and `test`. A test scene with such a combination asks whether the model composes or remembers.
+Held out, never trained: a tenth of all pairs of categories, a tenth of all category x count combinations, and every scene of
+the splits `val` and `test`. Test scenes with such a combination show whether the model composes or remembers.
 
     python -m dataset.world.scenes sheet.png        draws a sheet of scenes and prints their captions
 """
@@ -23,14 +23,14 @@ from PIL import Image
 
 from dataset.world.openmoji import Category, categories, drawing, paste
 
-CANVAS = 96                      # pixels on a side
-CELL = 32                        # a scene is a grid of 3 x 3 cells; a cell is 2 x 2 patches of the tiny CLIP
-SIZES = range(24, 33, 2)         # pixels on a side of one drawing
+CANVAS = 96                      # side of a scene in pixels
+CELL = 32                        # side of a cell: a scene has 3 x 3 cells, a cell 2 x 2 patches of the tiny CLIP
+SIZES = range(24, 33, 2)         # side of a drawing in pixels
 
 
 @dataclass(frozen=True)
 class Object:
-    """One drawing on the canvas: which, in which of the nine cells, and its box in pixels."""
+    """One drawing on the canvas: its category, its cell (0 to 8), its top left corner and its side in pixels."""
 
     category: Category
     cell: int
@@ -41,7 +41,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """Up to nine things in reading order on a plain light background; `key` names it for ever."""
+    """Up to nine objects in reading order on a plain light background; `key` identifies the scene."""
 
     key: str
     objects: tuple[Object, ...]
@@ -49,7 +49,7 @@ class Scene:
 
     @property
     def counts(self) -> Counter:
-        """How often each category appears, in reading order of the first appearance."""
+        """How often each category appears, ordered by first appearance."""
         return Counter(obj.category for obj in self.objects)
 
 
@@ -65,35 +65,35 @@ def draw_scene(scene: Scene) -> Image.Image:
 # ---------------------------------------------------------------- what is held out
 
 def chance(*parts) -> float:
-    """A fixed number in 0..1 for these words: the same on every machine and in every run, unlike Python's own hash."""
+    """A number in 0..1 that depends on these words alone: equal on every machine and in every run, unlike Python's `hash`."""
     return zlib.crc32("|".join(str(part) for part in parts).encode()) / 2**32
 
 
 @functools.lru_cache(maxsize=100_000)
-def held_out_pair(one: Category, other: Category) -> bool:
-    """A tenth of all pairs of categories."""
-    return chance("pair", *sorted((one.en, other.en))) < 0.1
+def held_out_pair(first: Category, second: Category) -> bool:
+    """Whether a pair of categories is held out, as a tenth of all pairs are."""
+    return chance("pair", *sorted((first.en, second.en))) < 0.1
 
 
 @functools.cache
 def companions(which: str = "nano") -> dict[Category, Category]:
-    """The categories in pairs that are often seen together, as knives and forks are; none of the pairs is held out."""
+    """Category -> its companion: the two often appear together, as knives and forks do. No such pair is held out."""
     pool = list(categories(which))
     random.Random("partners").shuffle(pool)
-    found = {}
+    pairs = {}
     while pool:
-        one = pool.pop()
-        other = next((category for category in pool if not held_out_pair(one, category)), None)
-        if other:
-            pool.remove(other)
-            found.update({one: other, other: one})
-    return found
+        first = pool.pop()
+        second = next((category for category in pool if not held_out_pair(first, category)), None)
+        if second:
+            pool.remove(second)
+            pairs.update({first: second, second: first})
+    return pairs
 
 
 def is_new(scene: Scene) -> bool:
-    """Whether the scene has a combination that is never trained: a held-out pair, or a held-out count of two or more."""
+    """Whether the scene has a combination that is never trained: a held-out pair, or a held-out count above one."""
     counts = scene.counts
-    return (any(held_out_pair(one, other) for one, other in itertools.combinations(counts, 2))
+    return (any(held_out_pair(first, second) for first, second in itertools.combinations(counts, 2))
             or any(chance("count", category.en, n) < 0.1 for category, n in counts.items() if n > 1))
 
 
@@ -102,7 +102,7 @@ def light(rng: random.Random) -> tuple[int, int, int]:
 
 
 def place_objects(members: list[Category], rng: random.Random) -> tuple[Object, ...]:
-    """Each category in a cell of its own, anywhere inside it, in reading order of the cells."""
+    """Put each category at a random position in a cell of its own; objects are in reading order."""
     cells = sorted(rng.sample(range(9), len(members)))
     return tuple(place_object(category, cell, rng) for cell, category in zip(cells, members))
 
@@ -114,10 +114,10 @@ def place_object(category: Category, cell: int, rng: random.Random) -> Object:
 
 
 def sample_scene(split: str, index: int, which: str = "nano", most: int = 4, least: int = 1) -> Scene:
-    """Scene number `index` of a split: `least` to `most` things, a category often more than once, or beside its partner.
+    """Scene `index` of a split, with `least` to `most` objects; a category often repeats or stands beside its companion.
 
-    `train` holds no held-out combination. `val` and `test` alternate: even indices without one, odd indices with one
-    (a scene of a single thing cannot have one, so odd scenes have at least two things).
+    `train` has no held-out combination. In `val` and `test` every odd scene has one, and so at least two objects.
+    ValueError for another split.
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split: train, val or test, not {split!r}")
@@ -127,19 +127,19 @@ def sample_scene(split: str, index: int, which: str = "nano", most: int = 4, lea
     while True:
         n = rng.randint(max(least, 2) if wants_new else least, most)
         kinds = rng.sample(pool, n)
-        partner = companions(which).get(kinds[0])
-        if n > 1 and partner and partner not in kinds and rng.random() < 0.3:
-            kinds[1] = partner
+        companion = companions(which).get(kinds[0])
+        if n > 1 and companion and companion not in kinds and rng.random() < 0.3:
+            kinds[1] = companion
         copies = rng.randint(2, n) if n > 1 and rng.random() < 0.4 else 1
         members = [kinds[0]] * copies + kinds[copies:]
         rng.shuffle(members)
-        made = Scene(f"world/{which}/{most}/{split}/{index}", place_objects(members, rng), light(rng))
-        if is_new(made) == wants_new:
-            return made
+        scene = Scene(f"world/{which}/{most}/{split}/{index}", place_objects(members, rng), light(rng))
+        if is_new(scene) == wants_new:
+            return scene
 
 
 def changed_scene(before: Scene, rng: random.Random, which: str = "nano") -> tuple[Scene, str, Object | None, Object | None]:
-    """A second scene with at most one difference: (scene, 'same' | 'added' | 'removed' | 'replaced', old thing, new thing)."""
+    """A second scene with at most one difference: (scene, 'same' | 'added' | 'removed' | 'replaced', old object, new object)."""
     present = set(before.counts)
     for _ in range(200):
         objects = list(before.objects)
@@ -165,11 +165,11 @@ def changed_scene(before: Scene, rng: random.Random, which: str = "nano") -> tup
 
 
 def varied_scene(before: Scene, rng: random.Random, which: str = "nano") -> Scene:
-    """A second scene in which about half of the places differ: things are gone, replaced, or new."""
+    """A second scene in which about half of the cells differ: objects are removed, replaced or added."""
     while True:
-        kept = {obj.cell: obj for obj in before.objects if rng.random() < 0.5}
-        objects = list(kept.values())
-        for cell in sorted(set(range(9)) - set(kept)):
+        remaining = {obj.cell: obj for obj in before.objects if rng.random() < 0.5}
+        objects = list(remaining.values())
+        for cell in sorted(set(range(9)) - set(remaining)):
             was_taken = any(obj.cell == cell for obj in before.objects)
             if rng.random() < (0.5 if was_taken else 0.25):
                 present = {obj.category for obj in (*before.objects, *objects)}
@@ -186,7 +186,7 @@ if __name__ == "__main__":
 
     sheet = Image.new("RGB", (CANVAS * 6, CANVAS * 4))
     for i in range(24):
-        picked = sample_scene("train", i)
-        sheet.paste(draw_scene(picked), (i % 6 * CANVAS, i // 6 * CANVAS))
-        print(caption(picked, "en"), caption(picked, "zh"), description(picked, "en"))
+        scene = sample_scene("train", i)
+        sheet.paste(draw_scene(scene), (i % 6 * CANVAS, i // 6 * CANVAS))
+        print(caption(scene, "en"), caption(scene, "zh"), description(scene, "en"))
     sheet.save(Path(sys.argv[1] if len(sys.argv) > 1 else "sheet.png"))

@@ -1,6 +1,6 @@
-"""Words for the embedded world: captions and descriptions of scenes, and what a text mentions.
+"""Words for the embedded world: captions and descriptions of scenes, and the categories that a text mentions.
 
-In:  a `Scene` and a language, or a text.  Out: English or Chinese text, or the categories that the text names, in order.
+In:  a `Scene` and a language, or a text.  Out: English or Chinese text, or categories in the order of the text.
 """
 from __future__ import annotations
 
@@ -32,17 +32,16 @@ def join(phrases: list[str], language: str) -> str:
 
 
 def caption(scene: Scene, language: str) -> str:
-    """Everything in the scene with its number, in reading order: 'A bus, two foxes and a key.'"""
+    """Every category with its count, in reading order: 'A bus, two foxes and a key.'"""
     text = join([phrase(category, n, language) for category, n in scene.counts.items()], language)
     return text[0].upper() + text[1:] + "." if language == "en" else text + "。"
 
 
 def description(scene: Scene, language: str) -> str:
-    """Everything and where it is: 'At the top left is one bus. At the center is one ant.'
+    """Every object with its place: 'At the top left is one bus. At the center is one ant.'
 
-    The place comes first: what is there can be looked up, and after it only places further on are left. And 'one' fits every
-    name, while 'a' or 'an' must be chosen before it. With "There is a bus at the top left." every fifth English description of
-    a small model said a thing twice, or "a" before an ant and then the ant's Chinese name.
+    The place comes first, so that the model can look up the object there and then move on to a later place. 'one' fits every
+    name; 'a' or 'an' would have to be chosen before the name.
     """
     places = PLACES[language]
     if language == "zh":
@@ -52,6 +51,7 @@ def description(scene: Scene, language: str) -> str:
 
 @functools.cache
 def mention_pattern(which: str, language: str) -> tuple[re.Pattern, dict[str, Category]]:
+    """(a pattern that matches any name, the longest first, and each name's category)."""
     forms = {}
     for category in categories(which):
         names = (category.en, plural(category.en)) if language == "en" else (category.zh,)
@@ -62,6 +62,6 @@ def mention_pattern(which: str, language: str) -> tuple[re.Pattern, dict[str, Ca
 
 
 def mentions(text: str, language: str, which: str = "nano") -> list[Category]:
-    """The categories that a text names, in order, by the longest name that matches ('hot dog' is not a dog)."""
+    """The categories that a text names, in order; the longest matching name counts ('hot dog' is not a dog)."""
     pattern, forms = mention_pattern(which, language)
     return [forms[match] for match in pattern.findall(text.lower())]

@@ -1,6 +1,7 @@
-"""No connector: the encoder's tokens enter the language model as they are, for an encoder trained together with it.
+"""No connector: the encoder's tokens enter the language model unchanged, for an encoder that is trained together with it.
 
 In:  features (N, P, D).    Out: the same, (N, P, C) with C = D.
+Legend: N images, P tokens per image, D channels of the encoder, C channels of the LLM.
 """
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from model.registry import CONNECTORS, UserError
 
 @CONNECTORS.register("identity")
 class Identity(Connector):
-    """Every encoder token as it is; the encoder must have the language model's channels."""
+    """Every encoder token unchanged; the encoder must have as many channels as the language model."""
 
     def __init__(self, encoder: Encoder, channels: int):
         super().__init__()
@@ -22,5 +23,5 @@ class Identity(Connector):
         self.tokens = encoder.tokens
 
     def forward(self, features: Tensor, image_index: Tensor) -> Tensor:
-        """(N, P, D) -> (N, P, D), whichever image of its conversation it is."""
+        """(N, P, D) -> (N, P, D); image_index is not used."""
         return features

@@ -1,6 +1,10 @@
-"""The plainest connector (small, base): one matrix from the encoder's channels to the language model's, every token kept.
+"""The plainest connector (small, base): one matrix from the encoder's channels to the language model's, for every token.
+
+Why is that enough? CLIP has already put patches near the words for what they show (model/encoder/clip.py). What is left is a
+change of coordinates, into the space of the language model's own token embeddings; its attention does the rest.
 
 In:  features (N, P, D).    Out: (N, P, C).    Source: LLaVA (arXiv 2304.08485), section 4.1.
+Legend: N images, P tokens per image, D channels of the encoder, C channels of the LLM.
 """
 
 from torch import Tensor, nn
@@ -22,5 +26,5 @@ class Linear(Connector):
         begin_in_shared_space(self.proj, encoder)
 
     def forward(self, features: Tensor, image_index: Tensor) -> Tensor:
-        """(N, P, D) -> (N, P, C), whichever image of its conversation it is."""
+        """(N, P, D) -> (N, P, C); image_index is not used."""
         return self.proj(features)

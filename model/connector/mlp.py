@@ -1,6 +1,7 @@
-"""A small network for every encoder token, each on its own.
+"""A small network, applied to every encoder token by itself.
 
 In:  features (N, P, D).    Out: (N, P, C).    Source: LLaVA-1.5 (arXiv 2310.03744), section 3.3, with depth 2.
+Legend: N images, P tokens per image, D channels of the encoder, C channels of the LLM.
 """
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from model.registry import CONNECTORS, UserError
 
 @CONNECTORS.register("mlp")
 class MLP(Connector):
-    """`depth` linear maps with a GELU between any two of them (LLaVA-1.5)."""
+    """`depth` linear maps with a GELU between them (LLaVA-1.5)."""
 
     def __init__(self, encoder: Encoder, channels: int, depth: int = 2):
         super().__init__()
@@ -25,5 +26,5 @@ class MLP(Connector):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor, image_index: Tensor) -> Tensor:
-        """(N, P, D) -> (N, P, C), whichever image of its conversation it is."""
+        """(N, P, D) -> (N, P, C); image_index is not used."""
         return self.layers(features)

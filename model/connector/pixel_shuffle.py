@@ -1,12 +1,13 @@
-"""Pixel shuffle: neighbouring patches laid side by side in one token, then one matrix. A quarter of the tokens for side 2.
+"""Pixel shuffle: squares of neighbouring patches are concatenated into one token each, then one matrix projects the tokens.
 
-In:  features (N, P, D) of a square of patches, with or without a class token.    Out: (N, P / side^2, C).
+In:  features (N, P, D) of a square grid of patches, with or without a CLS token.    Out: (N, P / side^2, C).
 
     a b e f
-    c d g h        side 2: one token of [a b c d], one of [e f g h], ...: no number is lost, the sequence is four times shorter
-    i j m n
+    c d g h        side 2: one token from [a b c d], one from [e f g h], ...: no value is lost, and the sequence is four times
+    i j m n        shorter (attention costs the square of the length)
     k l o p
 
+Legend: N images, P patches per image, D channels of the encoder, C channels of the LLM.
 Source: space-to-depth, as in Idefics3 (arXiv 2408.12637) and SmolVLM, the inverse of the shuffle of arXiv 1609.05158.
 """
 
@@ -26,8 +27,8 @@ class PixelShuffle(Connector):
 
     def __init__(self, encoder: Encoder, channels: int, side: int = 2):
         super().__init__()
-        self.side, self.skip = side, int(encoder.has_cls)  # a class token has no neighbours: it is left out
-        self.edge = math.isqrt(encoder.tokens - self.skip)  # patches along an edge of the picture
+        self.side, self.skip = side, int(encoder.has_cls)  # the CLS token has no place in the grid: it is left out
+        self.edge = math.isqrt(encoder.tokens - self.skip)  # patches along an edge of the image
         if self.edge**2 != encoder.tokens - self.skip or side < 1 or self.edge % side:
             raise UserError(f"pixel_shuffle:side={side} needs a square of patches whose edge it divides, "
                              f"not {encoder.tokens - self.skip} patches")
@@ -36,11 +37,11 @@ class PixelShuffle(Connector):
         begin_in_shared_space(self.proj, encoder)
 
     def forward(self, features: Tensor, image_index: Tensor) -> Tensor:
-        """(N, P, D) -> (N, P / side^2, C), whichever image of its conversation it is."""
+        """(N, P, D) -> (N, P / side^2, C); image_index is not used."""
         return self.proj(self.squares(features))
 
     def squares(self, features: Tensor) -> Tensor:
-        """(N, P, D) -> (N, P / side^2, side * side * D): the patches of each square side by side."""
+        """(N, P, D) -> (N, P / side^2, side^2 * D): the patches of each square, concatenated."""
         squares = self.edge // self.side  # along an edge
         grid = features[:, self.skip:].unflatten(1, (squares, self.side, squares, self.side))
-        return grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)
+        return grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)  # (N, squares, squares, side, side, D) before flatten

@@ -1,12 +1,13 @@
-"""Pixel shuffle that compares: tokens also say which picture they are of, what changed since the last one, how many are alike.
+"""Pixel shuffle with comparisons: each token also gets its image's index, the change from the image before, a similarity count.
 
-In:  features (N, P, D) of a square of patches, and which image of its conversation each one is.    Out: (N, P / side^2, C).
+In:  features (N, P, D) of a square grid of patches, and each image's position in its conversation.    Out: (N, P / side^2, C).
+Legend: N images, P patches per image, D channels of the encoder, C channels of the LLM.
 
-The default of `nano`. A small model could gather these three from the plain tokens by attention only in many steps, or never:
-    image index         in several pictures, a learned vector for the number of each
-    difference          what the picture before shows at the same place, and |now - before|. No sum of the two can say whether
-                        two objects are the same
-    similarity count    how many tokens look alike (similarity_count.py): a mean over six is the mean over one
+The default of `nano`. From plain tokens a small model learns these three slowly or never:
+    image index         which of several images a token belongs to: a learned vector per index
+    difference          the image before at the same place, and |now - before|: attention adds values up, and no sum of the two
+                        shows whether two objects are the same
+    similarity count    how many tokens of the image are similar (similarity_count.py): attention takes a mean, which cannot count
 Source: the distance of features as in siamese change detection (FC-Siam-diff, arXiv 1810.08462).
 """
 
@@ -22,10 +23,10 @@ from model.registry import CONNECTORS
 
 @CONNECTORS.register("pixel_shuffle_compare")
 class PixelShuffleCompare(PixelShuffle):
-    """Pixel shuffle, and in its tokens the image's index, the difference to the image before, and a count of similar tokens.
+    """Pixel shuffle plus each image's index, its difference to the image before, and a count of similar tokens.
 
-    A picture in tiles (dataset/vision/tiles.py) counts as many as it has tiles: by their indices its tiles are told apart, and
-    "the image before" is then the tile before. Images past the last index share its vector.
+    Each tile of a picture (dataset/vision/tiles.py) has an index of its own, and "the image before" is then the tile before.
+    Images past the last index share its vector.
     """
 
     def __init__(self, encoder: Encoder, channels: int, side: int = 2, images: int = 16):
@@ -40,11 +41,11 @@ class PixelShuffleCompare(PixelShuffle):
 
     def forward(self, features: Tensor, image_index: Tensor) -> Tensor:
         """(N, P, D), (N,) -> (N, P / side^2, C)."""
-        squares = self.squares(features)
-        seen = self.proj(squares)
-        later = image_index.nonzero().squeeze(1)  # each but the first of a conversation; the one before it is the row above
+        squares = self.squares(features)  # (N, tokens, side^2 * D)
+        plain = self.proj(squares)  # (N, tokens, C)
+        later = image_index.nonzero().squeeze(1)  # images that are not the first of their conversation; row - 1 is the one before
         index = self.index(image_index.clamp(max=self.index.num_embeddings - 1))[:, None]  # (N, 1, C)
-        tokens = seen + index + self.similarity_count(squares, later)
-        now, before = seen[later], seen[later - 1]
+        tokens = plain + index + self.similarity_count(squares, later)
+        now, before = plain[later], plain[later - 1]  # (later images, tokens, C)
         changed = self.difference(torch.cat((before, (now - before).abs()), -1))
         return tokens.index_add(0, later, changed.to(tokens.dtype))

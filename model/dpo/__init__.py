@@ -1,1 +1,1 @@
-"""What stage 3 minimises over preference pairs: the losses by name, the reference's log-probabilities, iterations."""
+"""Stage 3 on preference pairs: the losses by name, the reference's log-probabilities, iterations."""

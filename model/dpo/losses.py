@@ -1,10 +1,10 @@
 """Losses of preference learning, by name: `--algo dpo:beta=0.1`, `--algo simpo:beta=2,gamma=1`.
 
-In:  `Pairs`: the log-probabilities of N chosen and rejected answers under the policy and under its reference.
-Out: a loss for each pair, (N,). 3-rl_vlm.py adds the SFT term and takes the mean.
+In:  `Pairs`: the log-probabilities of chosen and rejected answers under the policy and under its reference.
+Out: a loss for each pair, (pairs,). 3-rl_vlm.py adds the SFT term and takes the mean.
 
-Why a reference? A loss over the policy's log-probabilities alone could be lowered without end by making every rejected answer
-impossible, and the policy would forget how to speak. All but simpo ask how far an answer has moved from where it started.
+Why a reference? Without one, the policy could lower the loss without end by making rejected answers ever less likely, and lose
+its other abilities. So all losses but simpo's measure how far an answer's probability has moved from the reference's.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from model.registry import PREFERENCE_LOSSES, UserError
 
 
 class Pairs(NamedTuple):
-    """N preference pairs, every field (N,), in nats and tokens.
+    """Preference pairs; every field is (pairs,).
 
-    chosen, rejected       log-probability of the whole answer, its end of turn included: the sum over its tokens
-    reference_chosen, ...  the same under the reference, a constant
-    chosen_tokens, ...     how many tokens the sums are over
+    chosen, rejected       log-probability of the complete answer in nats: the sum over its tokens, its end of turn included
+    reference_chosen, ...  the same under the reference, without a gradient
+    chosen_tokens, ...     number of tokens in the sums
     """
 
     chosen: Tensor
@@ -33,25 +33,25 @@ class Pairs(NamedTuple):
     rejected_tokens: Tensor
 
     def per_token(self) -> "Pairs":
-        """Means in place of sums, so that long and short answers weigh alike."""
+        """Means over tokens instead of sums, so that long and short answers have equal weight."""
         return Pairs(self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens,
                      self.reference_chosen / self.chosen_tokens, self.reference_rejected / self.rejected_tokens,
                      torch.ones_like(self.chosen_tokens), torch.ones_like(self.rejected_tokens))
 
 
 def rewards(pairs: Pairs, beta: float) -> tuple[Tensor, Tensor]:
-    """beta * (log pi - log ref) of both answers, (N,) each: the reward that the policy implies (arXiv 2305.18290, eq. 5)."""
+    """beta * (log pi - log ref) of both answers, (pairs,) each: the implied rewards (arXiv 2305.18290, eq. 5)."""
     return beta * (pairs.chosen - pairs.reference_chosen), beta * (pairs.rejected - pairs.reference_rejected)
 
 
 @dataclass
 class PreferenceLoss:
-    """What all of them share.
+    """What all preference losses share.
 
-    beta             how much a nat of log-ratio is worth; a small one lets the policy go far from its reference
-    per_token        compares means over tokens instead of sums
-    uses_reference   False where the formula has no reference
-    shift            what bco remembers from step to step, and a run saves
+    beta             reward per nat of log-ratio; a small one lets the policy move far from its reference
+    per_token        True to compare means over tokens instead of sums
+    uses_reference   False if the formula has no reference
+    shift            bco's moving average, saved with the run
     """
 
     beta: float = 0.1
@@ -66,15 +66,15 @@ class PreferenceLoss:
             raise UserError(f"smoothing is the share of swapped pairs, 0 to below 0.5, not {smoothing}")
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        """The loss of each pair, (N,)."""
+        """The loss of each pair, (pairs,)."""
         raise NotImplementedError
 
     def rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """The implied rewards of both answers, (N,) each, for the log."""
+        """The implied rewards of both answers, (pairs,) each, for the log."""
         return rewards(pairs.per_token() if self.per_token else pairs, self.beta)
 
     def log(self, pairs: Pairs) -> dict[str, Tensor]:
-        """What the log tells of pairs, (N,) each: implied rewards, how often they agree, log-probabilities per token, lengths."""
+        """Values for the log, (pairs,) each: implied rewards, whether chosen wins, mean log-probabilities, lengths."""
         chosen, rejected = self.rewards(pairs)
         mean = pairs.per_token()
         return {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected,
@@ -82,7 +82,7 @@ class PreferenceLoss:
                 "length_chosen": pairs.chosen_tokens, "length_rejected": pairs.rejected_tokens}
 
     def after_step(self, mean_reward: float) -> None:
-        """Told the mean reward of a step's answers, over all ranks. Nothing, but for bco."""
+        """Called after each step with the mean reward of its answers over all ranks; only bco uses it."""
 
 
 @PREFERENCE_LOSSES.register("dpo")
@@ -90,7 +90,7 @@ class PreferenceLoss:
 class DPO(PreferenceLoss):
     """-log sigmoid(r_c - r_r) (arXiv 2305.18290, eq. 7).
 
-    With smoothing e, its expectation over labels of which a share e is swapped, (1 - e) L(c, r) + e L(r, c): "conservative DPO"
+    With smoothing e, the loss expected if a share e of the labels is swapped, (1 - e) L(c, r) + e L(r, c): "conservative DPO"
     (E. Mitchell 2023, ericmitchell.ai/cdpo.pdf).
     """
 

@@ -1,10 +1,10 @@
-"""What the reference thinks of preference pairs: the log-probabilities of both answers, computed in the cheapest way.
+"""The reference's log-probabilities of both answers of preference pairs, computed in the cheapest way.
 
-In:  batches of pairs (dataset/preferences.py).  Out: `reference(batch) -> (2N,)`, chosen and rejected by turns, in nats.
+In:  batches of pairs (dataset/preferences.py).  Out: `reference(batch) -> (answers,)` in nats; chosen and rejected alternate.
 
     no reference in the loss     zeros
-    pairs sampled in each step   computed when asked for, by a copy or with the adapters switched off (model/reference.py)
-    pairs known beforehand       computed once and kept in a file, OUT/reference.npz: no second model in training
+    pairs sampled in each step   computed for each batch, by a copy or with the adapters switched off (model/reference.py)
+    pairs known beforehand       computed once and stored in a file, OUT/reference.npz: no second model in training
 """
 
 from collections.abc import Callable
@@ -24,32 +24,32 @@ from model.registry import UserError
 from model.runtime import Run
 from model.vlm import VLM
 
-ReferenceLogps = Callable[[dict], Tensor]  # batch -> (2N,)
+ReferenceLogps = Callable[[dict], Tensor]  # batch -> (answers,), two per pair
 
 
 class Stream(Protocol):
-    """Micro-batches by number, as dataset/collate.py makes them."""
+    """Micro-batches by index (dataset/collate.py)."""
 
     def __len__(self) -> int: ...
 
-    def batch(self, number: int) -> dict: ...
+    def batch(self, index: int) -> dict: ...
 
 
 @torch.no_grad()
 def answer_logps(model: VLM, run: Run, batch: dict) -> Tensor:
-    """(2N,): the log-probabilities of a batch's answers under a model in evaluation mode, in the run's precision."""
+    """(answers,): the log-probabilities of a batch's answers under a model in evaluation mode, in the run's precision."""
     with evaluating(model), run.autocast():
         scores = score(model, batch)
     return sum_by_document(scores.logps, scores.owner, len(batch["ids"]))[0]
 
 
 def none(batch: dict) -> Tensor:
-    """Zeros: the loss has no reference."""
+    """Zeros, for a loss without a reference."""
     return torch.zeros(len(batch["ids"]), device=batch["input_ids"].device)
 
 
 def live(reference: ReferenceModel, run: Run) -> ReferenceLogps:
-    """Computed when asked for."""
+    """A function that computes them batch by batch with the reference model."""
 
     def logps(batch: dict) -> Tensor:
         with reference() as model:
@@ -59,37 +59,37 @@ def live(reference: ReferenceModel, run: Run) -> ReferenceLogps:
 
 
 def precomputed(batches: Stream, steps: int, run: Run, model: VLM, fingerprint: str, file: Path | None) -> ReferenceLogps:
-    """Of the micro-batches 0..steps-1 of a stream of pairs. Called before the first step, or in a resumed run.
+    """The log-probabilities for micro-batches 0..steps-1 of a stream of pairs. Call it before the first step or on resume.
 
-    Where adapters alone are trained, computed live. Else kept in `file`, which says what it was made by (`fingerprint`) and is
-    read where it exists; the default, in the run's folder, is read by a resumed run alone.
+    If only adapters are trained, they are computed live. Else they are stored in `file` together with `fingerprint`, that of the
+    policy. An existing `file` is read; the default file, in the run's folder, is read only by a resumed run.
     """
     if only_adapters_train(model):
         if file:
-            raise UserError("where adapters alone are trained the reference is the model without them: leave out --reference")
+            raise UserError("if only adapters are trained, the reference is the model without them: leave out --reference")
         return live(reference_model(model), run)
     stored = file or run.out / "reference.npz"
     if run.config.resume or (file and file.is_file()):
-        known = StoredLogps.read(stored, fingerprint)
+        reference = StoredLogps.read(stored, fingerprint)
     else:
         logps: dict[str, tuple[float, float]] = {}
-        wanted = len(batches) if file else min(len(batches), steps)  # an epoch shows every pair; a file of one's own holds all
-        mine = range(run.rank, wanted, run.world_size)
-        for number in tqdm(mine, desc="reference", unit="batch", disable=not run.is_main):
-            batch = run.to_device(batches.batch(number))
-            pairs = answer_logps(model, run, batch).view(-1, 2).tolist()  # (N, 2)
+        count = len(batches) if file else min(len(batches), steps)  # the user's own file holds all pairs, for other runs
+        own_batches = range(run.rank, count, run.world_size)
+        for index in tqdm(own_batches, desc="reference", unit="batch", disable=not run.is_main):
+            batch = run.to_device(batches.batch(index))
+            pairs = answer_logps(model, run, batch).view(-1, 2).tolist()  # (pairs, 2)
             logps.update(zip(batch["keys"], map(tuple, pairs), strict=True))
-        known = StoredLogps(run.all_gather(logps), fingerprint)
+        reference = StoredLogps(run.all_gather(logps), fingerprint)
         if run.is_main:
-            known.write(stored)
-    return lambda batch: known.of(batch).to(run.device)
+            reference.write(stored)
+    return lambda batch: reference.of(batch).to(run.device)
 
 
 class StoredLogps:
     """Log-probabilities of both answers under the reference, (chosen, rejected) in nats, by the key of the pair.
 
-    They were computed once by one policy, and a file of them is refused for any other: a stale reference trains towards nonsense
-    without a sign. Raises UserError, from `read` for another policy and from `of` for a pair that the file does not hold.
+    They belong to one policy, and the file is refused for any other: with a stale reference, training goes wrong and nothing
+    shows it. UserError: from `read` for another policy, from `of` for a pair that the file does not hold.
     """
 
     def __init__(self, logps: dict[str, tuple[float, float]], fingerprint: str):
@@ -119,9 +119,9 @@ class StoredLogps:
             return cls(dict(zip(stored["keys"].tolist(), map(tuple, stored["logps"].tolist()), strict=True)), fingerprint)
 
     def of(self, batch: dict) -> Tensor:
-        """(2N,): the sums of a batch's documents, in their order."""
+        """(answers,): the log-probabilities of a batch's answers, in the order of its documents."""
         unknown = [name for name, key in zip(batch["ids"][::2], batch["keys"], strict=True) if key not in self.logps]
         if unknown:
-            raise UserError(f"the reference log-probabilities hold nothing about {', '.join(unknown[:4])}: the data changed "
+            raise UserError(f"no reference log-probabilities of {', '.join(unknown[:4])}: the data changed "
                             f"since they were computed; start again without --resume and --reference")
         return torch.tensor([self.logps[key] for key in batch["keys"]]).flatten()

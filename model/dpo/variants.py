@@ -1,6 +1,6 @@
-"""The other preference losses, by name: `--algo ipo`, `--algo simpo:beta=2,gamma=1`, ... Each is DPO with another function.
+"""The other preference losses, by name: `--algo ipo`, `--algo simpo:beta=2,gamma=1`, ... Each replaces DPO's loss function.
 
-In and out: as model/dpo/losses.py.
+In, Out: as in model/dpo/losses.py. c and r are the chosen and the rejected answer, r_c and r_r their implied rewards.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from model.registry import PREFERENCE_LOSSES
 @PREFERENCE_LOSSES.register("robust")
 @dataclass
 class Robust(PreferenceLoss):
-    """((1 - e) L(c, r) - e L(r, c)) / (1 - 2e): DPO's loss without the bias of a share e of swapped labels (arXiv 2403.00409)."""
+    """((1 - e) L(c, r) - e L(r, c)) / (1 - 2e): DPO's loss, unbiased if a share e of labels is swapped (arXiv 2403.00409)."""
 
     smoothing: float = 0.1
 
@@ -31,7 +31,7 @@ class Robust(PreferenceLoss):
 class IPO(PreferenceLoss):
     """(log-ratio of c - log-ratio of r - 1 / (2 beta))^2 (arXiv 2310.12036, eq. 17), on means over tokens.
 
-    A margin to reach, not to exceed for ever. Means, as in TRL: with sums the target would mean less for a longer answer.
+    The margin has a target, so it does not grow without end. Means, as in TRL: a target for sums would depend on the length.
     """
 
     per_token = True
@@ -56,10 +56,10 @@ class Hinge(PreferenceLoss):
 class SimPO(PreferenceLoss):
     """-log sigmoid(beta * (mean logp of c - mean logp of r) - gamma), without a reference (arXiv 2405.14734, eq. 6).
 
-    gamma   the margin, in units of reward, that the chosen answer should have
+    gamma   the margin that the chosen answer should have, in units of reward
     """
 
-    beta: float = 2.0  # of means over tokens, which are smaller than sums
+    beta: float = 2.0  # larger than DPO's: means over tokens are smaller than sums
     gamma: float = 1.0
     per_token = True
     uses_reference = False
@@ -72,7 +72,7 @@ class SimPO(PreferenceLoss):
 @PREFERENCE_LOSSES.register("apo_zero")
 @dataclass
 class APOZero(PreferenceLoss):
-    """(1 - sigmoid(r_c)) + sigmoid(r_r): the chosen up and the rejected down, each for itself (arXiv 2408.06266, APO-zero)."""
+    """(1 - sigmoid(r_c)) + sigmoid(r_r): chosen up, rejected down, independently (arXiv 2408.06266, APO-zero)."""
 
     def __call__(self, pairs: Pairs) -> Tensor:
         chosen, rejected = rewards(pairs, self.beta)
@@ -82,9 +82,9 @@ class APOZero(PreferenceLoss):
 @PREFERENCE_LOSSES.register("bco")
 @dataclass
 class BCO(PreferenceLoss):
-    """-log sigmoid(r_c - shift) - log sigmoid(-(r_r - shift)): is this one answer good? (arXiv 2404.04656, BCO).
+    """-log sigmoid(r_c - shift) - log sigmoid(-(r_r - shift)): a classifier of single answers (arXiv 2404.04656, BCO).
 
-    `shift`, the reward that counts as neither good nor bad, is a moving average of the rewards so far.
+    `shift`, the reward between good and bad, is a moving average of the rewards so far.
     """
 
     def __call__(self, pairs: Pairs) -> Tensor:
@@ -98,7 +98,7 @@ class BCO(PreferenceLoss):
 @PREFERENCE_LOSSES.register("mpo")
 @dataclass
 class MPO(BCO):
-    """0.8 dpo + 0.2 bco: preference and quality in MPO (arXiv 2411.10442). The SFT term is its third, 1.0 x generation."""
+    """0.8 dpo + 0.2 bco: MPO's preference and quality terms (arXiv 2411.10442). Its third, generation, is the SFT term."""
 
     smoothing: float = 0.0
 
@@ -109,7 +109,7 @@ class MPO(BCO):
 @PREFERENCE_LOSSES.register("sft_chosen")
 @dataclass
 class SFTChosen(PreferenceLoss):
-    """0: what is left is the SFT term, fine-tuning on the chosen answers. The control that every gain is compared with."""
+    """0, so that only the SFT term remains: fine-tuning on the chosen answers, the control for every gain."""
 
     def __call__(self, pairs: Pairs) -> Tensor:
         return torch.zeros_like(pairs.chosen)

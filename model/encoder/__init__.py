@@ -13,11 +13,11 @@ from torch import Tensor, nn
 class Encoder(nn.Module):
     """What an encoder must offer: its own facts, so that nothing is guessed from names or paths.
 
-    dim, tokens     D, channels, and P, tokens per image
-    has_cls         whether the first token is a summary of the image, and no patch
+    dim, tokens     D channels, and P tokens per image
+    has_cls         whether the first token is not a patch but a summary of the image (CLS)
     size            S: it expects pixels (N, 3, S, S)
     mean, std       of the pixels' normalisation, for each colour
-    shared_space    (D, any) or None: its map into a space shared with text; connectors begin with it
+    shared_space    (D, output) or None: its map into a space shared with text; connectors begin with it
     """
 
     dim: int
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
 
     @property
     def blocks(self) -> Any:
-        """Its blocks, first to last: an nn.ModuleList, or a list of modules."""
+        """Its blocks, first to last, as nn.ModuleList or list."""
         raise NotImplementedError
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """A hash that changes whenever the features would."""
+        """A hash that changes whenever the features would: cached features are stored under it."""
         raise NotImplementedError
 
 

@@ -1,13 +1,13 @@
 """The CLIP vision transformer, written out (arXiv 2103.00020), with open_clip's parameter names.
 
-In:  pixels (N, 3, size, size), normalised by the encoder's mean and std.
-Out: (N, P, D): the CLS token and all patches after the last block, before ln_post. Before, because that is what
-     Hugging Face's LLaVA reads, so that an exported model gives the same answers.
+CLIP trains an image and a text encoder together: a picture's vector must be closer to its own caption's than to any other's.
+Only the CLS token is compared with text, but it gathers what it knows from the patches. So a patch lies near the word for what
+it shows, and one projection can hand it to a language model.
 
-tiny_clip      the encoder trained in this repository; tiny_clip.safetensors and tiny_clip.json lie beside this file
-clip_random    the same architecture from scratch
-               (any plain CLIP ViT of open_clip becomes one of these, too: open_clip.py)
-Legend: N images, P tokens per image, D channels of the encoder, H heads, K channels per head.
+In:  pixels (N, 3, S, S), normalised by the encoder's mean and std.
+Out: (N, P, D): the CLS token and all patches after the last block, before ln_post, as Hugging Face's LLaVA reads them.
+Names: tiny_clip, trained in this repository; clip_random, the same architecture from scratch; for others see open_clip.py.
+Legend: N images, P tokens per image (CLS and patches), D channels of the encoder, H heads, K channels per head, S pixels a side.
 """
 
 import json
@@ -26,7 +26,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """The approximation of GELU that OpenAI trained CLIP with; GELU in its place moves every feature."""
+    """The approximation of GELU that OpenAI trained CLIP with; exact GELU would change every feature."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gel
 
 
 class Attention(nn.Module):
-    """Self-attention of every token to every token; q, k and v come from one matrix."""
+    """Self-attention without a mask: every token reads every token. One matrix computes q, k and v."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -45,13 +45,13 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)  # (N, P, D) each
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)  # (N, H, P, K)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # (N, P, D)
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each normed on the way in and added to the stream."""
+    """Attention, then the MLP; each reads a normed x and adds its output to x (the residual stream)."""
 
     def __init__(self, width: int, heads: int, mlp: int, activation: str):
         super().__init__()
@@ -62,8 +62,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
-        hidden = self.activation(self.mlp["c_fc"](self.ln_2(x)))
-        return x + self.mlp["c_proj"](hidden)
+        hidden = self.activation(self.mlp["c_fc"](self.ln_2(x)))  # (N, P, mlp)
+        return x + self.mlp["c_proj"](hidden)  # (N, P, D)
 
 
 class Transformer(nn.Module):
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
 
 
 class ViT(Encoder):
-    """CLIP's image tower; its arguments are the whole description, kept as `facts` (tiny_clip.json holds them)."""
+    """CLIP's image encoder. Its arguments describe it completely; tiny_clip.json stores them, as `facts`."""
 
     has_cls = True
 
@@ -94,7 +94,7 @@ class ViT(Encoder):
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, mlp, activation)
-        # Unused by forward: the way into the space shared with text, where connectors begin, and kept for a complete CLIP.
+        # Not used by forward: the map into the space shared with text, for `embed` and as the start of connectors.
         self.ln_post, self.proj = nn.LayerNorm(width), nn.Parameter(scale * torch.randn(width, output))
 
     @property
@@ -103,24 +103,24 @@ class ViT(Encoder):
 
     @property
     def shared_space(self) -> Tensor:  # type: ignore[override]
-        """(D, output): CLIP's own map of a token into the space of its text tower, with ln_post's scale in it."""
+        """(D, output): CLIP's map from a token into the space of its text encoder, with ln_post's scale included."""
         return (self.ln_post.weight[:, None] * self.proj).detach()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, size, size) -> (N, P, D), the CLS token first."""
-        patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # (N, P - 1, D)
-        cls = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        """(N, 3, S, S) -> (N, P, D), the CLS token first."""
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # (N, P - 1, D): one matrix, applied to every patch
+        cls = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)  # (N, 1, D)
         x = self.ln_pre(torch.cat([cls, patches], dim=1) + self.positional_embedding)  # (N, P, D)
         for block in self.blocks:
             x = block(x)
         return x
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """(N, 3, size, size) -> (N, output): CLIP's unit vector, comparable with those of texts."""
+        """(N, 3, S, S) -> (N, output): CLIP's vectors of length 1, comparable with those of texts."""
         return F.normalize(self.ln_post(self(pixels)[:, 0]) @ self.proj, dim=-1)
 
     def fingerprint(self) -> str:
-        """A hash of facts and weights: equal fingerprints, equal features."""
+        """A hash of facts and weights: equal fingerprints mean equal features."""
         return fingerprint(self.facts, self)
 
 
@@ -131,7 +131,7 @@ def tiny_clip() -> ViT:
 
 
 def load(weights: Path) -> ViT:
-    """A ViT from NAME.safetensors (fp16 on disk, fp32 in memory) and the NAME.json of its facts beside it."""
+    """A ViT from NAME.safetensors (fp16 on disk, fp32 in memory) and its facts, NAME.json beside it."""
     facts = weights.with_suffix(".json")
     for file in (weights, facts):
         if not file.exists():

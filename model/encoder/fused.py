@@ -1,8 +1,9 @@
-"""Two encoders look at the same picture, and their patches are laid side by side.
+"""Two encoders read the same picture, and their patches are joined on channels.
 
-In:  pixels (N, 3, size, size) of the larger of both sizes, normalised as the first wants them; the second's are made of them.
-Out: (N, P, D1 + D2): the first's patches, each with the second's at the same place. No class token: it has no place.
-Source: Prismatic VLMs (arXiv 2402.07865, section 4.2) with DINOv2 and SigLIP; MoF (arXiv 2401.06209) mixes them likewise.
+In:  pixels (N, 3, S, S) of the larger size, normalised for the first encoder; they are resized and renormalised for the second.
+Out: (N, P, D1 + D2): each patch of the first encoder with the second's patch at the same place. CLS tokens are left out.
+Source: Prismatic VLMs (arXiv 2402.07865, section 4.2) with DINOv2 and SigLIP; MoF (arXiv 2401.06209) mixes them in a similar way.
+Legend: N images, P patches of the first encoder, D1 and D2 channels of the two encoders, S pixels a side.
 
     fused:first=timm:vit_large_patch14_dinov2.lvd142m,second=open_clip:ViT-L-16-SigLIP-256/webli
 """
@@ -21,7 +22,7 @@ from model.registry import ENCODERS, UserError
 
 
 class Fused(Encoder):
-    """Two towers, joined on channels; where the second has another grid, it is interpolated to the first's."""
+    """Two encoders, joined on channels; the second's grid of patches is interpolated to the first's."""
 
     has_cls = False
 
@@ -36,13 +37,13 @@ class Fused(Encoder):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Those of both, ordered from the last backwards, so that partial:2 moves the last of each."""
+        """The blocks of both, aligned at their ends, so that partial:2 trains the last of each."""
         towers: list[Any] = [*self.towers]
         pairs = zip_longest(*(reversed(list(tower.blocks)) for tower in towers))
         return [block for pair in pairs for block in pair if block is not None][::-1]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, size, size) -> (N, P, D1 + D2)."""
+        """(N, 3, S, S) -> (N, P, D1 + D2)."""
         image = pixels * channels(self.std, pixels) + channels(self.mean, pixels)  # 0..1
         towers: list[Any] = [*self.towers]
         return torch.cat([patches(tower, image, math.isqrt(self.tokens)) for tower in towers], dim=2)
@@ -54,20 +55,20 @@ class Fused(Encoder):
 
 
 def channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """A number for each colour -> (3, 1, 1)."""
+    """One value per colour -> (3, 1, 1)."""
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
 def patches(tower: Encoder, image: Tensor, edge: int) -> Tensor:
-    """What a tower sees in (N, 3, S, S) of 0..1, on a grid of edge x edge patches: (N, edge * edge, D)."""
+    """A tower's features of image (N, 3, S, S) in 0..1, on a grid of edge x edge patches: (N, edge * edge, D)."""
     image = resized(image, tower.size, "bicubic").clamp(0, 1)
     features = tower((image - channels(tower.mean, image)) / channels(tower.std, image))[:, int(tower.has_cls):]
-    own = math.isqrt(features.shape[1])
-    return resized(features.mT.unflatten(2, (own, own)), edge, "bilinear").flatten(2).mT
+    own_edge = math.isqrt(features.shape[1])
+    return resized(features.mT.unflatten(2, (own_edge, own_edge)), edge, "bilinear").flatten(2).mT  # (N, edge * edge, D)
 
 
 def resized(grid: Tensor, edge: int, mode: str) -> Tensor:
-    """(N, ., S, S) -> (N, ., edge, edge), as PIL resizes."""
+    """(N, channels, height, width) -> (N, channels, edge, edge), as PIL resizes."""
     if grid.shape[-1] == edge:
         return grid
     return F.interpolate(grid, size=(edge, edge), mode=mode, antialias=True, align_corners=False)

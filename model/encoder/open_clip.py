@@ -1,12 +1,13 @@
-"""Any image tower of open_clip: a plain CLIP ViT becomes our own (clip.py), any other one runs through the library.
+"""Any image encoder ("tower") of open_clip: a plain CLIP ViT is copied into ours (clip.py), any other runs through the library.
 
-In:  pixels (N, 3, size, size), normalised by the tower's mean and std.
-Out: (N, P, D): the class token, where there is one, and all patches after the last block, before the last norm.
+In:  pixels (N, 3, S, S), normalised by the tower's mean and std.
+Out: (N, P, D): the CLS token, if the tower has one, and all patches after the last block, before the last norm.
+Legend: N images, P tokens per image, D channels of the encoder, S pixels a side.
 
 open_clip:NAME/TAG    weights that open_clip fetches once: open_clip:ViT-B-32/laion2b_s34b_b79k, open_clip:ViT-B-16-SigLIP2/webli
 open_clip:NAME/FILE   the same architecture with the weights of a local file
 open_clip:FOLDER      a folder fetched from the Hugging Face Hub, with open_clip_config.json and weights; also hf-hub:OWNER/NAME
-size=384              other pictures than it was trained on, its positions interpolated
+size=384              pictures of another size than in training; position embeddings are interpolated
 Sources: CLIP arXiv 2103.00020, SigLIP 2303.15343, SigLIP2 2502.14786, EVA 2303.15389, MobileCLIP 2311.17049.
 """
 
@@ -24,14 +25,14 @@ from model.registry import ENCODERS, UserError
 
 
 class Transformer(Tower):
-    """A ViT that open_clip writes itself and that is no plain CLIP: layer scale, no first norm, other pooling (CoCa, CLIPA)."""
+    """One of open_clip's own ViTs that is not a plain CLIP: layer scale, no first norm, other pooling (CoCa, CLIPA)."""
 
     @property
     def blocks(self) -> Any:
         return getattr(getattr(self.trunk, "transformer", None), "resblocks", None)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, size, size) -> (N, P, D), the class token first."""
+        """(N, 3, S, S) -> (N, P, D), the CLS token first."""
         out = self.trunk.forward_intermediates(
             pixels, indices=1, output_fmt="NLC", output_extra_tokens=True, intermediates_only=True)  # fmt: skip
         return torch.cat([out["image_intermediates_prefix"][-1], out["image_intermediates"][-1]], dim=1)
@@ -46,22 +47,21 @@ def open_clip(weights: str, size: int = 0) -> Encoder:
         weights = f"local-dir:{weights}"
     name, _, tag = (weights, "", "") if weights.startswith(SOURCES) else weights.partition("/")
     if not tag and not name.startswith(SOURCES):
-        raise UserError(
-            f"open_clip:{weights} names no weights. Tags: {', '.join(library.list_pretrained_tags_by_model(name))}"
-        )
+        raise UserError(f"open_clip:{weights} does not say which weights: write open_clip:{name}/TAG with one of "
+                        f"{', '.join(library.list_pretrained_tags_by_model(name))}")
     try:
-        # Without require_pretrained a folder that lacks its weights would give a random tower and a warning.
+        # Without require_pretrained, a folder without weights would give random ones and a warning.
         model: Any = library.create_model(name, pretrained=tag or None, force_image_size=size or None, require_pretrained=True)
     except RuntimeError as error:
         raise RuntimeError(
             f"could not get {weights} from open_clip. Fetch it once with a network (it stays in the Hugging Face "
-            f"cache), or name a local file: open_clip:{name}/path/to/open_clip_model.safetensors. It said: {error}"
+            f"cache), or name a local file: open_clip:{name}/path/to/open_clip_model.safetensors. The error was: {error}"
         ) from error
     return tower(model.visual, name.rpartition("/")[2])
 
 
 def tower(visual: Any, name: str) -> Encoder:
-    """Our own ViT where it can hold these weights, else the library's; UserError where there are no patch tokens."""
+    """Our own ViT if it can hold these weights, else the library's; UserError if there are no patch tokens."""
     size, facts = visual.image_size[0], visual.preprocess_cfg
     if hasattr(visual, "trunk"):  # timm's: SigLIP, EVA, MobileCLIP, ConvNeXt
         return Tower(visual.trunk, name, size, facts["mean"], facts["std"])
@@ -72,12 +72,12 @@ def tower(visual: Any, name: str) -> Encoder:
 
 
 class NotPlain(ValueError):
-    """A tower that the ViT of this file cannot be."""
+    """A tower that the ViT of clip.py cannot represent."""
 
 
 def copy_tower(visual: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> ViT:
-    """Our ViT with the weights of an open_clip visual tower; NotPlain when that tower is not a plain CLIP ViT."""
-    refusal = f"{type(visual).__name__} is not a plain CLIP ViT, the only tower that model/encoder/clip.py writes out"
+    """Our ViT with the weights of an open_clip visual tower; NotPlain if that is not a plain CLIP ViT."""
+    refusal = f"{type(visual).__name__} is not a plain CLIP ViT, the only one that model/encoder/clip.py computes"
     if type(visual).__name__ != "VisionTransformer":
         raise NotPlain(refusal)
     first = visual.transformer.resblocks[0]
@@ -89,7 +89,7 @@ def copy_tower(visual: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> 
         heads=first.attn.num_heads,
         mlp=first.mlp.c_fc.out_features,
         output=visual.output_dim,
-        # Read from the module: model names do not tell (ViT-B-32 of OpenAI's weights is quick_gelu, LAION's is gelu).
+        # Read from the module, since the name leaves it open (ViT-B-32 is quick_gelu from OpenAI, gelu from LAION).
         activation="quick_gelu" if type(first.mlp.gelu).__name__ == "QuickGELU" else "gelu",
         mean=mean,
         std=std,
@@ -98,7 +98,7 @@ def copy_tower(visual: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> 
         encoder.load_state_dict(visual.state_dict())
     except RuntimeError as error:
         raise NotPlain(f"{refusal}: {error}") from error
-    # Equal names do not promise equal mathematics (pooling, layer scale): compare one embedding.
+    # Equal parameter names do not guarantee equal computation (pooling, say): compare one embedding.
     with torch.no_grad():
         pixels = torch.randn(1, 3, encoder.size, encoder.size)
         difference = (encoder.embed(pixels) - F.normalize(visual.eval()(pixels), dim=-1)).abs().max().item()

@@ -1,9 +1,10 @@
-"""An encoder's features from an earlier block, and with or without its class token.
+"""An encoder's features from an earlier block, with or without its CLS token.
 
-In:  pixels (N, 3, size, size).    Out: (N, P, D) of the encoder's block `layer`; cls=false leaves the class token out.
+In:  pixels (N, 3, S, S).    Out: (N, P, D) after the encoder's block `layer`; cls=false leaves out the CLS token.
+Legend: N images, P tokens per image, D channels of the encoder, S pixels a side.
 
-    select:open_clip:ViT-L-14-336/openai,layer=-2,cls=false        as LLaVA-1.5 sees (arXiv 2310.03744)
-    select:(clip_random:size=96,patch=16,width=64,layers=4,heads=2),layer=-2        options of its own stand in parentheses
+    select:open_clip:ViT-L-14-336/openai,layer=-2,cls=false        the features that LLaVA-1.5 reads (arXiv 2310.03744)
+    select:(clip_random:size=96,patch=16,width=64,layers=4,heads=2),layer=-2        the encoder's own options in parentheses
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from model.registry import ENCODERS, UserError
 
 
 class Selected(Encoder):
-    """The encoder less its last blocks, which are removed: they cost neither time nor memory."""
+    """The encoder without its last blocks, which are removed and so cost neither time nor memory."""
 
     def __init__(self, encoder: Encoder, layer: int, cls: bool):
         super().__init__()
@@ -25,12 +26,12 @@ class Selected(Encoder):
             raise UserError("fused has the blocks of two towers: select inside it, "
                              "fused:first=(select:NAME,layer=-2),second=NAME")
         if not -len(encoder.blocks) <= layer <= -1:
-            raise UserError(f"select:layer={layer}: this encoder has {len(encoder.blocks)} blocks. -1 is behind the last of "
-                             f"them, -2 before it, {-len(encoder.blocks)} behind the first")
+            raise UserError(f"select:layer={layer}: this encoder has {len(encoder.blocks)} blocks. -1 is after the last, "
+                             f"-2 before the last, {-len(encoder.blocks)} after the first")
         del encoder.blocks[len(encoder.blocks) + 1 + layer:]
         self.encoder, self.size, self.mean, self.std = encoder, encoder.size, encoder.mean, encoder.std
         self.has_cls, self.skip = encoder.has_cls and cls, int(encoder.has_cls and not cls)
-        with torch.no_grad():  # of a tower in stages, an earlier stage has other patches and channels
+        with torch.no_grad():  # measured: earlier stages of a ConvNeXt, say, have other patches and channels
             self.tokens, self.dim = self(torch.zeros(1, 3, self.size, self.size)).shape[1:]
 
     @property
@@ -38,15 +39,15 @@ class Selected(Encoder):
         return self.encoder.blocks
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, size, size) -> (N, P, D)."""
+        """(N, 3, S, S) -> (N, P, D)."""
         return self.encoder(pixels)[:, self.skip:]
 
     def fingerprint(self) -> str:
-        """A hash of the encoder that is left, and of what is taken from it."""
+        """A hash of the shortened encoder and of the selection."""
         return hashlib.sha256(f"select {self.encoder.fingerprint()} {len(self.blocks)} {self.skip}".encode()).hexdigest()[:16]
 
 
 @ENCODERS.register("select")
 def select(encoder: str, layer: int = -1, cls: bool = True) -> Selected:
-    """Another encoder's features before its last blocks (layer=-2: as LLaVA), without its class token (cls=false)."""
+    """Another encoder's features before its last blocks (layer=-2, as LLaVA), or without its CLS token (cls=false)."""
     return Selected(ENCODERS.make(encoder), layer, cls)

@@ -1,13 +1,14 @@
-"""Any tower of timm that keeps its patches, through the library: DINOv2, SigLIP, EVA, ConvNeXt, FastViT and others.
+"""Any image encoder ("tower") of timm that has patch tokens: DINOv2, SigLIP, EVA, ConvNeXt, FastViT and others.
 
-In:  pixels (N, 3, size, size), normalised by the tower's mean and std.
-Out: (N, P, D): the class token, where there is one, and all patches in reading order after the last block, before the last norm,
-     as in clip.py. Register tokens (arXiv 2309.16588) are scratch paper of the tower and left out.
+In:  pixels (N, 3, S, S), normalised by the tower's mean and std.
+Out: (N, P, D): the CLS token, if the tower has one, and all patches in reading order after the last block, before the last norm,
+     as in clip.py. Register tokens (arXiv 2309.16588) describe no patch and are left out.
+Legend: N images, P tokens per image, D channels of the encoder, S pixels a side.
 
 timm:NAME           weights that timm fetches once: timm:vit_small_patch14_dinov2.lvd142m (arXiv 2304.07193)
 timm:NAME/FILE      the same architecture with the weights of a local file
-timm:FOLDER         a folder that was fetched from the Hugging Face Hub, with config.json and weights; also hf-hub:OWNER/NAME
-size=224            other pictures than it was trained on, its positions interpolated: fewer or more patches
+timm:FOLDER         a folder fetched from the Hugging Face Hub, with config.json and weights; also hf-hub:OWNER/NAME
+size=224            pictures of another size than in training: fewer or more patches, position embeddings interpolated
 """
 
 import difflib
@@ -24,7 +25,7 @@ SOURCES = ("hf-hub:", "local-dir:")  # what timm and open_clip write before a re
 
 
 class Tower(Encoder):
-    """A timm model up to its last block. Its facts are measured, so that no name has to tell them."""
+    """A timm model up to its last block. Its facts are measured, not guessed from its name."""
 
     def __init__(self, trunk: Any, name: str, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
@@ -33,32 +34,32 @@ class Tower(Encoder):
         self.has_cls = getattr(trunk, "cls_token", getattr(trunk, "class_embedding", None)) is not None
         if not hasattr(trunk, "prune_intermediate_layers") or not self.blocks:
             raise UserError(f"{name} ({type(trunk).__name__}) gives no patch tokens: choose a ViT, EVA, ConvNeXt or FastViT")
-        trunk.prune_intermediate_layers(1, prune_norm=True, prune_head=True)  # no parameter stays that no feature needs
+        trunk.prune_intermediate_layers(1, prune_norm=True, prune_head=True)  # drop unused parameters
         self.eval()
         with torch.no_grad():
             self.tokens, self.dim = self(torch.zeros(1, 3, size, size)).shape[1:]
 
     @property
     def blocks(self) -> Any:
-        """Its blocks; of a tower in stages, the stages."""
+        """Its blocks, or its stages if it is built of stages."""
         return next((part for name in ("blocks", "stages", "layers") if (part := getattr(self.trunk, name, None))), None)
 
     def train(self, mode: bool = True) -> "Tower":
-        """Always as in evaluation: batch norms keep the statistics of their pretraining, and a picture's features depend on no
-        other picture of the batch, so that they can be cached."""
+        """Stay in evaluation mode: batch norms keep their pretrained statistics, and a picture's features do not depend on other
+        pictures of the batch, so they can be cached."""
         return super().train(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, size, size) -> (N, P, D), the class token first if there is one."""
+        """(N, 3, S, S) -> (N, P, D), the CLS token first if there is one."""
         if not self.has_cls:
             (grid,) = self.trunk.forward_intermediates(pixels, indices=1, intermediates_only=True)  # (N, D, edge, edge)
-            return grid.flatten(2).mT
+            return grid.flatten(2).mT  # (N, P, D)
         ((grid, prefix),) = self.trunk.forward_intermediates(
             pixels, indices=1, intermediates_only=True, return_prefix_tokens=True)  # fmt: skip
-        return torch.cat([prefix[:, :1], grid.flatten(2).mT], dim=1)
+        return torch.cat([prefix[:, :1], grid.flatten(2).mT], dim=1)  # (N, 1 + patches, D)
 
     def fingerprint(self) -> str:
-        """A hash of name, size, normalisation and weights: equal fingerprints, equal features."""
+        """A hash of name, size, normalisation and weights: equal fingerprints mean equal features."""
         return fingerprint({"name": self.name, "size": self.size, "mean": list(self.mean), "std": list(self.std)}, self)
 
 
@@ -81,9 +82,9 @@ def timm(weights: str, size: int = 0) -> Tower:
     except (RuntimeError, OSError, KeyError) as error:  # KeyError: weights of another model
         raise RuntimeError(
             f"could not get {weights} from timm. Fetch it once with a network (it stays in the Hugging Face cache), or name "
-            f"a local file: timm:{name}/path/to/model.safetensors. It said: {error}"
+            f"a local file: timm:{name}/path/to/model.safetensors. The error was: {error}"
         ) from error
     facts = trunk.pretrained_cfg
-    if size and hasattr(trunk, "set_input_size"):  # a convolution takes any size
+    if size and hasattr(trunk, "set_input_size"):  # ViTs only: a convolutional tower takes any size
         trunk.set_input_size(size)
     return Tower(trunk, facts["architecture"], size or facts["input_size"][-1], facts["mean"], facts["std"])

@@ -1,7 +1,7 @@
 """Language models, one file each, found by name in LLMS. What each must offer stands in `LanguageModel`.
 
-One that can begin with pretrained weights also has a function of its name in PRETRAINED: SOURCE -> `Pretrained`
-(model/llm/pretrained.py), for `--llm NAME:SOURCE`. Programs are run by `python -m` and register nothing: gguf.
+A language model with pretrained weights also registers a function SOURCE -> `Pretrained` in PRETRAINED under its name
+(model/llm/pretrained.py), for `--llm NAME:SOURCE`. gguf.py registers nothing: it is a program, run by `python -m`.
 """
 
 from typing import Any
@@ -27,11 +27,11 @@ class LanguageModel(nn.Module):
         """(T,) -> (T, C)."""
         raise NotImplementedError
 
-    def cache(self, rows: int, room: int) -> Any:
-        """An empty key-value cache for `rows` sequences of at most `room` tokens."""
+    def cache(self, rows: int, capacity: int) -> Any:
+        """An empty key-value cache for `rows` sequences of at most `capacity` tokens."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, position_ids: Tensor, packed: Any, logits_to_keep: Tensor | None = None,
                 cache: Any = None) -> Tensor:
-        """x (T, C), position_ids (T,), logits_to_keep (T,) bool or None: all -> logits (kept, V)."""
+        """x (T, C), position_ids (T,), logits_to_keep (T,) bool or None for all -> logits (selected, V)."""
         raise NotImplementedError

