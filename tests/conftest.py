@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: these models are too small for two threads
+
 from tests import miniatures
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from model.losses import score, sum_by_document
 from model.reference import reference_model
 from model.registry import ALGORITHMS, TASKS, UserError
 from tests import tiny
-from tests.conftest import ROOT, torchrun
+from tests.conftest import ROOT
 from tests.miniatures import lines
 
 RIGHT, WRONG = "<think>so</think><answer>8</answer>", "<think>so, or not so</think><answer>9</answer>"  # of different lengths
@@ -240,8 +240,8 @@ def test_a_run_writes_a_checkpoint_and_a_log_of_everything(one, start):
     assert before.keys() == after.keys() and moved == {name for name in before if name.startswith("llm.")}
 
 
-def test_two_processes_equal_one(one, start, even, tmp_path):
-    torchrun(2, "3-rl_vlm.py", *arguments(start, even), cwd=tmp_path)
+def test_two_processes_equal_one(one, start, even, run_ranks, tmp_path):
+    run_ranks("3-rl_vlm.py", *arguments(start, even), cwd=tmp_path)
     two = tmp_path / "out" / "grpo"
     for a, b in zip(log_of(one)[:4], log_of(two)[:4], strict=True):
         assert a.keys() == b.keys()
