@@ -107,5 +107,5 @@ def problems(flags: ProblemFlags, run: Run, check: Check = lambda prompt: None) 
             found += of_rows(source, count, reward, BadRows(listed, len(source), run.config.max_bad, run.is_main), check)
     if not found:
         raise UserError(f"no problem in {', '.join(flags.data)}: give --data a task or a file with answers, "
-                        f"and --problems above 0")
+                        f"--problems above 0, and --pass_rates wide enough")
     return found

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from model.encoder import clip
 from model.encoder.open_clip import copy_tower
@@ -123,3 +123,16 @@ def test_encoder_facts_agree_with_what_it_computes():
     encoder = ENCODERS.make("clip_random:size=16,patch=4,width=16,layers=2,heads=2")
     assert encoder(torch.randn(1, 3, encoder.size, encoder.size)).shape == (1, encoder.tokens, encoder.dim)
     assert encoder.has_cls and len(encoder.blocks) == 2
+
+
+def test_a_few_steps_of_training_write_a_whole_clip_and_an_encoder_that_can_be_loaded(tmp_path, monkeypatch):
+    from dataset.studies import train_clip
+
+    monkeypatch.setattr(train_clip, "scores", lambda *model: {})  # of 1,100 scenes and 1,500 drawings
+    config = train_clip.Config(minutes=1 / 60, batch_size=4, width=32, layers=1, device="cpu", out=tmp_path / "clip",
+                               ship=tmp_path / "encoder.safetensors")
+    train_clip.main(config)
+    both, encoder = load_file(tmp_path / "clip" / "clip.safetensors"), clip.load(config.ship)
+    assert encoder(torch.zeros(1, 3, encoder.size, encoder.size)).shape == (1, encoder.tokens, 32)
+    for name, weight in encoder.state_dict().items():
+        torch.testing.assert_close(weight, both[f"visual.{name}"], atol=1e-3, rtol=1e-3)  # halves on the disk

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
@@ -15,6 +16,7 @@ from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer, load_tokenizer
 from model import checkpoint
 from model.registry import TEMPLATES, UserError
 from tests import tiny
+from tests.conftest import ENCODER
 
 JINJA = {  # as published, each with the control tokens of its tokenizer
     "chatml": (  # SmolLM2
@@ -58,6 +60,18 @@ def save(folder: Path, name: str = "chatml") -> Path:
         tokenizer_object=byte_level(*special), bos_token=special[0], eos_token=special[1], chat_template=program)
     theirs.save_pretrained(folder)
     return folder
+
+
+SHAPE = dict(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+             max_position_embeddings=1024)  # fmt: skip
+
+
+def save_qwen3(folder: Path) -> None:
+    """A tiny Qwen3 with its tokenizer, as transformers saves them."""
+    save(folder)
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True)
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
 # ---------------------------------------------------------------- the tokenizer
@@ -181,20 +195,12 @@ def test_without_a_pretrained_model_the_tokenizer_is_our_own_or_the_one_named(tm
 @pytest.fixture(scope="module", params=["gpt", "huggingface"])
 def stages(request, run_script, tmp_path_factory) -> Path:
     """Scripts 1, 2 and 3 with a tiny pretrained language model: a Qwen3 in our decoder, and a GPT-NeoX through transformers."""
-    import torch
-
-    from tests.conftest import ENCODER
-
     folder = tmp_path_factory.mktemp(request.param)
-    save(folder / "lm")
-    shape = dict(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                 max_position_embeddings=1024)  # fmt: skip
-    torch.manual_seed(0)
     if request.param == "gpt":
-        config = transformers.Qwen3Config(**shape, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True)
-        transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "lm")
+        save_qwen3(folder / "lm")
     else:
-        transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**shape)).save_pretrained(folder / "lm")
+        save(folder / "lm")
+        transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SHAPE)).save_pretrained(folder / "lm")
     few = ("--data", "world:rows=4", "--max_steps", 1, "--batch_size", 2, "--bench", "", "--device", "cpu", "--log_every", 1)
     llm = f"{request.param}:{folder / 'lm'}"
     run_script("1-pretrain_vlm.py", "--llm", llm, "--train.llm", "freeze", "--encoder", ENCODER, *few, cwd=folder)

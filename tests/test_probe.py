@@ -1,6 +1,7 @@
 """The linear probe: it reads what is there, it does not read what is not, and its cells are those of the connector."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -64,3 +65,12 @@ def test_what_is_not_in_the_picture_is_not_read(encoder):
         return Drawing(Image.new("RGB", (96, 96), (240, 240, 240)), "", "", (Region((0, 0, 9, 9), str(rng.randint(0, 9)), ""),))
 
     assert probe.probe(encoder, (hidden, probe.by_cell), n=200).right < 0.25
+
+
+def test_the_command_prints_a_row_for_each_kind_of_drawing(capsys):
+    probe.main(probe.Config(only=("dice",), drawings=80))
+    *_, row = capsys.readouterr().out.splitlines()
+    right, commonest = re.fullmatch(r"\| dice \| ([\d.]+)% \| \d+ \| \d+ \| ([\d.]+)% \|", row).groups()
+    assert float(right) > 2 * float(commonest)
+    with pytest.raises(ValueError, match="unknown drawing 'cubes'; known: .*dice"):
+        probe.main(probe.Config(only=("cubes",)))

@@ -13,13 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from dataset.images import from_image
-from dataset.mixture import load, name_and_weight
+from dataset.mixture import load
 from dataset.vision.image_processor import ImageProcessor, OneRank
-from model import cli
 from model.encoder.clip import clip_random
-from model.registry import ALGORITHMS, PREFERENCE_LOSSES, TASKS, split_options
 from tests.conftest import ROOT
-from tests.test_structure import CONFIGS, FUNCTIONS, SCRIPTS, TREES, config_class
+from tests.test_structure import FUNCTIONS, SCRIPTS, TREES
 
 GUARDS = {  # number: (what went wrong, the tests that guard it as file::function)
     1: ("two adjacent <image> merge into one", "test_conversations::test_each_way_to_write_a_question_with_pictures",
@@ -89,8 +87,8 @@ GUARDS = {  # number: (what went wrong, the tests that guard it as file::functio
          "test_scripts::test_a_run_from_another_folder_writes_into_that_folder"),
     37: ("every worker holds the whole parquet file", "test_files::test_parquet_keeps_few_row_groups_in_memory",
          "test_traps::test_a_parquet_source_holds_a_small_part_of_its_file"),
-    38: ("README line counts, names and flags that no longer hold", "test_traps::test_line_counts_in_the_readme_are_right",
-         "test_traps::test_commands_in_the_readme_exist_with_their_flags"),
+    38: ("README line counts, names and flags that no longer hold", "test_readme::test_line_counts_in_the_readme_are_right",
+         "test_readme::test_commands_in_the_readme_exist_with_their_flags"),
 }  # fmt: skip
 NOT_YET: dict[int, str] = {}  # number: why nothing guards it
 
@@ -189,112 +187,3 @@ def test_a_parquet_source_holds_a_small_part_of_its_file(tmp_path, monkeypatch):
     for i in [*range(0, rows, 7), *range(0, rows, 11)]:
         assert len(source[i].pictures) == 1
         assert pyarrow.total_allocated_bytes() - before < 2_500_000
-
-
-# ---------------------------------------------------------------- what the README says
-
-README = ROOT / "README.md"
-needs_readme = pytest.mark.skipif(not README.is_file(), reason="README.md is not written yet")
-
-
-def readme() -> str:
-    return README.read_text(encoding="utf-8") if README.is_file() else ""
-
-
-def line_counts(text: str) -> list[tuple[str, int]]:
-    """(path, lines) of each table row `| [path](path) | N |`, with other cells anywhere."""
-    return [(path, int(number.replace(",", ""))) for path, number in
-            re.findall(r"^\|.*\[`?([^\]`]+)`?\]\(\1\) *\| *([\d,]+) *\|", text, re.MULTILINE)]  # fmt: skip
-
-
-def test_line_counts_are_found_in_a_table():
-    text = "| [a.py](a.py) | 12 |\n| 1 | [`b/c.py`](b/c.py) | 1,200 | what |\n| [d](e.py) | 3 |\n| plain | 7 |"
-    assert line_counts(text) == [("a.py", 12), ("b/c.py", 1200)]
-
-
-@needs_readme
-def test_line_counts_in_the_readme_are_right():
-    stated = line_counts(readme())
-    assert dict(stated) == {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path, _ in stated}
-
-
-@needs_readme
-def test_links_in_the_readme_lead_to_files():
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", readme())
-    assert not [link for link in links if not (ROOT / link).exists()]
-
-
-@needs_readme
-def test_nothing_in_the_readme_is_left_to_fill_in():
-    assert not re.findall(r"\{[A-Z_]+\}|TODO|TBD|XXX", readme())
-
-
-def commands(text: str) -> list[tuple[str, dict[str, list[str]]]]:
-    """(script, {flag: values}) of every `python SCRIPT --flag` or torchrun in a text, those joined with && apart."""
-    found = []
-    for line in re.split(r"\n|&&|`", text.replace("\\\n", " ")):
-        if match := re.search(r"(?:python|torchrun(?: --\w+ \d+)*) ([\w-]+\.py)(.*)", line):
-            flags: dict[str, list[str]] = {}
-            for name, values in re.findall(r"--([\w.]+)((?: +(?!--)\S+)*)", re.split(r" # |  +\S", match[2])[0]):
-                flags[name] = values.split()
-            found.append((match[1], flags))
-    return found
-
-
-def test_commands_are_found_in_a_text():
-    text = ("python 1-a.py --lr 1e-3 && python 2-b.py\n`torchrun --nproc_per_node 2 1-a.py --train.llm freeze`\n"
-            "python -m x --no\n    python 1-a.py --data a b:2 --seed 1         what it does --lr")  # fmt: skip
-    assert commands(text) == [("1-a.py", {"lr": ["1e-3"]}), ("2-b.py", {}), ("1-a.py", {"train.llm": ["freeze"]}),
-                              ("1-a.py", {"data": ["a", "b:2"], "seed": ["1"]})]  # fmt: skip
-
-
-def config_of(script: str, flags: dict[str, list[str]]) -> type:
-    """The class of flags that a command of a script is parsed by."""
-    names = [name for known, name in CONFIGS if known == script]
-    assert names, f"{script} does not exist"
-    if len(names) == 1:
-        return config_class(script, names[0])
-    (algo,) = flags.get("algo", ["grpo"])
-    by_rules = algo.partition(":")[0] in ALGORITHMS.names()
-    return config_class(script, "GRPO" if by_rules else "OnlineDPO" if flags.get("pairs") == ["policy"] else "DPO")
-
-
-@needs_readme
-def test_commands_in_the_readme_exist_with_their_flags():
-    check_commands(readme())
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_commands_in_the_head_of_a_script_exist_with_their_flags(script):
-    text = ast.get_docstring(TREES[script])
-    assert commands(text)
-    check_commands(text)
-
-
-def check_commands(text: str) -> None:
-    """Every flag is one of its script's, and the algorithms and tasks that values name have the options that are given."""
-    for script, flags in commands(text):
-        known = {*cli.flag_names(config_of(script, flags)()), "config", "help"}
-        assert set(flags) <= known, f"{script} has no {set(flags) - known}"
-        for algo in flags.get("algo", []):
-            (ALGORITHMS if algo.partition(":")[0] in ALGORITHMS.names() else PREFERENCE_LOSSES).make(algo)
-        for spec in (*flags.get("data", []), *flags.get("bench", [])):
-            for name in re.split(r",(?!\w+=)", name_and_weight(spec)[0]):
-                task, _, options = name.partition(":")
-                if task in TASKS.names():
-                    assert {option.partition("=")[0] for option in split_options(options)} <= set(TASKS.parameters(task)), spec
-
-
-def test_a_command_that_does_not_exist_is_noticed():
-    for command in ("python 5-more.py", "python 3-rl_vlm.py --beta 0.1", "python 3-rl_vlm.py --algo dpo --prompts 4",
-                    "python 3-rl_vlm.py --algo dpo:kl=1", "python 2-sft_vlm.py --data text sokoban:brief=1:2"):  # fmt: skip
-        with pytest.raises((AssertionError, ValueError)):
-            check_commands(command)
-
-
-@needs_readme
-def test_every_flag_that_the_readme_names_is_one_of_a_script():
-    text = re.sub(r"(?:python -m|pip install|torchrun) [^`\n]*?(?=[\w-]+\.py|`|\n)", "", readme())  # of other programs
-    known = {name for config in CONFIGS for name in cli.flag_names(config_class(*config)())}
-    known |= {"config", "help", "train", "ladder"}  # the flags --train.PART; tests/speed.py --ladder
-    assert not set(re.findall(r"--([a-z][\w.]*\w)", text)) - known
