@@ -49,17 +49,18 @@ class Config:
 
 def main(config: Config) -> None:
     tasks, run = make_tasks(config.run.bench), Run(config.run, "sft", config)
+    # The model of stage 1 writes captions and has answered no question yet. By default all of it but the encoder is trained.
     model = checkpoint.load(config.init, run.device, template=config.template).train()
     tokenizer = load_tokenizer(checkpoint.tokenizer_file(config.init))
     policy, optimizer = prepare(model, run, config.train, config.optim, adapter=config.adapter, shard=config.shard)
 
+    # Each conversation becomes one document: tokens, and labels that are -100 wherever somebody other than the assistant speaks.
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     conversations = mixture(config.data, "sft", config.run.image_folder, config.run.allow_urls)
     batches, steps = training_batches(conversations, processor, config, run)
     if run.preview_only:
         return
     answer = Answerer.greedy(processor, run.generator, generate, model, max_new_tokens=128)
-
     first_step, position = run.resume(model, optimizer)
     stream = batches.stream(position, run)
     for step in run.steps(first_step, steps):

@@ -113,15 +113,20 @@ def check_flags(config: Config, folder: Path) -> None:
         raise UserError("--best_of chooses among different answers, and at temperature 0 they are equal: add --temperature 0.7")
     if not (config.prompt or config.data or config.bench):
         raise UserError("--best_of answers --prompt, --data or --bench; a chat prints its only answer while it is generated")
-    checkpoint.require(config.reference)
-    if config.reference.resolve() == folder.resolve():
-        raise UserError(f"--reference {config.reference} is the model itself, so all its rewards are 0: name another --model")
+    require_comparable(config.reference, folder)
+
+
+def require_comparable(reference: Path, folder: Path) -> None:
+    """UserError where the reference is the model itself, or has another tokenizer or template."""
+    checkpoint.require(reference)
+    if reference.resolve() == folder.resolve():
+        raise UserError(f"--reference {reference} is the model itself, so all its rewards are 0: name another --model")
     must_equal = {"tokenizer": lambda path: checkpoint.tokenizer_file(path).read_bytes(),
                   "template": lambda path: json.loads((path / "config.json").read_text(encoding="utf-8"))["template"]}
     for name, part in must_equal.items():
-        if part(config.reference) != part(folder):
-            raise UserError(f"--reference {config.reference} has another {name} than {folder}: their log-probabilities of an "
-                            f"answer cannot be compared")
+        if part(reference) != part(folder):
+            raise UserError(f"--reference {reference} has another {name} than {folder}: their log-probabilities of an answer "
+                            f"cannot be compared")
 
 
 # ---------------------------------------------------------------- chat

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.chat import Conversation
+from dataset.evaluation import Answer
 from dataset.protocols import Run
 from dataset.tasks import Example, Task
 
@@ -49,14 +49,14 @@ def with_before(scores: dict[str, float], history: Sequence[dict]) -> dict[str, 
     return {f"{name}{when}": row[name] for name in scores for when, row in ((" before", start), ("", scores)) if name in row}
 
 
-def thumbnails(folder: Path, page: Path, index: int, example: Example, scale: int) -> str:
-    """The pictures of a question, saved in FOLDER/pictures, as Markdown for the page."""
+def thumbnails(folder: Path, page: Path, index: int, example: Example) -> str:
+    """The pictures of a question, twice their size, saved in FOLDER/pictures, as Markdown for the page."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     images = []
     for k, picture in enumerate(example.prompt.pictures):
         image = picture.load()
         file = folder / "pictures" / f"{index:02d}-{k}.png"
-        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(file)
+        image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(file)
         images.append(f"![]({file.relative_to(page.parent).as_posix()})")
     return " ".join(images)
 
@@ -66,11 +66,11 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequence[str], scale: int = 2) -> str:
+def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequence[str]) -> str:
     """A table of held-out questions: picture, question, truth, the model's answer. The pictures go to FOLDER/pictures."""
     lines = ["| picture | question | truth | answer | |", "| --- | --- | --- | --- | --- |"]
     for index, (example, answer) in enumerate(zip(examples, answers, strict=True)):
-        cells = [thumbnails(folder, page, index, example, scale),
+        cells = [thumbnails(folder, page, index, example),
                  *map(cell, (example.prompt.messages[-1].text, example.answer, answer)),
                  "✓" if answer.strip() == example.answer.strip() else "✗"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -78,12 +78,12 @@ def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequen
 
 
 def before_and_after(folder: Path, page: Path, questions: Sequence[tuple[Task, Example]], before: Sequence[str],
-                     after: Sequence[str], scale: int = 2) -> str:
+                     after: Sequence[str]) -> str:
     """The same table with the answers before and after training, each marked as right or wrong."""
     lines = ["| picture | question | truth | before | after |", "| --- | --- | --- | --- | --- |"]
     for index, ((task, example), *answers) in enumerate(zip(questions, before, after, strict=True)):
         marked = [f"{'✓' if task.score(example, text) == 1 else '✗'} {cell(text)}" for text in answers]
-        cells = [thumbnails(folder, page, index, example, scale), cell(example.prompt.messages[-1].text), cell(example.answer)]
+        cells = [thumbnails(folder, page, index, example), cell(example.prompt.messages[-1].text), cell(example.answer)]
         lines.append(f"| {' | '.join([*cells, *marked])} |")
     return "\n".join(lines)
 
@@ -112,9 +112,6 @@ def poster(file: Path, page: Path, examples: Sequence[Example], answers: Sequenc
 
 
 # ---------------------------------------------------------------- the section of a run
-
-
-Answer = Callable[[Sequence[Conversation]], list[str]]
 
 
 def finish_stage(run: Run, title: str, scores: dict[str, float], examples: Sequence[Example], answer: Answer) -> None:

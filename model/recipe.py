@@ -51,11 +51,11 @@ class Mode:
     def parse(cls, text: str) -> "Mode":
         """`lora:8,lr=1e-3` -> Mode("lora", 8, 1e-3); UserError for anything else."""
         number = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-        match = re.fullmatch(rf"(freeze|full|(partial|lora):(\d+))(?:[:,]lr=({number}))?", text)
+        match = re.fullmatch(rf"(freeze)|(full|(partial|lora):(\d+))(?:[:,]lr=({number}))?", text)
         if not match:
             raise UserError(f"a --train flag is freeze, full, partial:K or lora:R, perhaps with its own learning rate as in "
                             f"full:lr=1e-4 or lora:8,lr=1e-3, not {text!r}")
-        return cls(match[2] or match[1], int(match[3] or 0), float(match[4]) if match[4] else None)
+        return cls(match[1] or match[3] or match[2], int(match[4] or 0), float(match[5]) if match[5] else None)
 
 
 def set_trainable(part: nn.Module, mode: Mode) -> None:

@@ -122,8 +122,9 @@ def test_a_mode_is_read_from_its_text(text, mode):
 
 
 @pytest.mark.parametrize("text", [
-    "", "none", "Full", "full:2", "full:x", "freeze:", "partial", "partial:", "partial:-1", "full:lr=", "full:lr=fast",
-    "full:lr=-1", "full:lr=1.2.3", "full:lr=1e", "lora:8,rate=1", "lora:lr=1e-3", "lora:8,lr=1e-3,lr=1e-3", "lora:8 lr=1e-3",
+    "", "none", "Full", "full:2", "full:x", "freeze:", "freeze:lr=1e-3", "partial", "partial:", "partial:-1", "full:lr=",
+    "full:lr=fast", "full:lr=-1", "full:lr=1.2.3", "full:lr=1e", "lora:8,rate=1", "lora:lr=1e-3",
+    "lora:8,lr=1e-3,lr=1e-3", "lora:8 lr=1e-3",
 ])  # fmt: skip
 def test_another_way_to_train_is_refused(text):
     with pytest.raises(UserError, match=f"freeze, full, partial:K or lora:R, .*full:lr=1e-4 or lora:8,lr=1e-3, not {text!r}"):

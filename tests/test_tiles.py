@@ -86,7 +86,7 @@ def put_together(tiles: list[Image.Image], columns: int) -> np.ndarray:
 def test_the_tiles_put_together_are_the_picture_no_pixel_lost_or_seen_twice(fit):
     painted = np.zeros((64, 96, 3), np.uint8)  # every pixel has a colour of its own: its coordinates
     painted[..., 0], painted[..., 1] = np.arange(96), np.arange(64)[:, None]
-    _, *tiles = cut(Image.fromarray(painted), 3, 2, S, MEAN, fit)
+    _, *tiles = cut(Image.fromarray(painted), (3, 2), S, MEAN, fit)
     assert [tile.size for tile in tiles] == [(S, S)] * 6
     assert [tuple(np.asarray(tile)[0, 0, :2]) for tile in tiles] == [(0, 0), (32, 0), (64, 0), (0, 32), (32, 32), (64, 32)]
     assert np.array_equal(put_together(tiles, 3), painted)
@@ -94,9 +94,9 @@ def test_the_tiles_put_together_are_the_picture_no_pixel_lost_or_seen_twice(fit)
 
 def test_a_picture_between_two_grids_is_squeezed_or_padded_as_one():
     image = gradient(100, 50)
-    _, *squeezed = cut(image, 3, 1, S, MEAN, "square")
+    _, *squeezed = cut(image, (3, 1), S, MEAN, "square")
     assert np.array_equal(put_together(squeezed, 3), np.asarray(image.resize((96, 32), Image.Resampling.BICUBIC)))
-    _, *banded = cut(image, 3, 1, S, MEAN, "pad")
+    _, *banded = cut(image, (3, 1), S, MEAN, "pad")
     whole = put_together(banded, 3)
     bands = np.all(whole == [round(255 * channel) for channel in MEAN], axis=(0, 2))
     assert np.flatnonzero(~bands).tolist() == list(range(16, 80))  # 64 x 32 in the middle of 96 x 32

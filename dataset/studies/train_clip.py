@@ -161,8 +161,9 @@ def encode_images(clip: open_clip.CLIP, pixels: torch.Tensor) -> tuple[torch.Ten
     return embedded[:, 0], embedded[:, 1:], tokens
 
 
-def encode_texts(clip: open_clip.CLIP, tokenizer: SentencePieceTokenizer, texts: list[str], device: str) -> torch.Tensor:
+def encode_texts(clip: open_clip.CLIP, tokenizer: SentencePieceTokenizer, texts: list[str]) -> torch.Tensor:
     """Texts -> (len(texts), E), of unit length. As `clip.encode_text`, but padded only to the longest text: names are short."""
+    device = clip.text_projection.device
     rows = [tokenizer.encode(text)[:CONTEXT - 1] + [tokenizer.end] for text in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad] * (longest - len(row)) for row in rows], device=device)
@@ -183,16 +184,17 @@ def place_loss(patches: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def losses(clip, tokenizer, contrastive, batch: list[Drawing], rng: random.Random, device: str):
+def losses(clip, tokenizer, contrastive, batch: list[Drawing], rng: random.Random):
     """(image-text, region-text, place): the three losses of a batch of drawings."""
+    device = clip.text_projection.device
     pixels = to_pixels([picture.image for picture in batch]).to(device)
     image, patches, tokens = encode_images(clip, pixels)
     captions = [getattr(picture, rng.choice(LANGUAGES)) for picture in batch]
     scale = clip.logit_scale.exp()
-    image_text = contrastive(image, encode_texts(clip, tokenizer, captions, device), scale)
+    image_text = contrastive(image, encode_texts(clip, tokenizer, captions), scale)
     targets, names = region_targets(batch, rng.choice(LANGUAGES), drawings.TILE, rng)
     has_target = (targets >= 0).to(device)
-    logits = scale * patches[has_target] @ encode_texts(clip, tokenizer, names, device).T  # (patches with a target, names)
+    logits = scale * patches[has_target] @ encode_texts(clip, tokenizer, names).T  # (patches with a target, names)
     region_text = F.cross_entropy(logits, targets.to(device)[has_target])
     return image_text, region_text, place_loss(tokens[:, 1:], place_targets(batch, drawings.TILE).to(device))
 
@@ -200,10 +202,10 @@ def losses(clip, tokenizer, contrastive, batch: list[Drawing], rng: random.Rando
 # ---------------------------------------------------------------- evaluation
 
 @torch.no_grad()
-def patch_accuracy(clip, tokenizer, pictures: list[Drawing], language: str, names: list[str], device: str) -> float:
+def patch_accuracy(clip, tokenizer, pictures: list[Drawing], language: str, names: list[str]) -> float:
     """The share of patch tokens on objects whose nearest name among `names` is that of the object."""
-    correct = total = 0
-    table = torch.cat([encode_texts(clip, tokenizer, names[i:i + 512], device) for i in range(0, len(names), 512)])
+    correct, total, device = 0, 0, clip.text_projection.device
+    table = torch.cat([encode_texts(clip, tokenizer, names[i:i + 512]) for i in range(0, len(names), 512)])
     index = {name: i for i, name in enumerate(names)}
     for start in range(0, len(pictures), 128):
         batch = pictures[start:start + 128]
@@ -223,14 +225,14 @@ def scene_drawing(scene: Scene) -> Drawing:
     return Drawing(draw_scene(scene), "", "", regions)
 
 
-def scores(clip, tokenizer, device: str) -> dict[str, float]:
+def scores(clip, tokenizer) -> dict[str, float]:
     """Patch accuracies on held-out pictures: `val` scenes with nano or all names, and each kind of drawing with its own names."""
     result = {}
     for which, n in (("nano", 300), ("all", 800)):
         pictures = [scene_drawing(sample_scene("val", i, which)) for i in range(n)]
         for language in LANGUAGES:
             names = sorted({category.name(language) for category in categories(which)})
-            result[f"{which}/{language}"] = patch_accuracy(clip, tokenizer, pictures, language, names, device)
+            result[f"{which}/{language}"] = patch_accuracy(clip, tokenizer, pictures, language, names)
     rng = random.Random("held-out drawings")
     groups: dict[str, list[Drawing]] = {}
     for _ in range(1500):
@@ -239,7 +241,7 @@ def scores(clip, tokenizer, device: str) -> dict[str, float]:
     for kind, pictures in sorted(groups.items()):
         if len(pictures) > 20:
             names = sorted({region.en for picture in pictures for region in picture.regions})
-            result[kind] = patch_accuracy(clip, tokenizer, pictures, "en", names, device)
+            result[kind] = patch_accuracy(clip, tokenizer, pictures, "en", names)
     return result
 
 
@@ -279,7 +281,7 @@ def main(config: Config) -> None:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = lr
         batch = [any_drawing(rng, pool, shapes) for _ in range(config.batch_size)]
-        image_text, region_text, place = losses(clip, tokenizer, contrastive, batch, rng, config.device)
+        image_text, region_text, place = losses(clip, tokenizer, contrastive, batch, rng)
         clip.zero_grad()
         (image_text + config.region_weight * region_text + config.place_weight * place).backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -293,11 +295,11 @@ def main(config: Config) -> None:
         bar.set_postfix_str(f"step {step} lr {lr:.1e} " + " ".join(
             f"{name} {value:.2f}" for name, value in zip(("image-text", "region-text", "place"), log[-1])))
         if step % 500 == 0:
-            measured = scores(clip, tokenizer, config.device)
+            measured = scores(clip, tokenizer)
             tqdm.write(f"step {step} {time.time() - start:.0f} s loss {np.mean(log[-200:], 0).round(3)} "
                        + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
             save(clip, config, measured)
-    measured = scores(clip, tokenizer, config.device)
+    measured = scores(clip, tokenizer)
     save(clip, config, measured)
     print(json.dumps(measured, indent=1), f"\nwrote {config.ship} after {step} steps of {config.batch_size} pictures")
 

@@ -37,7 +37,7 @@ def grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
     return min(grids, key=lambda shape: (stretch(shape), -shape[0] * shape[1]))
 
 
-def cut(image: Image.Image, columns: int, rows: int, size: int, mean: tuple, fit: str) -> list[Image.Image]:
+def cut(image: Image.Image, shape: tuple[int, int], size: int, mean: tuple, fit: str) -> list[Image.Image]:
     """The thumbnail and the tiles of an RGB image, each size x size.
 
     Both show the full image: with bands where `fit` is pad, else squeezed. The middle square, which `square` takes of a picture
@@ -46,6 +46,7 @@ def cut(image: Image.Image, columns: int, rows: int, size: int, mean: tuple, fit
     def fitted(width: int, height: int) -> Image.Image:
         return padded(image, (width, height), mean) if fit == "pad" else image.resize((width, height), Image.Resampling.BICUBIC)
 
+    columns, rows = shape
     canvas = fitted(columns * size, rows * size)
     corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
     return [fitted(size, size), *(canvas.crop((left, top, left + size, top + size)) for left, top in corners)]
@@ -83,6 +84,6 @@ class Tiles:
         """Thumbnail and tiles. The picture is opened once for all of them."""
         key_of_last, images = self.last
         if key_of_last != key:
-            images = cut(picture.load(), columns, rows, self.size, self.mean, self.fit)
+            images = cut(picture.load(), (columns, rows), self.size, self.mean, self.fit)
             self.last = key, images  # in one assignment, because two threads may load different pictures
         return images
