@@ -132,8 +132,8 @@ def main(config: Config) -> None:
 
         run.log_step(step, micro_batches, loss=run.sum(loss_sum) / learned_tokens, **rates, gradient_norm=norm)
 
-    examples = [example for task in tasks.values() for example in task.examples("val", 8) if example.kind == "caption"]
-    finish_stage(run, "Pretraining", scores, examples, answer)
+    captions = [(task, example) for task in tasks.values() for example in task.examples("val", 8) if example.kind == "caption"]
+    finish_stage(run, "Pretraining", scores, captions, answer)
     run.finish(f"wrote {run.out}", f"python 2-sft_vlm.py --init {run.out}")
 
 

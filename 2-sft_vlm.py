@@ -26,8 +26,8 @@ from model.losses import count_learned, score
 from model.optimizer import clip_gradients, lr_multiplier
 from model.runtime import Run, prepare
 
-MIXTURE = ("world:1.2", "easy_vqa:1.5", "arithmetic:read=1600,direct=0.45", "arithmetic:text=true,rows=1200,lists=1000",
-           "text:1.25")
+MIXTURE = ("world:1.45", "easy_vqa:1.5", "arithmetic:read=1600,direct=0.45", "arithmetic:text=true,rows=1200,lists=1000",
+           "text:1.25", "world_unknown")
 
 
 @dataclass
@@ -90,7 +90,7 @@ def main(config: Config) -> None:
 
         run.log_step(step, micro_batches, loss=run.sum(sum(losses)) / learned_tokens, **lr, gradient_norm=norm)
 
-    shown = [example for task in tasks.values() for example in task.examples("val", 2)[:14]]
+    shown = [(task, example) for task in tasks.values() for example in task.examples("val", 2)[:14]]
     finish_stage(run, "Supervised fine-tuning", scores, shown, answer)
     run.finish(f"wrote {run.out}", f"python 4-eval_chat.py --model {run.out}, python web_demo.py --model {run.out}, "
                                    f"or python 3-rl_vlm.py --init {run.out}")

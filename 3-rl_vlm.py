@@ -91,7 +91,7 @@ class DPO:
     group_size: int = cli.data_flag(8)  # without --data: answers to each question, sampled alike
     max_new_tokens: int = cli.data_flag(128)  # without --data: of an answer
     temperature: float = cli.data_flag(0.7)  # without --data: of sampling
-    divider: str = cli.data_flag("claims")  # without --data: claims: each object that is named | claims:places=true | whole
+    divider: str = cli.data_flag("claims")  # without --data: claims: each thing and its place | claims:places=false | whole
     labeler: str = cli.data_flag("truth")  # without --data: truth: the scene | self: the model | judge: --judge | a checkpoint
     judge: str = cli.data_flag("")  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can
     pairs_only: bool = False  # make the pairs, say where they are, and stop
@@ -260,7 +260,7 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
             processor.images.prepare(partial(batches.pictures, len(batches)), config.run.feature_cache_gb, run.print0)
         reference_logps = reference.precomputed(batches, wanted, run, model, fingerprint, config.reference)
     algo.shift = run.state.get("shift", 0.0)
-    best = BestCheckpoint(run, "accuracy" if isinstance(config, OnlineDPO) else "(1 - CHAIR_s) x Cover")
+    best = BestCheckpoint(run, "accuracy" if isinstance(config, OnlineDPO) else "(1 - false) x Cover")
     held_out = HeldOutAnswers(run, tasks, answer, first_step)
     for step in run.steps(first_step, steps):
         stop = early_stop_reason(run.history, entropy_floor=0.0)  # of pairs that are sampled: stored ones log no groups

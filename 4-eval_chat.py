@@ -140,7 +140,7 @@ def chat(config: Config, dialogue: Dialogue) -> None:
             return
     except BadRow as bad:
         raise UserError(f"{bad}") from bad
-    print("Type a message. /image PATH adds a picture to the next message, /new starts again, /quit ends.")
+    print("Type a message. /image PATH adds a picture to the next message (Enter alone sends it), /new starts again, /quit ends.")
     while (line := read_line()) is not None and line != "/quit":
         try:
             if line == "/new":
@@ -148,7 +148,7 @@ def chat(config: Config, dialogue: Dialogue) -> None:
                 pictures = []
             elif line.startswith("/image"):
                 pictures.append(opened(line.removeprefix("/image").strip()))
-            elif line:
+            elif line or pictures:  # a picture without a word means: what is in it?
                 say(dialogue, [*pictures, line])
                 pictures = []
         except BadRow as bad:
@@ -293,9 +293,9 @@ def benchmark(config: Config, folder: Path, answer: Answer) -> None:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         examples = task.examples("test", 40)
         examples = random.Random(config.seed).sample(examples, min(24, len(examples)))
-        answers = answer([example.prompt for example in examples])
-        image = poster(folder / f"{name}.png", page, examples, answers)
-        gallery += f"\n### {name}\n\n{image}{sheet(folder / name, page, examples, answers)}\n"
+        answers, questions = answer([example.prompt for example in examples]), [(task, example) for example in examples]
+        image = poster(folder / f"{name}.png", page, questions, answers)
+        gallery += f"\n### {name}\n\n{image}{sheet(folder / name, page, questions, {'answer': answers})}\n"
     add_scores(folder, scores)
     section(page, f"Test scores of {folder.name}", f"{table(scores)}\n{gallery}")
     print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. Next: python web_demo.py")

@@ -184,9 +184,9 @@ def world_examples(folder: Path) -> list[dict]:
     changed, change, old, new = changed_scene(four, rng)
     count = questions.count(two, "zh", rng, "nano")
     return [
-        {"text": questions.ASK_CAPTION["en"][0], "files": [drawn(one)]},
+        {"text": questions.account("caption", one, "en").text, "files": [drawn(one)]},
         {"text": count.text, "files": [drawn(two)]},
-        {"text": questions.ASK_DESCRIPTION["zh"][0], "files": [drawn(three)]},
+        {"text": questions.account("description", three, "zh").text, "files": [drawn(three)]},
         {"text": questions.difference(change, old, new, "en").text, "files": [drawn(four), drawn(changed)]},
     ]
 

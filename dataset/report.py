@@ -4,6 +4,8 @@ In:  a stage's title and metrics.  Out: its section of the page. When a stage ru
 """
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -66,61 +68,94 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def sheet(folder: Path, page: Path, examples: Sequence[Example], answers: Sequence[str]) -> str:
-    """A table of held-out questions: picture, question, truth, the model's answer. The pictures go to FOLDER/pictures."""
-    lines = ["| picture | question | truth | answer | |", "| --- | --- | --- | --- | --- |"]
-    for index, (example, answer) in enumerate(zip(examples, answers, strict=True)):
-        cells = [thumbnails(folder, page, index, example),
-                 *map(cell, (example.prompt.messages[-1].text, example.answer, answer)),
-                 "✓" if answer.strip() == example.answer.strip() else "✗"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+Question = tuple[Task, Example]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def before_and_after(folder: Path, page: Path, questions: Sequence[tuple[Task, Example]], before: Sequence[str],
-                     after: Sequence[str]) -> str:
-    """The same table with the answers before and after training, each marked as right or wrong."""
-    lines = ["| picture | question | truth | before | after |", "| --- | --- | --- | --- | --- |"]
-    for index, ((task, example), *answers) in enumerate(zip(questions, before, after, strict=True)):
-        marked = [f"{'✓' if task.score(example, text) == 1 else '✗'} {cell(text)}" for text in answers]
-        cells = [thumbnails(folder, page, index, example), cell(example.prompt.messages[-1].text), cell(example.answer)]
-        lines.append(f"| {' | '.join([*cells, *marked])} |")
-    return "\n".join(lines)
+def mark(question: Question, answer: str) -> str:
+    """✓ where the task calls the answer right, else ✗."""
+    task, example = question
+    return "✓" if task.score(example, answer) == 1 else "✗"
 
 
-def poster(file: Path, page: Path, examples: Sequence[Example], answers: Sequence[str], columns: int = 4, side: int = 192) -> str:
-    """One PNG of pictures, each with its question and answer below, in green where it is right. English, one picture each.
+def sheet(folder: Path, page: Path, questions: Sequence[Question], answers: dict[str, Sequence[str]]) -> str:
+    """A table of held-out questions: picture, question, truth, and a column of marked answers for each heading of `answers`.
 
-    Returns the Markdown that shows it on the page: "" where no question fits.
+    The pictures go to FOLDER/pictures.
     """
-    pictured = [(example, answer) for example, answer in zip(examples, answers, strict=True)
-                if len(example.prompt.pictures) == 1 and example.prompt.messages[-1].text.isascii()]
+    lines = [f"| picture | question | truth | {' | '.join(answers)} |", f"| --- | --- | --- |{' --- |' * len(answers)}"]
+    for index, (question, *texts) in enumerate(zip(questions, *answers.values(), strict=True)):
+        _, example = question
+        asked = (thumbnails(folder, page, index, example), cell(example.prompt.messages[-1].text), cell(example.answer))
+        lines.append(f"| {' | '.join([*asked, *(f'{mark(question, text)} {cell(text)}' for text in texts)])} |")
+    return "\n".join(lines)
+
+
+CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc", "PingFang.ttc",
+                 "STHeiti Medium.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "simhei.ttf", "DroidSansFallbackFull.ttf")
+
+
+@functools.cache
+def fonts(size: int) -> tuple[Font, Font | None]:
+    """(Pillow's own font, the first Chinese font that the system has or None)."""
+    for name in CHINESE_FONTS:
+        with contextlib.suppress(OSError):  # not installed
+            return ImageFont.load_default(size), ImageFont.truetype(name, size)
+    return ImageFont.load_default(size), None
+
+
+def wrapped(text: str, font: Font, width: int, lines: int) -> list[str]:
+    """A text as at most so many lines of a width in pixels; an ellipsis where it goes on."""
+    rows = [""]
+    for word in re.findall(r"\s*[!-~]+|\s*.", text):  # a word, or one character of Chinese
+        if rows[-1] and font.getlength(rows[-1] + word) > width:
+            rows.append("")
+        rows[-1] = (rows[-1] + word).lstrip()
+    return rows if len(rows) <= lines else [*rows[:lines - 1], f"{rows[lines - 1]}…"]
+
+
+def poster(file: Path, page: Path, questions: Sequence[Question], answers: Sequence[str], columns: int = 4) -> str:
+    """One PNG of pictures, each with its question and answer below, in green where it is right. One picture each.
+
+    Returns the Markdown that shows it on the page: "" where no question fits. Chinese needs a Chinese font on the system.
+    """
+    side, line = 192, 18
+    latin, chinese = fonts(13)
+    pictured = [(question, answer) for question, answer in zip(questions, answers, strict=True)
+                if len(question[1].prompt.pictures) == 1
+                and (chinese or (question[1].prompt.messages[-1].text + answer).isascii())]
     if not pictured:
         return ""
-    rows = -(-len(pictured) // columns)
-    font, height = ImageFont.load_default(13), side + 52
-    canvas = Image.new("RGB", (columns * (side + 16), rows * height), "white")
+    height = side + 10 + 5 * line
+    canvas = Image.new("RGB", (columns * (side + 16), -(-len(pictured) // columns) * height), "white")
     pen = ImageDraw.Draw(canvas)
-    for k, (example, answer) in enumerate(pictured):
+    for k, (question, answer) in enumerate(pictured):
         x, y = k % columns * (side + 16) + 8, k // columns * height + 8
-        canvas.paste(example.prompt.pictures[0].load().resize((side, side), Image.Resampling.NEAREST), (x, y))
-        for line, (text, ink) in enumerate(((example.prompt.messages[-1].text, "black"),
-                                            (answer, "green" if answer == example.answer else "red"))):
-            pen.text((x, y + side + 3 + 18 * line), text if len(text) < 34 else text[:33] + "…", font=font, fill=ink)
+        prompt = question[1].prompt
+        canvas.paste(prompt.pictures[0].load().resize((side, side), Image.Resampling.NEAREST), (x, y))
+        y += side + 3
+        for text, ink, lines in ((prompt.messages[-1].text, "black", 2), (answer, INK[mark(question, answer)], 3)):
+            font = latin if text.isascii() or not chinese else chinese
+            for row in wrapped(text, font, side, lines):
+                pen.text((x, y), row, font=font, fill=ink)
+                y += line
     canvas.save(file)
     return f"![]({file.relative_to(page.parent).as_posix()})\n\n"
+
+
+INK = {"✓": "green", "✗": "red"}
 
 
 # ---------------------------------------------------------------- the section of a run
 
 
-def finish_stage(run: Run, title: str, scores: dict[str, float], examples: Sequence[Example], answer: Answer) -> None:
+def finish_stage(run: Run, title: str, scores: dict[str, float], questions: Sequence[Question], answer: Answer) -> None:
     """Write the scores to scores.json, and the report section of stages 1 and 2: scores, curves, held-out answers."""
     if run.is_main:
         add_scores(run.out, scores)
-        answers, page = answer([example.prompt for example in examples]), run.out.parent / "report.md"
+        answers, page = answer([example.prompt for _, example in questions]), run.out.parent / "report.md"
         section(page, title, f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
-                f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, examples, answers)}")
+                f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, questions, {'answer': answers})}")
     run.barrier()
 
 
@@ -153,9 +188,8 @@ class HeldOutAnswers:
         folder, page = self.run.out, self.run.out.parent / "report.md"
         if compare:
             scores = with_before(scores, self.run.history)
-            body = before_and_after(folder, page, self.questions, self.read("before"), self.read("after"))
-        else:
-            body = sheet(folder, page, [example for _, example in self.questions], self.read("after"))
+        answers = {"before": self.read("before")} if compare else {}
+        body = sheet(folder, page, self.questions, {**answers, "after": self.read("after")})
         metrics = table({**scores, "seconds": round(self.run.seconds)})
         section(page, f"{title}: {folder.name}", f"{metrics}\n\n![]({folder.name}/curves.png)\n\n{body}")
 

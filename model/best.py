@@ -15,10 +15,10 @@ from model.runtime import Run
 from model.vlm import VLM
 
 
-def chair_and_cover(scores: dict[str, float]) -> float | None:
-    """(1 - CHAIR_s) x Cover: few absent and many present objects. Silence would win the first factor, a long list the second."""
+def truth_and_cover(scores: dict[str, float]) -> float | None:
+    """(1 - false) x Cover: nothing false, and all that is there. Silence would win the first factor, a long list the second."""
     values = {name.rpartition("/")[2]: value for name, value in scores.items() if name.startswith("hallucination")}
-    return round((1 - values["chair_s"]) * values["cover"], 4) if values else None
+    return round((1 - values["false"]) * values["cover"], 4) if values else None
 
 
 def mean_accuracy(scores: dict[str, float]) -> float | None:
@@ -29,7 +29,7 @@ def mean_accuracy(scores: dict[str, float]) -> float | None:
 
 
 MEASURES: dict[str, Callable[[dict[str, float]], float | None]] = {
-    "(1 - CHAIR_s) x Cover": chair_and_cover, "accuracy": mean_accuracy,
+    "(1 - false) x Cover": truth_and_cover, "accuracy": mean_accuracy,
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from dataset.preferences import load_preferences
 from dataset.processor import Processor
 from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
 from model import checkpoint, lora
-from model.best import BestCheckpoint, chair_and_cover
+from model.best import BestCheckpoint, truth_and_cover
 from model.cli import from_mapping
 from model.dpo import reference
 from model.dpo.losses import Pairs, rewards
@@ -573,19 +573,19 @@ def test_the_control_without_the_sft_term_would_learn_nothing_and_is_refused(kin
 
 
 def test_quality_wants_what_is_there_and_nothing_else():
-    def of(chair_s: float, cover: float) -> float:
-        return chair_and_cover({"hallucination/chair_s": chair_s, "hallucination/cover": cover, "world/exact": 1.0})
+    def of(false: float, cover: float) -> float:
+        return truth_and_cover({"hallucination/false": false, "hallucination/cover": cover, "world/exact": 1.0})
 
     assert of(0.07, 0.94) > of(0.58, 0.965) > of(0.046, 0.368)  # with the SFT term, before, silent
-    assert chair_and_cover({"world/exact": 0.5}) is None
+    assert truth_and_cover({"world/exact": 0.5}) is None
 
 
-def best_in(tmp_path: Path, history: list[dict], measure: str = "(1 - CHAIR_s) x Cover") -> BestCheckpoint:
+def best_in(tmp_path: Path, history: list[dict], measure: str = "(1 - false) x Cover") -> BestCheckpoint:
     return BestCheckpoint(SimpleNamespace(out=tmp_path, is_main=True, history=history, print0=lambda text: None), measure)
 
 
 def scores(step: int, cover: float) -> dict:
-    return {"step": step, "seconds": 1.0, "hallucination/chair_s": 0.0, "hallucination/cover": cover}
+    return {"step": step, "seconds": 1.0, "hallucination/false": 0.0, "hallucination/cover": cover}
 
 
 def marked_model(value: float) -> VLM:
@@ -604,7 +604,7 @@ def test_the_best_checkpoint_is_kept_and_that_may_be_the_start(tmp_path, first, 
     for step, cover in ((0, first), (50, 0.5), (100, 0.7), (150, 0.6)):
         best.offer(marked_model(step), MODEL_FILE, step, scores(step, cover))
     highest = max(first, 0.7)
-    assert best.keep() == {"hallucination/chair_s": 0.0, "hallucination/cover": highest}
+    assert best.keep() == {"hallucination/false": 0.0, "hallucination/cover": highest}
     assert mark(tmp_path) == [kept]
     assert json.loads((tmp_path / "best.json").read_text()) == {"quality": highest}
 

@@ -10,7 +10,7 @@ from PIL import Image
 from dataset.chat import Conversation, Message
 from dataset.evaluation import BLANK, Answerer, blank, evaluate, make_tasks, shuffled, validate, with_pictures
 from dataset.images import Picture
-from dataset.report import add_scores, section, sheet, table
+from dataset.report import add_scores, fonts, poster, section, sheet, table, wrapped
 from dataset.tasks import Example, Task, Truncated, dialogue, exact, guessing, means, normal
 from dataset.tasks.easy_vqa import EasyVQA
 from dataset.tasks.world import World
@@ -308,9 +308,40 @@ def test_a_table_shows_shares_in_percent_and_counts_as_they_are():
 
 def test_a_sheet_shows_each_picture_with_its_question_truth_and_answer(tmp_path):
     examples = [example("a", "Is there a | bar?", "yes", ["1", "22"]), example("b", "What?", "no", ["333"])]
-    text = sheet(tmp_path / "sft", tmp_path / "report.md", examples, ["yes", "<think>so</think>"])
-    first, second = text.splitlines()[2:]
-    assert first == "| ![](sft/pictures/00-0.png) ![](sft/pictures/00-1.png) | Is there a \\| bar? | yes | yes | ✓ |"
-    assert second == "| ![](sft/pictures/01-0.png) | What? | no | &lt;think>so&lt;/think> | ✗ |"
+    answers = {"before": ["no", "No."], "after": ["yes", "<think>so</think>"]}
+    text = sheet(tmp_path / "sft", tmp_path / "report.md", [(Task(), example) for example in examples], answers)
+    heads, _, first, second = text.splitlines()
+    assert heads == "| picture | question | truth | before | after |"
+    assert first == "| ![](sft/pictures/00-0.png) ![](sft/pictures/00-1.png) | Is there a \\| bar? | yes | ✗ no | ✓ yes |"
+    assert second == "| ![](sft/pictures/01-0.png) | What? | no | ✓ No. | ✗ &lt;think>so&lt;/think> |"
     with Image.open(tmp_path / "sft" / "pictures" / "00-1.png") as thumbnail:
         assert (thumbnail.size, thumbnail.getpixel((0, 0))) == ((8, 8), (2, 0, 0))
+
+
+def test_a_mark_is_the_task_s_own_and_not_the_equality_of_texts(tmp_path):
+    class Sums(Task):
+        def score(self, example: Example, answer: str) -> float:
+            return float(f"<answer>{example.answer}</answer>" in answer)
+
+    text = sheet(tmp_path / "sft", tmp_path / "report.md", [(Sums(), example("a", "1+1?", "2", ["1"]))],
+                 {"answer": ["<think>1+1=2.</think><answer>2</answer>"]})  # fmt: skip
+    assert "| ✓ &lt;think>1+1=2." in text
+
+
+def test_long_answers_are_wrapped_and_chinese_breaks_anywhere():
+    font = fonts(13)[0]
+    assert wrapped("short", font, 192, 3) == ["short"]
+    rows = wrapped("At the top left is one crocodile. " * 9, font, 192, 3)
+    assert len(rows) == 3 and rows[0].startswith("At the top left") and rows[2].endswith("…")
+    assert all(font.getlength(row.rstrip("…")) <= 192 for row in rows)
+    assert "".join(wrapped("图里有什么" * 12, font, 192, 99)) == "图里有什么" * 12
+
+
+def test_a_poster_shows_every_question_with_one_picture_that_its_fonts_can_write(tmp_path):
+    examples = [example("a", "What?", "yes", ["1"]), example("b", "图里有什么？", "no", ["1"]),
+                example("c", "Two?", "no", ["1", "2"])]  # fmt: skip
+    picture = poster(tmp_path / "sft.png", tmp_path / "report.md", [(Task(), one) for one in examples], ["yes", "不", "no"])
+    assert picture == "![](sft.png)\n\n"
+    with Image.open(tmp_path / "sft.png") as image:
+        assert image.size[0] == 4 * 208 and image.size[1] > 192
+    assert poster(tmp_path / "none.png", tmp_path / "report.md", [(Task(), examples[2])], ["no"]) == ""

@@ -20,6 +20,7 @@ from dataset.tasks.hallucination import (
     malformed,
     named,
     seen_in_training,
+    untrue,
 )
 from dataset.world import questions
 from dataset.world.openmoji import LANGUAGES, Category, categories
@@ -126,6 +127,19 @@ def test_a_wrong_but_well_formed_claim_is_no_malformed_one():
     assert not malformed("At the top left is one bus. At the top left is one key.", "en")
 
 
+@pytest.mark.parametrize(("text", "false"), [
+    (GOOD["en"], False),
+    (GOOD["en"].split(". ")[0] + ".", False),  # what is left out is not said
+    (GOOD["en"] + " At the bottom is one ant.", True),  # absent
+    ("At the bottom right" + GOOD["en"][GOOD["en"].index(" is"):], True),  # there, but elsewhere
+    (GOOD["en"] + " " + GOOD["en"], True),  # told twice
+    (GOOD["en"] + " I see one ant.", True),  # in other words
+    (GOOD["en"] + " How nice.", False),
+])  # fmt: skip
+def test_a_description_is_false_where_any_statement_is(text, false):
+    assert untrue(text, GOOD["en"], "en") == false
+
+
 def test_length_is_in_words_and_in_characters():
     assert (length(GOOD["en"], "en"), length(GOOD["zh"], "zh")) == (13, 17)
 
@@ -135,7 +149,8 @@ def test_half_of_the_scenes_are_described_in_each_language_and_newness():
     assert Counter(example.tags for example in examples) == {
         (language, freshness): 10 for language in LANGUAGES for freshness in ("new", "trained")}  # fmt: skip
     assert Hallucination.size >= 1000
-    assert all(example.prompt.messages[-1].text in questions.ASK_DESCRIPTION[example.tags[0]] for example in examples)
+    asked = {example.prompt.messages[-1].text for example in examples}
+    assert asked == {"Describe the picture in detail.", "详细描述这张图。"}
     assert not {e.prompt.pictures for e in examples} & {e.prompt.pictures for e in Hallucination().examples("val", 40)}
 
 
@@ -153,6 +168,7 @@ def test_the_numbers_of_descriptions_by_hand():
     scores, metrics = task.measure(examples, answers)
     words = sum(len(answer.split()) for answer in answers) / 4
     assert metrics == {
+        "false": 1 / 4,
         "chair_s": 1 / 4,
         "chair_i": 1 / (named[0] + named[1] + 1 + named[3]),
         "cover": (objects[0] + objects[1] + objects[3]) / sum(objects),

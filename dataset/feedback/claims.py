@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from dataset.chat import Conversation
 from dataset.judge import Failure, Judge
 from dataset.world.openmoji import Category, plural, with_article
+from dataset.world.phrases import PLACE_PHRASES
+from dataset.world.questions import names
 from dataset.world.scenes import Scene
+from dataset.world.wordings import plain
 from dataset.world.words import NUMBERS, PLACES, mention_pattern, mentions
 from model.registry import DIVIDERS, UserError
 
@@ -45,10 +48,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class Divider:
-    """A way to turn answers into claims; `name` is written beside the files made with it."""
+    """A way to turn answers into claims.
+
+    name         written beside the files made with it
+    categories   "nano" or "all": what it knows the names of, and what the scenes to describe show
+    """
 
     name: str
     divide: Callable[[Sequence[tuple[Item, str]]], list[list[Claim] | Failure]]
+    categories: str = "nano"
 
 
 # ---------------------------------------------------------------- dividing by rule
@@ -72,10 +80,10 @@ def sentences(text: str, language: str, which: str) -> list[str]:
 
 
 def exists_question(category: Category, language: str, cell: int | None = None) -> str:
-    """"Is there a bus?" as in the instruction data, or "Is there a bus at the top left?"."""
-    if language == "zh":
-        return f"{'' if cell is None else PLACES['zh'][cell]}有{category.zh}吗？"
-    return f"Is there {with_article(category.en)}{'' if cell is None else ' at the ' + PLACES['en'][cell]}?"
+    """"Is there a bus?", or "Is there a bus at the top left?", in the plainest words of the instruction data."""
+    if cell is None:
+        return plain("exists", language, names(category, language))
+    return plain("exists_at", language, {**names(category, language), "at": PLACE_PHRASES[language][cell]})
 
 
 def is_malformed(sentence: str, language: str, which: str) -> bool:
@@ -121,7 +129,7 @@ def claims_of_sentence(sentence: str, language: str, which: str, places: bool) -
     return claims
 
 
-def claims_by_rule(answer: str, language: str, which: str, places: bool = False) -> list[Claim] | Failure:
+def claims_by_rule(answer: str, language: str, which: str, places: bool = True) -> list[Claim] | Failure:
     """One claim per sentence and named thing, counts aside. Failure where a sentence says more, which no claim would cover."""
     claims = []
     for sentence in sentences(answer, language, which):
@@ -133,8 +141,10 @@ def claims_by_rule(answer: str, language: str, which: str, places: bool = False)
 
 
 @DIVIDERS.register("claims")
-def by_rule(judge: Judge | None, places: bool = False, categories: str = "nano") -> Divider:
-    """Each object that an answer names, and with places=true its place as well: sentences of the world, by rule.
+def by_rule(judge: Judge | None, places: bool = True, categories: str = "nano") -> Divider:
+    """Each thing that an answer names, with its place where the sentence has one: sentences of the world, by rule.
+
+    places=false asks for the things alone, as CHAIR counts them.
 
     What the rule cannot divide goes to `judge`, if there is one; otherwise it is a failure.
     """
@@ -147,7 +157,7 @@ def by_rule(judge: Judge | None, places: bool = False, categories: str = "nano")
                 results[k] = claims
         return results
 
-    return Divider(f"rule:{categories},places={places},speech" + (f" or {judge.model}" if judge else ""), divide)
+    return Divider(f"rule:{categories},places={places},speech" + (f" or {judge.model}" if judge else ""), divide, categories)
 
 
 @DIVIDERS.register("whole")
@@ -163,7 +173,7 @@ def whole(judge: Judge | None, categories: str = "nano") -> Divider:
             results.append([claim] if answer.strip() else Failure("the answer says nothing"))
         return results
 
-    return Divider(f"whole:{categories}", divide)
+    return Divider(f"whole:{categories}", divide, categories)
 
 
 # ---------------------------------------------------------------- dividing by a language model

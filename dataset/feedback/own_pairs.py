@@ -93,10 +93,10 @@ def divider_and_labeler(flags: Flags) -> tuple[Divider, Labeler | None]:
     return DIVIDERS.make(flags.divider, judge=judge), known.get(labeler)
 
 
-def items_to_ask(flags: Flags, run: Run) -> list[Item]:
-    """Scenes of the world, or rows of --questions."""
+def items_to_ask(flags: Flags, run: Run, categories: str) -> list[Item]:
+    """Scenes of the world with these categories, or rows of --questions."""
     if not flags.questions:
-        return world_items(flags.scenes, run.config.seed)
+        return world_items(flags.scenes, run.config.seed, categories)
     rows = load(flags.questions, run.config.image_folder, run.config.allow_urls, need_answer=False)
     listed = run.out / "bad_questions.jsonl"
     if run.is_main:
@@ -109,7 +109,7 @@ def own_pairs(flags: Flags, run: Run, model: OwnModel) -> PreferenceFile:
     divider, labeler = divider_and_labeler(flags)
     labeler = labeler or model.label(flags.labeler)
     sampling = Sampling(model.fingerprint, flags.group_size, flags.temperature, run.config.seed)
-    items = items_to_ask(flags, run)
+    items = items_to_ask(flags, run, divider.categories)
     facts = "|".join([labeler.name, divider.name, items_digest(items), repr(sampling)])
     folder = run.out / "feedback" / hashlib.sha256(facts.encode()).hexdigest()[:12]
     if run.is_main:

@@ -41,7 +41,7 @@ from dataset.tasks import Truncated, dialogue
 from dataset.tasks.world import picture
 from dataset.vision.feature_cache import replacing
 from dataset.world.openmoji import LANGUAGES
-from dataset.world.questions import ASK_DESCRIPTION
+from dataset.world.questions import account
 from dataset.world.scenes import sample_scene
 from model.registry import UserError
 
@@ -226,9 +226,9 @@ def labels(item: Item, margins: dict[str, float | Failure]) -> dict:
 # ---------------------------------------------------------------- statistics
 
 
-def untruths(text: str, item: Item) -> int | None:
+def untruths(text: str, item: Item, categories: str) -> int | None:
     """The number of untrue, malformed and repeated claims of an answer; None where the truth cannot tell."""
-    claims = claims_by_rule(text, item.language, "nano")
+    claims = claims_by_rule(text, item.language, categories)
     if item.scene is None or isinstance(claims, Failure):
         return None
     return len(claims) - len(set(claims)) + sum(untrue(claim, item.scene) for claim in set(claims))
@@ -244,6 +244,7 @@ class Labelled:
     margins: Margins
     scores: Sequence[Sequence[int | None]]
     pairs: Sequence[dict]
+    categories: str = "nano"
 
     def right_labels(self) -> list[bool]:
         """For every question whose answer the truth knows: whether the label is right."""
@@ -259,7 +260,7 @@ class Labelled:
         right = []
         for row in self.pairs:
             item, answers = by_id[row["prompt_id"]]
-            better, worse = (untruths(answers[k], item) for k in row["answers"])
+            better, worse = (untruths(answers[k], item, self.categories) for k in row["answers"])
             if better is not None and worse is not None:
                 right.append(0.5 if better == worse else float(better < worse))
         return right
@@ -309,7 +310,7 @@ def make_preferences(items: Sequence[Item], answers_to: SampleAnswers, out: Path
     require_same(files["pairs"], {**{f"{name}.jsonl": digest(files[name]) for name in ("answers", "claims", "labels")},
                                   "seed": sampling.seed})
     rows = pair_rows(items, answers, scores, PAIRS_PER_PROMPT, sampling.seed)
-    facts = Labelled(items, answers, claims, margins, scores, rows).summary()
+    facts = Labelled(items, answers, claims, margins, scores, rows, divider.categories).summary()
     print0(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
     prompts = {item.prompt.id: item.prompt for item in items}
     if not files["pairs"].is_file():  # written last, so where it exists, the others do
@@ -328,13 +329,13 @@ def make_preferences(items: Sequence[Item], answers_to: SampleAnswers, out: Path
 # ---------------------------------------------------------------- prompts
 
 
-def world_items(scenes: int, seed: int) -> list[Item]:
+def world_items(scenes: int, seed: int, categories: str = "nano") -> list[Item]:
     """Requests for detailed descriptions of train scenes, alternately in English and Chinese. Two seeds share no scene."""
     items = []
     for k in range(scenes):
         index, language = seed * scenes + k, LANGUAGES[k % 2]
-        scene = sample_scene("train", index)
-        request = random.Random(f"feedback/{index}").choice(ASK_DESCRIPTION[language])
+        scene = sample_scene("train", index, categories)
+        request = account("description", scene, language).worded("train", random.Random(f"feedback/{index}")).text
         items.append(Item(dialogue(f"world/feedback/{index}", [picture(scene)], [(request, "")]), language, scene))
     return items
 

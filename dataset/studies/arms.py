@@ -90,8 +90,8 @@ KEEP_BEST = "--eval_every 20 --bench"  # with a task: keep the checkpoint with t
 KEEP_LAST = '--bench ""'  # no validation: keep the last checkpoint
 SUM_METRICS = ("arithmetic/image", "arithmetic/text")
 HALLUCINATION = (("hallucination", 1000), ("world_pope", 200), ("world", 100))
-HALLUCINATION_METRICS = ("hallucination/chair_s", "hallucination/cover", "hallucination/chair_i", "hallucination/malformed",
-                         "world_pope/accuracy", "world/exact")
+HALLUCINATION_METRICS = ("hallucination/false", "hallucination/cover", "hallucination/chair_s", "hallucination/chair_i",
+                         "hallucination/malformed", "world_pope/accuracy", "world/exact")
 NEVER_SEEN = "first=100000"  # problems that no earlier stage learned from
 PROBLEMS = (64, 256, 1024)
 

@@ -4,7 +4,7 @@ In:  folders with a scores.json; NAME-SEED folders (out/dpo-0, out/dpo-1) are on
      run, scores.json has validation scores of training; do not compare those with test scores.
 Out: a Markdown table; with --picture a PNG with a point per folder.
 
-    python -m dataset.studies.compare out/sft out/dpo-* out/lora-* --metrics hallucination/chair_s hallucination/cover \\
+    python -m dataset.studies.compare out/sft out/dpo-* out/lora-* --metrics hallucination/false hallucination/cover \\
         --picture runs.png
 """
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataset.report import is_share
 @dataclass
 class Config:
     folders: Positional[tuple[Path, ...]]  # folders to compare
-    metrics: tuple[str, ...] = ("hallucination/chair_s", "hallucination/cover")  # columns; the first two are the picture's axes
+    metrics: tuple[str, ...] = ("hallucination/false", "hallucination/cover")  # columns; the first two are the picture's axes
     picture: Path | None = None  # file of the picture, a PNG; default: none
 
 

@@ -35,12 +35,19 @@ class Example:
     prompt   a conversation that ends before the answer
     kind     the sort of question; script 1 checks "caption" alone
     tags     other groups that it belongs to, or facts that `measure` needs
+    plain    the question in its plainest words, where the prompt has others
     """
 
     prompt: Conversation
     answer: str
     kind: str
     tags: tuple[str, ...] = ()
+    plain: str = ""
+
+    @property
+    def question(self) -> str:
+        """What is asked, whatever its wording."""
+        return self.plain or self.prompt.messages[-1].text
 
 
 class Truncated(str):
@@ -142,11 +149,11 @@ def guessing(questions: Sequence[Example], known: Sequence[Example], enough: int
     """
     common: dict[tuple, Counter] = defaultdict(Counter)
     for example in known:
-        for key in ((example.prompt.messages[-1].text,), (example.kind, example.tags[:1])):
+        for key in ((example.question,), (example.kind, example.tags[:1])):
             common[key][normal(example.answer)] += 1
     correct = 0
     for example in questions:
-        answers = common[(example.prompt.messages[-1].text,)]
+        answers = common[(example.question,)]
         if answers.total() < enough:
             answers = common[example.kind, example.tags[:1]]
         correct += bool(answers) and normal(example.answer) == answers.most_common(1)[0][0]

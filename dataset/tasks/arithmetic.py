@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dataset.chat import Conversation, Message, Prefill
 from dataset.images import Picture
@@ -16,9 +17,10 @@ from dataset.tasks import Example, Generated, Task, dialogue, exact, means, reas
 from dataset.tasks.world import THINK
 from dataset.world import drawings
 from dataset.world.openmoji import LANGUAGES
+from dataset.world.wordings import word
 from model.registry import TASKS
 
-ASK = {"en": ("What is the sum of the digits?", "What is the sum of the dice?"), "zh": ("数字的和是多少？", "骰子的和是多少？")}
+NAMES = {"en": ({"many": "digits"}, {"many": "dice"}), "zh": ({"name": "数字"}, {"name": "骰子"})}  # digits, dice
 
 
 def split_of(values: Sequence[int]) -> str:
@@ -71,6 +73,17 @@ ADD = {"en": "Add.", "zh": "计算。"}
 LOOK_AGAIN = {"en": " Wait, look again: ", "zh": "等等，再看："}
 
 
+@dataclass(frozen=True)
+class Sum:
+    """Numbers to add, as `dice` or digits in a picture, or in words (no picture)."""
+
+    pictures: list[Picture]
+    question: str
+    numbers: list[int]
+    language: str
+    dice: bool
+
+
 @TASKS.register("arithmetic")
 class Arithmetic(Task):
     """Sums of 2 to 4 drawn digits or dice, or of numbers in words; answers come with their reasoning.
@@ -85,24 +98,28 @@ class Arithmetic(Task):
     lists     more rows: three lists of three to five numbers in words, prefilled as if read from a picture, with their running
               sums; the next number and the sum are learned, because a step can get either wrong
     recheck   share of the picture rows that read the picture twice (dataset/tasks/reflection.py measures the effect)
+    new_words true: sums in pictures are asked for in wordings that no stage trains (dataset/world/wordings.py)
     """
 
     size = 500  # problems of the test set
 
     def __init__(self, rows: int = 2_600, text: bool | None = None, recheck: float = 0.0, read: int = 0, direct: float = 0.0,
-                 lists: int = 0, first: int = 0):
+                 lists: int = 0, first: int = 0, new_words: bool = False):
+        self.new_words = new_words
         self.rows, self.text, self.recheck, self.read, self.direct, self.lists = rows, text, recheck, read, direct, lists
         self.first = reasoning.check_first("arithmetic", first)
 
-    def problem(self, split: str, i: int) -> tuple[list[Picture], str, list[int], str]:
-        """Problem i of a split, in a picture or in words: (pictures, question, numbers, language)."""
+    def problem(self, split: str, i: int) -> Sum:
+        """Problem i of a split, in a picture or in words."""
         rng = random.Random(f"arithmetic/{split}/{i}")
         dice = rng.random() < 0.5
         values = sample_numbers(split, rng, dice)
         language = rng.choice(LANGUAGES)
         if reasoning.in_words(self.text, i):
-            return [], "+".join(map(str, values)) + ("=?" if language == "en" else "等于多少？"), values, language
-        return [drawn(dice, values, rng.random())], ASK[language][dice], values, language
+            return Sum([], "+".join(map(str, values)) + ("=?" if language == "en" else "等于多少？"), values, language, dice)
+        picture, wordings = drawn(dice, values, rng.random()), split if self.new_words else "train"
+        question = word("sum", language, NAMES[language][dice], wordings, rng).text
+        return Sum([picture], question, values, language, dice)
 
     def train(self, stage: str) -> Generated | None:
         return Generated(self.rows + self.read + self.lists, self.row) if stage == "sft" else None
@@ -136,16 +153,16 @@ class Arithmetic(Task):
         if i >= self.rows:
             return self.reading(i - self.rows)
         i = reasoning.problem_index("train", i, self.first)
-        pictures, question, values, language = self.problem("train", i)
-        prompt = dialogue(f"arithmetic/train/{i}", pictures, [(question + THINK[language], "")])
+        problem = self.problem("train", i)
+        values, language = problem.numbers, problem.language
+        prompt = dialogue(f"arithmetic/train/{i}", problem.pictures, [(problem.question + THINK[language], "")])
         conclusion = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
-        dice = question == ASK[language][True]
-        if pictures and is_direct_row(i, self.direct, dice):
+        if problem.pictures and is_direct_row(i, self.direct, problem.dice):
             conclusion = f"{listed(values)}</think><answer>{sum(values)}</answer>"
         parts: tuple[str, ...] = (f"<think>{conclusion}",)
         rng = random.Random(f"recheck/{i}")
-        if pictures and rng.random() < self.recheck:
-            wrong = misread(values, rng, dice)
+        if problem.pictures and rng.random() < self.recheck:
+            wrong = misread(values, rng, problem.dice)
             reading = Prefill(f"<think>{listed(wrong)}") if rng.random() < 0.5 else f"<think>{listed(values)}"
             parts = (reading, LOOK_AGAIN[language] + conclusion)
         return Conversation(prompt.id, (*prompt.messages, Message("assistant", parts)))
@@ -153,9 +170,10 @@ class Arithmetic(Task):
     def examples(self, split: str, n: int) -> list[Example]:
         examples = []
         for i in (reasoning.problem_index(split, k, self.first) for k in range(n)):
-            pictures, question, values, language = self.problem(split, i)
-            prompt = dialogue(f"arithmetic/{split}/{i}", pictures, [(question + THINK[language], "")])
-            examples.append(Example(prompt, str(sum(values)), "image" if pictures else "text", (language,)))
+            problem = self.problem(split, i)
+            prompt = dialogue(f"arithmetic/{split}/{i}", problem.pictures, [(problem.question + THINK[problem.language], "")])
+            kind = "image" if problem.pictures else "text"
+            examples.append(Example(prompt, str(sum(problem.numbers)), kind, (problem.language,)))
         return examples
 
     def score(self, example: Example, answer: str) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from dataset.tasks import Example, Generated, Task, dialogue, exact, guessing, m
 from dataset.vision.decoding import open_rgb, upright_size
 from dataset.world import inventories
 from dataset.world.drawings import COLOURS, SHAPES, Drawing, Region
-from dataset.world.openmoji import LANGUAGES, with_article
-from dataset.world.questions import ASK_CAPTION
+from dataset.world.openmoji import LANGUAGES, plural, with_article
+from dataset.world.wordings import word
 from model.registry import TASKS
 
 
@@ -77,6 +78,26 @@ def picture(split: str, image_id: int) -> Picture:
     return Picture(f"easy_vqa:{split}:{image_id}", lambda: open_rgb(Path(path)), lambda: upright_size(Path(path)))
 
 
+def kind_and_names(question: str) -> tuple[str, dict[str, str]]:
+    """An official question as a kind of dataset/world/phrases.py and what it asks about: ("exists", {"name": "circle", ...})."""
+    words = re.findall("[a-z]+", question)
+    thing = " ".join(word for word in words if word in COLOURS or word in SHAPES)
+    name = thing if thing in SHAPES else f"{thing} shape".strip()
+    names = {"name": name, "one": with_article(name), "many": plural(name), "it": f"the {name}", "its": f"the {name}'s"}
+    if "color" in words:
+        return "colour", names
+    if words[0] == "what":
+        return ("coloured_shape", names) if thing else ("shape", {})
+    return ("missing" if {"no", "not"} & set(words) else "exists"), names
+
+
+def reworded(question: str, split: str, rng: random.Random) -> str:
+    """An official question in other words: trained ones for "train", else words that are held out."""
+    kind, names = kind_and_names(question)
+    return word(kind, "en", names, split, rng).text
+
+
+REWORDED = 0.6  # share of the questions of stage 2 that are asked in other words than the official ones
 YES_NO = 2  # yes/no questions in a row, of about seven of a picture: inventories teach the same
 
 
@@ -103,7 +124,7 @@ class EasyVQA(Task):
         rng, (colour, shape) = random.Random(f"easy_vqa/caption/{i}"), known_shapes()[image_id]
         language = rng.choice(LANGUAGES)
         text = with_article(f"{colour} {shape}") if language == "en" else f"一个{COLOURS[colour][0]}{SHAPES[shape]}"
-        question = rng.choice(ASK_CAPTION[language])
+        question = word("caption", language, {}, "train", rng).text
         return dialogue(f"easy_vqa/pretrain/{image_id}", [picture("train", image_id)], [(question, text)])
 
     def row(self, image_id: int, i: int) -> Conversation:
@@ -118,6 +139,7 @@ class EasyVQA(Task):
             return inventories.conversation(id, pictures, inventories.ASK["en"]["exists"], lines)
         turns = list(rows("train")[image_id])
         rng.shuffle(turns)
+        turns = [(reworded(asked, "train", rng) if rng.random() < REWORDED else asked, answer) for asked, answer in turns]
         yes_no = [turn for turn in turns if turn[1] in ("yes", "no")]
         open_turns = [turn for turn in turns if turn[1] not in ("yes", "no")]
         return dialogue(id, pictures, yes_no[:YES_NO] + open_turns)
@@ -130,9 +152,16 @@ class EasyVQA(Task):
         examples = []
         for image_id in image_ids[:n]:
             for k, (question, answer) in enumerate(rows(official)[image_id]):
-                prompt = dialogue(f"easy_vqa/{split}/{image_id}/{k}", [picture(official, image_id)], [(question, "")])
-                examples.append(Example(prompt, answer, "yes_no" if answer in ("yes", "no") else "open"))
+                id = f"easy_vqa/{split}/{image_id}/{k}"
+                asked = self.asked(question, split, random.Random(f"wording/{id}"))
+                prompt = dialogue(id, [picture(official, image_id)], [(asked, "")])
+                kind = "yes_no" if answer in ("yes", "no") else "open"
+                examples.append(Example(prompt, answer, kind, plain=question))
         return examples
+
+    def asked(self, question: str, split: str, rng: random.Random) -> str:
+        """The words that the benchmark asks an official question in: its own."""
+        return question
 
     def score(self, example: Example, answer: str) -> float:
         return exact(example, answer)
@@ -143,3 +172,11 @@ class EasyVQA(Task):
     def guess(self, examples: Sequence[Example]) -> float:
         """The score of the most common validation answer to each question."""
         return guessing(examples, self.examples("val", 500))
+
+
+@TASKS.register("easy_vqa_words")
+class EasyVQAWords(EasyVQA):
+    """The same questions in wordings that no stage of training has (dataset/world/wordings.py)."""
+
+    def asked(self, question: str, split: str, rng: random.Random) -> str:
+        return reworded(question, split, rng)

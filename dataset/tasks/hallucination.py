@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataset.tasks import Example, Task, Truncated, dialogue
 from dataset.tasks.chair import YES_OR_NO, agreement, binary, chair, yes_or_no
 from dataset.tasks.world import picture
-from dataset.world.openmoji import LANGUAGES, Category, categories, with_article
-from dataset.world.questions import ASK_DESCRIPTION, WORDS
+from dataset.world.openmoji import LANGUAGES, Category, categories
+from dataset.world.questions import WORDS, account, names
 from dataset.world.scenes import Object, Scene, is_new, sample_scene
+from dataset.world.wordings import plain
 from dataset.world.words import description, mentions
 from model.registry import TASKS
 
@@ -62,6 +63,16 @@ def malformed(answer: str, language: str, which: str = "nano") -> bool:
     return isinstance(answer, Truncated) or len(set(parts)) < len(parts) or not sentences(which, language).keys() >= set(parts)
 
 
+def untrue(answer: str, truth: str, language: str, which: str = "nano") -> bool:
+    """Whether a description states anything false: an absent thing, a wrong place, or the same thing more often than it is there.
+
+    `truth` is the true description. Of a sentence that no description has, only the names are read.
+    """
+    known, true = sentences(which, language), set(pieces(truth, language))
+    elsewhere = any(piece in known and piece not in true for piece in pieces(answer, language))
+    return elsewhere or not Counter(named(answer, language, which)) <= Counter(named(truth, language, which))
+
+
 def length(answer: str, language: str) -> int:
     """Words in English, characters in Chinese."""
     return len(answer.split()) if language == "en" else len(answer.strip())
@@ -73,7 +84,7 @@ def mean(values: Sequence[float]) -> float:
 
 @TASKS.register("hallucination")
 class Hallucination(Task):
-    """Descriptions of held-out scenes: CHAIR, Cover, length, and the share that is malformed."""
+    """Descriptions of held-out scenes: the share with anything false, CHAIR, Cover, length, and the share that is malformed."""
 
     size = 1000  # scenes of the test set: a share near one half is accurate to +-3 points (95 %)
 
@@ -84,9 +95,9 @@ class Hallucination(Task):
         examples = []
         for i in range(n):
             scene, language = sample_scene(split, i, self.categories, self.most), language_of(i)
-            question = ASK_DESCRIPTION[language][0]
-            prompt = dialogue(f"hallucination/{split}/{i}", [picture(scene)], [(question, "")])
-            examples.append(Example(prompt, description(scene, language), "description", tags(scene, language)))
+            question = account("description", scene, language)
+            prompt = dialogue(f"hallucination/{split}/{i}", [picture(scene)], [(question.text, "")])
+            examples.append(Example(prompt, question.answer, "description", tags(scene, language)))
         return examples
 
     def named(self, answer: str, example: Example) -> list[Category]:
@@ -97,7 +108,8 @@ class Hallucination(Task):
         return agreement(self.named(answer, example), self.named(example.answer, example))
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float], dict[str, float]]:
-        """chair_s, chair_i, cover (dataset/tasks/chair.py), malformed; length: words in English and characters in Chinese.
+        """false: descriptions with any false statement; chair_s, chair_i, cover (dataset/tasks/chair.py), malformed;
+        length: words in English and characters in Chinese.
 
         Categories are counted: the second of two buses may be named or not.
         """
@@ -109,6 +121,8 @@ class Hallucination(Task):
         units = {"en": "words", "zh": "characters"}
         scores = [self.score(example, answer) for example, answer in zip(examples, answers)]
         return scores, {
+            "false": mean([untrue(answer, example.answer, example.tags[0], self.categories)
+                           for example, answer in zip(examples, answers)]),
             **chair(objects, present),
             "length": mean([count for counts in lengths.values() for count in counts]),
             **{f"length_{units[language]}": mean(counts) for language, counts in lengths.items()},
@@ -140,8 +154,8 @@ def by_count(counts: Counter, categories: Sequence[Category]) -> list[Category]:
 
 
 def exists(category: Category, language: str) -> str:
-    """The question in the words of the task `world`."""
-    return f"Is there {with_article(category.en)}?" if language == "en" else f"有{category.zh}吗？"
+    """The question in its plainest words."""
+    return plain("exists", language, names(category, language))
 
 
 @TASKS.register("world_pope")

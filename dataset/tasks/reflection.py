@@ -15,9 +15,8 @@ import re
 from collections.abc import Sequence
 
 from dataset.chat import Conversation, Message, Prefill
-from dataset.images import Picture
 from dataset.tasks import Example, Task, dialogue
-from dataset.tasks.arithmetic import ASK, Arithmetic, listed, misread
+from dataset.tasks.arithmetic import Arithmetic, Sum, listed, misread
 from dataset.tasks.world import THINK
 from model.registry import TASKS
 
@@ -48,27 +47,29 @@ class Reflection(Task):
     def __init__(self):
         self.arithmetic = Arithmetic()
 
-    def draw(self, split: str, rng: random.Random, like: tuple[int, str] | None = None) -> tuple[Picture, str, list[int], str]:
-        """(picture, question, numbers, language) of a random sum; `like`: (how many numbers, which question) it must have."""
+    def draw(self, split: str, rng: random.Random, like: Sum | None = None) -> Sum:
+        """A random sum in a picture; `like`: one with as many numbers, and dice or digits too."""
         while True:
-            pictures, question, values, language = self.arithmetic.problem(split, rng.randrange(10**6))
-            if pictures and (like is None or like == (len(values), question)):
-                return pictures[0], question, values, language
+            problem = self.arithmetic.problem(split, rng.randrange(10**6))
+            if problem.pictures and (like is None or (len(like.numbers), like.dice) == (len(problem.numbers), problem.dice)):
+                return problem
 
     def examples(self, split: str, n: int) -> list[Example]:
         """One question of each kind for each of n pictures; `tags` end with the sums that a misled answer gives."""
         examples = []
         for i in range(n):
             rng = random.Random(f"reflection/{split}/{i}")
-            picture, question, values, language = self.draw(split, rng)
+            problem = self.draw(split, rng)
+            values, language = problem.numbers, problem.language
             for kind in KINDS:
-                prompt = dialogue(f"reflection/{split}/{i}/{kind}", [picture], [(question + THINK[language], "")])
+                question = problem.question + THINK[language]
+                prompt = dialogue(f"reflection/{split}/{i}/{kind}", problem.pictures, [(question, "")])
                 misled: tuple[int, ...] = ()
                 if kind == "recovery":
-                    wrong = misread(values, rng, dice=question == ASK[language][True])
+                    wrong = misread(values, rng, problem.dice)
                     prompt, misled = with_prefill(prompt, f"<think>{listed(wrong)}"), (sum(wrong),)
                 if kind == "swap":
-                    other, half = self.draw(split, rng, (len(values), question))[2], (len(values) + 1) // 2
+                    other, half = self.draw(split, rng, problem).numbers, (len(values) + 1) // 2
                     old, mixed = sum(other), sum(other[:half] + values[half:])
                     prompt = with_prefill(prompt, f"<think>{', '.join(map(str, other[:half]))}")
                     misled = (old, mixed)

@@ -12,16 +12,17 @@ from dataset.chat import Conversation
 from dataset.images import Picture
 from dataset.tasks import Example, Generated, Task, dialogue, exact, guessing, means
 from dataset.world import inventories, questions
-from dataset.world.openmoji import LANGUAGES
-from dataset.world.questions import ASK_CAPTION, ASK_DESCRIPTION, KINDS, PAIR_KINDS, Question
+from dataset.world.openmoji import LANGUAGES, categories
+from dataset.world.questions import KINDS, PAIR_KINDS, Question, account
 from dataset.world.scenes import CANVAS, Object, Scene, changed_scene, companions, draw_scene, is_new, sample_scene, varied_scene
-from dataset.world.words import caption, description, mentions
+from dataset.world.words import mentions
 from model.registry import TASKS
 
 # Kinds of inventories. Stage 1 has only two, because more kinds at once are learned more slowly.
 PRETRAIN_INVENTORIES = ("place", "exists")
 SFT_INVENTORIES = ("place", "count", "what", *4 * ("relation",), "which_picture", *2 * ("together",), *2 * ("change",))
-WEIGHTS = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "compare": 3, "relation": 4}  # hard kinds are frequent
+WEIGHTS = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "exists_at": 2, "compare": 3, "relation": 4}  # hard: often
+WORDLESS = 0.08  # share of the captions that are asked for by a picture without a word
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # requests <think>...</think><answer>...</answer>
 
 
@@ -36,14 +37,29 @@ def reasoned(question: Question) -> str:
     return f"<think>{question.thoughts}</think><answer>{question.answer}</answer>"
 
 
+def turn(question: Question, rng: random.Random) -> tuple[str, str]:
+    """The question in trained words, and the answer: a quarter with reasoning where the kind has it."""
+    if question.kind == "caption" and rng.random() < WORDLESS:
+        return "", question.answer
+    text = question.worded("train", rng).text
+    if question.thoughts and rng.random() < 0.25:
+        return text + THINK[question.language], reasoned(question)
+    return text, question.answer
+
+
+def different(asked: Sequence[Question]) -> list[Question]:
+    """The questions without those that ask the same again."""
+    return list({question.text: question for question in asked}.values())
+
+
 @TASKS.register("world")
 class World(Task):
-    """Scenes of emoji drawings: captions, descriptions, and eleven kinds of questions in English and Chinese.
+    """Scenes of emoji drawings: captions, descriptions, and twelve kinds of questions in English and Chinese.
 
     rows, scenes       training rows of a stage, and the scenes they share: new questions cost nothing and are not memorised,
                        but each new picture needs a run of the encoder
     most               objects in a scene; some rows show crowded scenes of up to nine
-    description_noise  of the stage-2 descriptions with a place after the last object, the share that also name its absent
+    description_noise  of the stage-2 descriptions with two places after the last object, the share that also name its absent
                        companion there (scenes.companions); captions and answers are always true
     """
 
@@ -70,10 +86,10 @@ class World(Task):
         """A row of stage 1, in one turn and language: the caption or description of scene i, or an inventory."""
         rng = random.Random(f"captions/{i}")
         scene, language = self.scene("train", i), rng.choice(LANGUAGES)
-        form = rng.choices((self.caption, self.description, None), (15, 5, 80))[0]
-        if form is None:
+        form = rng.choices(("caption", "description", "inventory"), (15, 5, 80))[0]
+        if form == "inventory":
             return self.inventory(f"world/pretrain/{i}", PRETRAIN_INVENTORIES, i, language, rng)
-        return dialogue(f"world/pretrain/{i}", [picture(scene)], [form(scene, language, rng)])
+        return dialogue(f"world/pretrain/{i}", [picture(scene)], [turn(account(form, scene, language), rng)])
 
     def conversation(self, i: int) -> Conversation:
         """A row of stage 2: scene i with a full account, questions in several turns, two pictures, or an inventory.
@@ -89,38 +105,41 @@ class World(Task):
         if form == "pair":
             return self.pair_conversation(i, language, rng)
         if form == "account":
-            describe = rng.choice((self.caption, self.listing, self.noisy_description))
-            if describe != self.noisy_description and rng.random() < 0.5:
+            kind = rng.choice(("caption", "list", "description"))
+            if kind != "description" and rng.random() < 0.5:
                 scene = self.crowded(i)
-            turns = [describe(scene, language, rng)]
+            turns = [turn(self.account(kind, scene, language, rng), rng)]
         else:
             if rng.random() < 0.5:
                 scene = self.crowded(i)
             kinds = ["what", *rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()), k=8)]
-            possible = [turn for kind in kinds if (turn := self.turn(kind, scene, language, rng))]
-            turns = list(dict(possible).items())[:6]  # no question twice
+            asked = [question for kind in kinds if (question := questions.ask(kind, scene, language, rng, self.categories))]
+            turns = [turn(question, rng) for question in different(asked)[:6]]
             rng.shuffle(turns)
         return dialogue(f"world/sft/{i}", [picture(scene)], turns)
 
-    def caption(self, scene: Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        return rng.choice(ASK_CAPTION[language]), caption(scene, language)
+    def account(self, kind: str, scene: Scene, language: str, rng: random.Random) -> Question:
+        """The request for a full account of a scene: a "caption", a "list", or a "description", which is noisy."""
+        if kind == "list":
+            return questions.listing(scene, language, rng, self.categories)
+        return account(kind, self.imagined(scene, rng) if kind == "description" else scene, language)
 
-    def description(self, scene: Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        return rng.choice(ASK_DESCRIPTION[language]), description(scene, language)
-
-    def noisy_description(self, scene: Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        """A description that may also name the absent companion of the last object, at the next place.
+    def imagined(self, scene: Scene, rng: random.Random) -> Scene:
+        """The scene to describe: mostly with the absent companion of the last object, where two places are free behind it.
 
         Descriptions from the web likewise name what is usual. A model learns to hallucinate from them: it adds what is likely
         beside the objects present. Preference learning can reduce that.
         """
         last = scene.objects[-1]
-        companion = companions(self.categories).get(last.category)
-        if last.cell < 8 and companion and companion not in scene.counts and rng.random() < self.noise:
-            imagined = Object(companion, last.cell + 1, 0, 0, 0)
-            wider = Scene(scene.key, (*scene.objects, imagined), scene.background)
-            scene = scene if is_new(wider) else wider  # held-out combinations are not even imagined
-        return self.description(scene, language, rng)
+        if last.cell > 6 or rng.random() > self.noise:
+            return scene
+        order = categories(self.categories)  # its companion, or where that is no new thing the one after it in this order
+        start = order.index(companions(self.categories).get(last.category, last.category))
+        for category in order[start:] + order[:start]:
+            wider = Scene(scene.key, (*scene.objects, Object(category, last.cell + 1, 0, 0, 0)), scene.background)
+            if category not in scene.counts and not is_new(wider):  # held-out combinations are not even imagined
+                return wider
+        return scene
 
     def inventory(self, id: str, kinds: Sequence[str], i: int, language: str, rng: random.Random) -> Conversation:
         """An inventory of a crowded scene, or of two that share about half of their objects."""
@@ -134,19 +153,6 @@ class World(Task):
             lines = inventories.lines(kind, scenes, language, rng, self.categories)
         return inventories.conversation(id, [picture(scene) for scene in scenes], inventories.ASK[language][kind], lines)
 
-    def listing(self, scene: Scene, language: str, rng: random.Random) -> tuple[str, str]:
-        question = questions.listing(scene, language, rng, self.categories)
-        return question.text, question.answer
-
-    def turn(self, kind: str, scene: Scene, language: str, rng: random.Random) -> tuple[str, str] | None:
-        """A (question, answer) of a kind, a quarter with reasoning where the kind has it; None where the scene allows none."""
-        question = questions.ask(kind, scene, language, rng, self.categories)
-        if question is None:
-            return None
-        if question.thoughts and rng.random() < 0.25:
-            return question.text + THINK[language], reasoned(question)
-        return question.text, question.answer
-
     def pair_conversation(self, i: int, language: str, rng: random.Random) -> Conversation:
         """Two pictures and a few questions about both."""
         first = self.scene("train", i)
@@ -154,7 +160,7 @@ class World(Task):
         selected = [ask(first, second, language, rng, self.categories)
                     for ask in (questions.which_picture, questions.together) for _ in range(2)]
         selected += [questions.difference(*change, language)] if change else []
-        turns = list(dict.fromkeys((question.text, question.answer) for question in selected))  # no question twice
+        turns = [turn(question, rng) for question in different(selected)]
         rng.shuffle(turns)
         return dialogue(f"world/sft/{i}", [picture(first), picture(second)], turns)
 
@@ -170,25 +176,33 @@ class World(Task):
 
     def examples(self, split: str, n: int) -> list[Example]:
         """Each kind of question about n scenes, in alternating languages; tags: language, and new or trained combination."""
-        examples = []
+        return [self.example(question, scenes, f"world/{split}/{i}/{question.kind}", split)
+                for i, scenes, question in self.asked(split, n)]
+
+    def example(self, question: Question, scenes: Sequence[Scene], id: str, split: str) -> Example:
+        """A question in trained words."""
+        text = question.worded("train", random.Random(f"wording/{id}")).text
+        prompt = dialogue(id, [picture(scene) for scene in scenes], [(text, "")])
+        tags = question.language, "new" if is_new(scenes[0]) else "trained"
+        return Example(prompt, question.answer, question.kind, tags, question.text)
+
+    def asked(self, split: str, n: int) -> list[tuple[int, list[Scene], Question]]:
+        """(index, its scene or two scenes, a question about them): each kind of question about n scenes of a split."""
+        asked = []
         for i in range(n):
             rng = random.Random(f"{split}/questions/{i}")
             scene = self.scene(split, i)
-            freshness = "new" if is_new(scene) else "trained"
             for k, kind in enumerate((*KINDS, "caption", *PAIR_KINDS)):
                 language = LANGUAGES[(i // 2 + k) % 2]
                 if kind in KINDS:
                     scenes, question = [scene], questions.ask(kind, scene, language, rng, self.categories)
                 elif kind == "caption":
-                    scenes = [scene]
-                    question = Question(kind, ASK_CAPTION[language][0], caption(scene, language))
+                    scenes, question = [scene], account(kind, scene, language)
                 else:
                     scenes, question = self.pair_question(kind, scene, split, i, language, rng)
                 if question:
-                    id = f"world/{split}/{i}/{kind}"
-                    prompt = dialogue(id, [picture(scene) for scene in scenes], [(question.text, "")])
-                    examples.append(Example(prompt, question.answer, kind, (language, freshness)))
-        return examples
+                    asked.append((i, scenes, question))
+        return asked
 
     def pair_question(self, kind: str, first: Scene, split: str, i: int, language: str,
                       rng: random.Random) -> tuple[list[Scene], Question]:

@@ -1,6 +1,6 @@
 """Questions about scenes, in English and Chinese, whose answers follow from the truth.
 
-In:  one scene (or two), a language, a random generator.  Out: `Question(kind, text, answer)`.
+In:  one scene (or two), a language, a random generator.  Out: a `Question`, whose words come from wordings.py.
 
 Every kind balances its answers, because a model that never looks can score the share of the most common answer.
 `KINDS` are about one picture, `PAIR_KINDS` about two pictures.
@@ -8,21 +8,38 @@ Every kind balances its answers, because a model that never looks can score the 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dataset.world.openmoji import Category, categories, plural, with_article
+from dataset.world.phrases import PLACE_PHRASES, SIDE_PHRASES
 from dataset.world.scenes import Object, Scene
-from dataset.world.words import PLACES, phrase
+from dataset.world.wordings import Wording, plain, word
+from dataset.world.words import PLACES, caption, description, phrase
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its one right answer; `thoughts` are the steps to it, for the kinds with reasoning."""
+    """A question with its one right answer.
+
+    names      what it asks about, by the placeholders of phrases.py: {"it": "the bus"}
+    thoughts   the steps to the answer, for the kinds with reasoning
+    """
 
     kind: str
-    text: str
+    language: str
+    names: Mapping[str, str]
     answer: str
     thoughts: str = ""
+
+    @property
+    def text(self) -> str:
+        """The question in its plainest words."""
+        return plain(self.kind, self.language, self.names)
+
+    def worded(self, split: str, rng: random.Random) -> Wording:
+        """The question in other words: in trained ones for "train", else in words that are held out."""
+        return word(self.kind, self.language, self.names, split, rng)
 
 
 WORDS = {  # answer words by language
@@ -31,15 +48,19 @@ WORDS = {  # answer words by language
     "zh": dict(yes="是", no="否", nothing="没有东西", equal="一样多", first="第一张", second="第二张", both="都有",
                neither="都没有", same="没有变化"),
 }
-ASK_CAPTION = {"en": ("What is in the picture?", "Describe the picture briefly.", "Write a short caption."),
-               "zh": ("图里有什么？", "简要描述这张图。", "写一个简短的标题。")}
-ASK_DESCRIPTION = {"en": ("Describe the picture in detail.", "Where is everything in the picture?"),
-                   "zh": ("详细描述这张图。", "图中的东西都在哪里？")}
 
 
 def named(category: Category, language: str) -> str:
     """'a bus', '公交车'. English names always follow a space, so that they are the same tokens everywhere."""
     return with_article(category.en) if language == "en" else category.zh
+
+
+def names(category: Category, language: str) -> dict[str, str]:
+    """A category in the forms that phrases.py asks for."""
+    if language == "zh":
+        return dict.fromkeys(("name", "it", "many"), category.zh)
+    return {"name": category.en, "one": with_article(category.en), "many": plural(category.en), "it": f"the {category.en}",
+            "its": f"the {category.en}'s"}  # fmt: skip
 
 
 def absent(scene: Scene, rng: random.Random, which: str) -> Category:
@@ -59,25 +80,22 @@ def what(scene: Scene, language: str, rng: random.Random, which: str) -> Questio
     else:
         obj = rng.choice(scene.objects)
         cell, answer = obj.cell, named(obj.category, language)
-    place = PLACES[language][cell]
-    return Question("what", f"What is at the {place}?" if language == "en" else f"{place}是什么？", answer)
+    return Question("what", language, {"at": PLACE_PHRASES[language][cell]}, answer)
 
 
 def where(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
     if not (candidates := single_objects(scene)):
         return None
     obj = rng.choice(candidates)
-    name = obj.category.name(language)
     place = PLACES[language][obj.cell]
-    return Question("where", *((f"Where is the {name}?", f"at the {place}") if language == "en" else (f"{name}在哪里？", place)))
+    return Question("where", language, names(obj.category, language), f"at the {place}" if language == "en" else place)
 
 
 def count(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
     counts = scene.counts
     amount = rng.choices((0, max(counts.values()), rng.choice(list(counts.values()))), (2, 5, 3))[0]  # balances 0 to 4
     category = rng.choice([c for c, n in counts.items() if n == amount]) if amount else absent(scene, rng, which)
-    text = f"How many {plural(category.en)} are there?" if language == "en" else f"有几个{category.zh}？"
-    return Question("count", text, str(amount), count_thoughts(scene, category, language))
+    return Question("count", language, names(category, language), str(amount), count_thoughts(scene, category, language))
 
 
 def count_thoughts(scene: Scene, category: Category, language: str) -> str:
@@ -90,15 +108,27 @@ def count_thoughts(scene: Scene, category: Category, language: str) -> str:
 
 
 def total(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
-    text = "How many things are there in total?" if language == "en" else "一共有几个东西？"
-    return Question("total", text, str(len(scene.objects)))
+    return Question("total", language, {}, str(len(scene.objects)))
 
 
 def exists(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
     yes = rng.random() < 0.5
     category = rng.choice(sorted(scene.counts, key=lambda c: c.en)) if yes else absent(scene, rng, which)
-    text = f"Is there {with_article(category.en)}?" if language == "en" else f"有{category.zh}吗？"
-    return Question("exists", text, WORDS[language]["yes" if yes else "no"])
+    return Question("exists", language, names(category, language), WORDS[language]["yes" if yes else "no"])
+
+
+def exists_at(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
+    """Whether a thing is at a place; if not, it is mostly there, but at another place."""
+    obj = rng.choice(scene.objects)
+    category, cell = obj.category, obj.cell
+    if not (yes := rng.random() < 0.5):
+        elsewhere = sorted(set(range(9)) - {other.cell for other in scene.objects if other.category == category})
+        if elsewhere and rng.random() < 0.6:
+            cell = rng.choice(elsewhere)
+        else:
+            category = absent(scene, rng, which)
+    asked = {**names(category, language), "at": PLACE_PHRASES[language][cell]}
+    return Question("exists_at", language, asked, WORDS[language]["yes" if yes else "no"])
 
 
 def compare(scene: Scene, language: str, rng: random.Random, which: str) -> Question | None:
@@ -115,14 +145,14 @@ def compare(scene: Scene, language: str, rng: random.Random, which: str) -> Ques
         return None  # most pairs are equal: with all of them "equal" would be a good blind guess
     most = first if more > 0 else second
     if language == "en":
-        text = f"Are there more {plural(first.en)} or more {plural(second.en)}?"
         answer = f"more {plural(most.en)}" if more else WORDS["en"]["equal"]
         thoughts = f"I see {phrase(first, counts[first], 'en')} and {phrase(second, counts[second], 'en')}."
     else:
-        text = f"{first.zh}和{second.zh}哪个多？"
         answer = most.zh if more else WORDS["zh"]["equal"]
         thoughts = f"我看到{phrase(first, counts[first], 'zh')}和{phrase(second, counts[second], 'zh')}。"
-    return Question("compare", text, answer, thoughts)
+    other = names(second, language)
+    asked = {**names(first, language), "others": other["many"], "other": other["it"]}
+    return Question("compare", language, asked, answer, thoughts)
 
 
 SIDES = {"en": {"left": "left of", "right": "right of", "above": "above", "below": "below"},
@@ -148,25 +178,19 @@ def relation(scene: Scene, language: str, rng: random.Random, which: str) -> Que
     if not (pair := related(scene, rng)):
         return None
     a, b, side, yes = pair
-    words = SIDES[language][side]
-    if language == "en":
-        text = f"Is the {a.category.en} {'to the ' * (side in ('left', 'right'))}{words} the {b.category.en}?"
-    else:
-        text = f"{a.category.zh}在{b.category.zh}的{words}吗？"
-    return Question("relation", text, WORDS[language]["yes" if yes else "no"])
+    asked = {**names(a.category, language), "side": SIDE_PHRASES[language][side], "other": names(b.category, language)["it"]}
+    return Question("relation", language, asked, WORDS[language]["yes" if yes else "no"])
 
 
 def listing(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
-    text = "List everything in reading order." if language == "en" else "按顺序列出所有东西。"
     comma = ", " if language == "en" else "、"
-    return Question("list", text, comma.join(named(obj.category, language) for obj in scene.objects))
+    return Question("list", language, {}, comma.join(named(obj.category, language) for obj in scene.objects))
 
 
 def difference(change: str, old: Object | None, new: Object | None, language: str) -> Question:
     """What changed between two pictures; `change`, `old` and `new` come from `scenes.changed_scene`."""
-    text = "What changed from the first picture to the second?" if language == "en" else "第二张图和第一张图相比有什么变化？"
     gone, came = old.category if old else None, new.category if new else None
-    return Question("difference", text, changed(change, gone, came, language))
+    return Question("difference", language, {}, changed(change, gone, came, language))
 
 
 def changed(change: str, old: Category | None, new: Category | None, language: str) -> str:
@@ -188,21 +212,23 @@ def which_picture(first: Scene, second: Scene, language: str, rng: random.Random
         category = rng.choice([c for c in rng.sample(categories(which), 16) if c not in in_first | in_second])
     else:
         category = rng.choice(sorted(groups[answer], key=lambda c: c.en))
-    text = (f"Which picture has {with_article(category.en)}?" if language == "en" else f"哪张图有{category.zh}？")
-    return Question("which_picture", text, WORDS[language][answer])
+    return Question("which_picture", language, names(category, language), WORDS[language][answer])
 
 
 def together(first: Scene, second: Scene, language: str, rng: random.Random, which: str) -> Question:
     """How many of a category there are in two pictures together."""
     counts = first.counts + second.counts
     category = rng.choice(sorted(counts, key=lambda c: (-counts[c], c.en))[:2])
-    text = (f"How many {plural(category.en)} are there in both pictures together?" if language == "en"
-            else f"两张图一共有几个{category.zh}？")
-    return Question("together", text, str(counts[category]))
+    return Question("together", language, names(category, language), str(counts[category]))
 
 
-KINDS = {"what": what, "where": where, "count": count, "total": total, "exists": exists, "compare": compare,
-         "relation": relation, "list": listing}
+def account(kind: str, scene: Scene, language: str) -> Question:
+    """The request for a "caption" or a "description" of a scene."""
+    return Question(kind, language, {}, {"caption": caption, "description": description}[kind](scene, language))
+
+
+KINDS = {"what": what, "where": where, "count": count, "total": total, "exists": exists, "exists_at": exists_at,
+         "compare": compare, "relation": relation, "list": listing}
 PAIR_KINDS = ("difference", "which_picture", "together")
 
 

@@ -47,7 +47,7 @@ class Scene:
     objects: tuple[Object, ...]
     background: tuple[int, int, int]
 
-    @property
+    @functools.cached_property
     def counts(self) -> Counter:
         """How often each category appears, ordered by first appearance."""
         return Counter(obj.category for obj in self.objects)

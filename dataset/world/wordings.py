@@ -1,0 +1,144 @@
+"""Wordings: the many ways in which people ask the same thing, from a small grammar in English and Chinese.
+
+In:  a kind of question, a language, what it is about, a split, a random generator.  Out: the question as somebody types it.
+
+A wording is a phrase in a frame: "Could you tell me [where the bus is in this photo]?" The phrases of a kind are put as
+
+    question   "where is the bus"            as it stands, or after "Hi,"
+    command    "locate the bus"              after "please" or "can you"
+    clause     "where the bus is"            after "tell me" or "I want to know"
+    noun       "the position of the bus"     after "what is" or "give me", or alone
+
+phrases.py lists them. The words that carry a request are all trained. Held out of every stage of training, by a hash, are a tenth
+of the pieces around them (frames, words for the picture) and a tenth of all wordings; the benchmark `world_words` asks those.
+
+    python -m dataset.world.wordings where          some wordings of a kind, trained and held out
+"""
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import random
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dataset.world.openmoji import LANGUAGES
+from dataset.world.phrases import AROUND, FRAMES, PHRASES, REQUEST
+
+SPLITS = {"test": 0.1, "val": 0.15, "train": 1.0}  # a text is in the first split whose bound is above its hash
+PUT = {"question": 5, "command": 2, "clause": 2, "noun": 2}  # how often phrases are put in each way
+PLAIN = 0.15  # share of the trained questions in the plainest wording
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A question in somebody's words. `held_out` is what keeps it out of training: a piece, "the whole", or "" for nothing."""
+
+    text: str
+    held_out: str = ""
+
+
+@functools.cache
+def split_of(text: str) -> str:
+    """The split of a piece or of a whole wording."""
+    position = int.from_bytes(hashlib.sha256(f"wording {text}".encode()).digest()[:4], "big") / 2**32
+    return next(split for split, bound in SPLITS.items() if position < bound)
+
+
+MARKS = " ?.!,？。！，"
+
+
+@functools.cache
+def uncommon_frames(language: str) -> dict[str, tuple[str, str]]:
+    """The frames that can be held out -> what stands before and behind their phrase, without marks."""
+    common = {frame for put in FRAMES[language].values() for frame in put if put.count(frame) > 1}
+    around = {}
+    for frame in sorted({*itertools.chain(*FRAMES[language].values())} - common):
+        before, behind = frame.split("_")
+        if before or behind.strip(MARKS):
+            around[frame] = before, behind.strip(MARKS)
+    return around
+
+
+def splits_of(kind: str, whole: str, pieces: Sequence[str], language: str) -> dict[str, str]:
+    """What a wording is made of -> the split that it belongs to: pieces, frames that it has, however it was made, "the whole"."""
+    bare = whole.strip(MARKS)
+    frames = [frame for frame, (before, behind) in uncommon_frames(language).items()
+              if bare.startswith(before) and bare.endswith(behind)]
+    return {**{part: split_of(part) for part in (*pieces, *frames)}, "the whole": split_of(f"{kind}: {bare}")}
+
+
+def expand(text: str, language: str, choose: Callable[[Sequence[str]], str], pieces: list[str]) -> str:
+    """A text in which every (a|b) and every <piece> is chosen. Pieces that can be held out are added to `pieces`."""
+    while choice := re.search(r"\(([^()]*)\)", text):
+        text = text[:choice.start()] + choose(choice[1].split("|")) + text[choice.end():]
+    while slot := re.search(r"<(\w+)>", text):
+        options = REQUEST[language].get(slot[1], ()) or AROUND[language][slot[1]]
+        piece = choose(options)
+        if slot[1] in AROUND[language] and options.count(piece) == 1:  # what is common is always trained
+            pieces.append(piece)
+        text = text[:slot.start()] + piece + text[slot.end():]
+    return text
+
+
+def fill(text: str, language: str, names: Mapping[str, str], choose: Callable[[Sequence[str]], str]) -> str:
+    """A wording with its names, and its capitals in English."""
+    if language == "en":
+        text = re.sub(r"\bi\b", "I", text[0].upper() + text[1:])
+    written = {key: expand(name, language, choose, []) if "|" in name else name for key, name in names.items()}
+    text = re.sub(r"\{(\w+)\}", lambda match: written[match[1]], text)
+    return text[0].upper() + text[1:]
+
+
+def plain(kind: str, language: str, names: Mapping[str, str]) -> str:
+    """The plainest wording of a kind: "Where is the bus?"."""
+    def first(options):
+        return options[0]
+
+    put, phrases = next(iter(PHRASES[language][kind].items()))
+    whole = expand(FRAMES[language][put][0].replace("_", phrases[0]), language, first, [])
+    return fill(whole, language, names, first)
+
+
+def typed(text: str, language: str, rng: random.Random) -> str:
+    """A text as people type: at times in lower case, without the last mark, or with a blank behind it."""
+    if language == "en" and rng.random() < 0.25:
+        text = text.lower()
+    if rng.random() < 0.3:
+        text = text.rstrip("?.？。")
+    elif language == "zh" and rng.random() < 0.15:
+        text = text.replace("？", "?").replace("，", ",").replace("。", ".")
+    return text + " " * (rng.random() < 0.06)
+
+
+def word(kind: str, language: str, names: Mapping[str, str], split: str, rng: random.Random) -> Wording:
+    """A wording of a kind: of "train" a trained one, of "val" or "test" one that no stage trains.
+
+    names   what the question is about, such as {"it": "the bus"}; it may hold choices: {"at": "(at|in) the center"}
+    """
+    if split == "train" and rng.random() < PLAIN:
+        return Wording(plain(kind, language, names))
+    phrases = PHRASES[language][kind]
+    while True:
+        put = rng.choices(tuple(phrases), [PUT[put] for put in phrases])[0]
+        frame = rng.choice(FRAMES[language][put])
+        pieces: list[str] = []
+        whole = expand(frame.replace("_", rng.choice(phrases[put])), language, rng.choice, pieces)
+        parts = splits_of(kind, whole, pieces, language)
+        strictest = next(name for name in SPLITS if name in parts.values())  # one held-out piece holds the wording out
+        if strictest == split:
+            held_out = next(part for part, belongs in parts.items() if belongs == split) if split != "train" else ""
+            return Wording(typed(fill(whole, language, names, rng.choice), language, rng), held_out)
+
+
+if __name__ == "__main__":
+    names = {"it": "the bus", "its": "the bus's", "one": "a bus", "many": "buses", "name": "bus", "others": "keys",
+             "other": "the key", "side": "left of", "at": "at the top left"}  # fmt: skip
+    for language in LANGUAGES:
+        for split in SPLITS:
+            for k in range(8):
+                wording = word(sys.argv[1], language, names, split, random.Random(f"{split}{k}"))
+                print(f"{split:6}{wording.text:70}{wording.held_out}")

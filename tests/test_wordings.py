@@ -1,0 +1,141 @@
+"""Wordings: many, all of the same question, and those that are held out are in no row of training."""
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from dataset.tasks.easy_vqa import EasyVQA, EasyVQAWords, kind_and_names, reworded
+from dataset.tasks.text import SMALL_TALK, small_talk
+from dataset.tasks.world import World
+from dataset.tasks.world_unknown import WorldUnknown, unknown
+from dataset.tasks.world_words import WorldWords
+from dataset.world import wordings
+from dataset.world.openmoji import LANGUAGES, categories
+from dataset.world.phrases import AROUND, FRAMES, PHRASES, PLACE_PHRASES, REQUEST, SIDE_PHRASES
+from dataset.world.questions import KINDS, PAIR_KINDS, names
+from dataset.world.wordings import expand, fill, plain, split_of, typed, word
+
+BUS, KEY = (category for category in categories() if category.en in ("bus", "key"))
+
+
+def about(language: str) -> dict[str, str]:
+    """Everything that a kind may ask about."""
+    other = names(KEY, language)
+    return {**names(BUS, language), "at": PLACE_PHRASES[language][0], "side": SIDE_PHRASES[language]["left"],
+            "other": other["it"], "others": other["many"]}  # fmt: skip
+
+
+ALL = [(language, kind) for language in LANGUAGES for kind in PHRASES[language]]
+
+
+@pytest.mark.parametrize(("language", "kind"), ALL)
+def test_a_kind_is_asked_in_hundreds_of_wordings_without_a_gap(language, kind):
+    rng = random.Random(0)
+    texts = {word(kind, language, about(language), "train", rng).text for _ in range(1500)}
+    assert len({text.lower().strip(" ?.？。") for text in texts}) > 300
+    assert not [text for text in texts if re.search(r"[<>{}|()_]|^\W*$|  |\bi\b [a-z]+ [A-Z]", text)]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_kind_of_question_of_the_world_has_wordings(language):
+    assert {*KINDS, *PAIR_KINDS, "caption", "description"} <= set(PHRASES[language])
+
+
+@pytest.mark.parametrize(("kind", "english", "chinese"), [
+    ("caption", "What is in the picture?", "图里有什么？"),
+    ("description", "Describe the picture in detail.", "详细描述这张图。"),
+    ("what", "What is at the top left?", "左上是什么？"),
+    ("where", "Where is the bus?", "公交车在哪里？"),
+    ("exists_at", "Is there a bus at the top left?", "左上有公交车吗？"),
+    ("relation", "Is the bus to the left of the key?", "公交车在钥匙的左边吗？"),
+    ("compare", "Are there more buses or more keys?", "公交车和钥匙哪个多？"),
+    ("which_picture", "Which picture has a bus?", "哪张图有公交车？"),
+])  # fmt: skip
+def test_the_plainest_wording_of_a_kind(kind, english, chinese):
+    assert [plain(kind, language, about(language)) for language in LANGUAGES] == [english, chinese]
+
+
+@pytest.mark.parametrize(("language", "kind"), ALL)
+def test_what_is_held_out_is_never_drawn_for_training(language, kind):
+    drawn = {split: {word(kind, language, about(language), split, random.Random(k)) for k in range(300)}
+             for split in wordings.SPLITS}  # fmt: skip
+    assert {wording.held_out for wording in drawn["train"]} == {""}
+    plainest = plain(kind, language, about(language))
+    for split in ("val", "test"):
+        assert "" not in {wording.held_out for wording in drawn[split]}
+        assert not {wording.text for wording in drawn[split]} & {wording.text for wording in drawn["train"]} - {plainest}
+        held_out = {wording.held_out for wording in drawn[split]} - {"the whole"}
+        assert {split_of(piece) for piece in held_out} <= {split}
+
+
+def test_a_tenth_of_all_wordings_is_held_out_for_the_test():
+    rng, splits = random.Random(0), Counter()
+    for _ in range(3000):
+        whole = expand(rng.choice(PHRASES["en"]["count"]["question"]), "en", rng.choice, [])
+        splits[split_of(f"count: {whole}")] += 1
+    assert 0.05 < splits["test"] / 3000 < 0.2
+
+
+def test_what_is_common_is_always_trained_and_so_are_the_words_that_carry_a_request():
+    """A model that begins from nothing cannot guess a synonym, and a common piece held out would be a hole."""
+    rng, seen = random.Random(0), dict.fromkeys(LANGUAGES, "")
+    for language, kind in ALL:
+        seen[language] += " ".join(word(kind, language, about(language), "train", rng).text.lower() for _ in range(400))
+    for language in LANGUAGES:
+        common = [piece for pieces in AROUND[language].values() for piece in pieces if pieces.count(piece) > 1]
+        requests = [piece for pieces in REQUEST[language].values() for piece in pieces]
+        assert not [piece for piece in (*common, *requests) if "<" not in piece and piece not in seen[language]]
+    for frames in (*FRAMES["en"].values(), *FRAMES["zh"].values()):
+        assert [frame for frame in frames if frames.count(frame) > 1]
+
+
+def test_every_choice_is_made_and_capitals_stand_where_english_has_them():
+    assert expand("(a|b(c|d)) <show>", "en", lambda options: options[-1], []) == "bd display"
+    text = fill("i want to know: where is {it}?", "en", {"it": "the St. Lucia"}, random.choice)
+    assert text == "I want to know: where is the St. Lucia?"
+    texts = {typed("Where is the bus?", "en", random.Random(k)) for k in range(60)}
+    assert {"Where is the bus?", "where is the bus?", "Where is the bus", "where is the bus"} <= texts
+    assert any(text.endswith(" ") for text in texts)
+
+
+def test_the_benchmark_asks_what_the_world_asks_in_words_that_are_held_out():
+    asked, held_out = World().examples("test", 12), WorldWords().examples("test", 12)
+    assert [(one.question, one.answer, one.prompt.pictures) for one in asked] == [
+        (one.question, one.answer, one.prompt.pictures) for one in held_out]  # fmt: skip
+    assert all(example.tags[1] for example in held_out)
+    metrics = WorldWords().summary(held_out, [float(example.kind != "where") for example in held_out])
+    assert metrics["where"] == 0 and metrics["count"] == 1 and 0 < metrics["exact"] < 1
+    assert {"en", "zh", "caption_en", "caption_zh", "new_whole"} <= set(metrics)
+
+
+def test_official_questions_are_read_and_asked_again_in_other_words():
+    assert kind_and_names("what color is the triangle?")[0] == "colour"
+    assert kind_and_names("what is the blue shape?") == ("coloured_shape", kind_and_names("is there a blue shape?")[1])
+    assert kind_and_names("does the image not contain a circle?")[0] == "missing"
+    assert kind_and_names("is a teal shape present?")[1]["one"] == "a teal shape"
+    for official, new in zip(EasyVQA().examples("test", 10), EasyVQAWords().examples("test", 10), strict=True):
+        assert (official.answer, official.prompt.pictures, official.question) == (new.answer, new.prompt.pictures, new.question)
+        assert official.prompt.messages[-1].text != new.prompt.messages[-1].text
+    assert len({reworded("is there a circle?", "train", random.Random(k)) for k in range(100)}) > 60
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_people_say_is_held_out_too(language):
+    for kind in SMALL_TALK[language]:
+        said = {split: {small_talk(kind, language, split, random.Random(k))[0].strip(" ?!.？！。,").lower() for k in range(150)}
+                for split in ("train", "test")}  # fmt: skip
+        assert len(said["train"]) > 10 and said["test"]
+
+
+def test_unknown_names_and_drawings_of_the_test_are_never_trained():
+    assert not set(unknown("train")) & set(unknown("test")) and not set(unknown("train")) & set(categories("nano"))
+    task = WorldUnknown(rows=80)
+    trained = " ".join(message.text for i in range(80) for message in task.train("sft")[i].messages)
+    for category in unknown("test"):
+        assert f"what {names(category, 'en')['one']} is." not in trained
+    for example in task.examples("test", 20):
+        right = {"known": "yes", "name": "I do not know what a key is.", "drawing": "something I do not know"}[example.kind]
+        assert task.score(example, right) == 1
+        assert task.score(example, "a key" if example.kind != "known" else "I do not know.") == 0
