@@ -66,7 +66,7 @@ class World(Task):
     size = 300  # scenes of the test set
 
     def __init__(self, categories: str = "nano", rows: int = 26_500, scenes: int = 3_000, most: int = 4,
-                 description_noise: float = 0.95):
+                 description_noise: float = 0.8):
         self.categories, self.rows, self.scenes, self.most, self.noise = categories, rows, scenes, most, description_noise
 
     def scene(self, split: str, i: int) -> Scene:
