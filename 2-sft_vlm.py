@@ -4,7 +4,7 @@ The data are conversations: one picture or several, one turn or many, some witho
 <think>...</think><answer>...</answer>, so that RL can start from it. Only the assistant's words and its end of turn are learned:
 a model that also learned the user's would practise asking, and what people ask is not for it to predict.
 
-In:  out/pretrain and conversations (default: world, easy_vqa, arithmetic, text).  Out: out/sft, as in stage 1.
+In:  out/pretrain and conversations (default: world, world_unknown, easy_vqa, arithmetic, text).  Out: out/sft, as in stage 1.
 
     python 2-sft_vlm.py                                             five minutes on two CPU cores
     python 2-sft_vlm.py --data world my_rows.jsonl:2 --image_folder pictures
