@@ -16,23 +16,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.nn.functional as F
-
-from dataset.evaluation import Answerer, make_tasks, validate
-from dataset.formats.native import language
-from dataset.mixture import mixture, training_batches
-from dataset.processor import Processor
-from dataset.report import finish_stage
-from dataset.tokenizer import Tokenizer, load_tokenizer
-from model import checkpoint, cli, recipe
-from model.config import preset
-from model.generate import generate
-from model.llm import pretrained
-from model.losses import IGNORE, count_learned, next_token_targets
-from model.optimizer import clip_gradients, lr_multiplier
-from model.registry import UserError
-from model.runtime import Run, prepare
-from model.vlm import VLM
+from model import cli
 
 
 @dataclass
@@ -47,17 +31,38 @@ class Config:
     llm: str = ""  # gpt, random; or pretrained, gpt:FOLDER or :OWNER/NAME (Llama, Qwen, MiniMind), huggingface:... (any other)
     template: str = ""  # how conversations are written; default: pupil, or the pretrained model's; pretrain: caption, no roles
     fit: str = "square"  # how pictures are fitted: square (crop) | pad | stretch; stored in the checkpoint
-    tiles: int = 0  # cut a large picture into at most so many tiles, seen after the whole of it; 0: none; stored as well
-    train: recipe.Train = field(default_factory=recipe.Train)
-    epochs: float = 0.55  # passes over the data; 15,000 captions and inventories are enough
-    batch_size: int = cli.data_flag(40)  # captions a rank and micro-step
-    accumulate: int = cli.data_flag(1)  # micro-steps a step: 8 on one GPU make the same step as 1 on eight
-    max_length: int = cli.data_flag(1024)  # tokens of a row, at most the model's context; longer ones lose their end
-    lr_end: float = 0.5  # share of the peak learning rate at the last step: high, for stage 2 goes on from there
+    tiles: cli.CountOrZero = 0  # cut a large picture into at most so many tiles, seen after the whole of it; 0: none; stored too
+    train: cli.Train = field(default_factory=cli.Train)
+    epochs: cli.Positive = 0.55  # passes over the data; 15,000 captions and inventories are enough
+    batch_size: cli.Count = cli.data_flag(40)  # captions a rank and micro-step
+    accumulate: cli.Count = cli.data_flag(1)  # micro-steps a step: 8 on one GPU make the same step as 1 on eight
+    max_length: cli.Count = cli.data_flag(1024)  # tokens of a row, at most the model's context; longer ones lose their end
+    lr_end: cli.Share = 0.5  # share of the peak learning rate at the last step: high, for stage 2 goes on from there
     shard: str = "ddp"  # with torchrun: ddp: the whole model on each rank | zero2 | zero3: divided among them
     optim: cli.SharedOptimizerFlags = cli.optim("muon", lr=8e-3, warmup=20)  # small and base on real captions: --lr 4e-4
     run: cli.SharedFlags = cli.shared("out/pretrain", "world", eval_every=0, eval_examples=60, save_every=200, log_every=20)
 
+
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and mistakes are answered at once
+    config = cli.parse(Config)
+
+import torch.nn.functional as F
+
+from dataset.evaluation import Answerer, make_tasks, validate
+from dataset.formats.native import language
+from dataset.mixture import mixture, training_batches
+from dataset.processor import Processor
+from dataset.report import finish_stage
+from dataset.tokenizer import Tokenizer, load_tokenizer
+from model import checkpoint
+from model.config import preset
+from model.generate import generate
+from model.llm import pretrained
+from model.losses import IGNORE, count_learned, next_token_targets
+from model.optimizer import clip_gradients, lr_multiplier
+from model.registry import UserError
+from model.runtime import Run, prepare
+from model.vlm import VLM
 
 NEW_MODEL_FLAGS = ("preset", "tokenizer", "encoder", "connector", "llm", "template", "fit")  # --init has its own
 
@@ -138,4 +143,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, config)

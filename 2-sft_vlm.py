@@ -15,16 +15,7 @@ In:  out/pretrain and conversations (default: world, world_unknown, easy_vqa, ar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset.evaluation import Answerer, make_tasks, validate
-from dataset.mixture import mixture, training_batches
-from dataset.processor import Processor
-from dataset.report import finish_stage
-from dataset.tokenizer import load_tokenizer
-from model import checkpoint, cli, recipe
-from model.generate import generate
-from model.losses import count_learned, score
-from model.optimizer import clip_gradients, lr_multiplier
-from model.runtime import Run, prepare
+from model import cli
 
 MIXTURE = ("world:1.45", "easy_vqa:1.5", "arithmetic:read=1600,direct=0.45", "arithmetic:text=true,rows=1200,lists=1000",
            "text:1.25", "world_unknown")
@@ -36,15 +27,30 @@ class Config:
     init: Path = Path("out/pretrain")  # the checkpoint to start from
     adapter: Path | None = None  # adapter.safetensors of an earlier LoRA run from --init, to go on from
     template: str = ""  # how conversations are written; default: as the checkpoint does
-    train: recipe.Train = field(default_factory=recipe.Train)
-    epochs: float = 1.0  # passes over the data
-    batch_size: int = cli.data_flag(40)  # conversations a rank and micro-step
-    accumulate: int = cli.data_flag(1)  # micro-steps a step
-    max_length: int = cli.data_flag(1024)  # tokens of a conversation, at most the model's context; longer ones lose their end
+    train: cli.Train = field(default_factory=cli.Train)
+    epochs: cli.Positive = 1.0  # passes over the data
+    batch_size: cli.Count = cli.data_flag(40)  # conversations a rank and micro-step
+    accumulate: cli.Count = cli.data_flag(1)  # micro-steps a step
+    max_length: cli.Count = cli.data_flag(1024)  # tokens of a conversation, at most the model's context; longer ones are cut
     shard: str = "ddp"  # with torchrun: ddp: the whole model on each rank | zero2 | zero3: divided among them
     optim: cli.SharedOptimizerFlags = cli.optim("muon", lr=8e-3, warmup=20)  # small and base on real conversations: --lr 4e-5
     run: cli.SharedFlags = cli.shared("out/sft", "world,easy_vqa,arithmetic", eval_every=0, eval_examples=30, save_every=200,
                                       log_every=20)
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and mistakes are answered at once
+    config = cli.parse(Config)
+
+from dataset.evaluation import Answerer, make_tasks, validate
+from dataset.mixture import mixture, training_batches
+from dataset.processor import Processor
+from dataset.report import finish_stage
+from dataset.tokenizer import load_tokenizer
+from model import checkpoint
+from model.generate import generate
+from model.losses import count_learned, score
+from model.optimizer import clip_gradients, lr_multiplier
+from model.runtime import Run, prepare
 
 
 def main(config: Config) -> None:
@@ -97,4 +103,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, config)

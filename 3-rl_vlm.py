@@ -26,6 +26,92 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from model import cli
+from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
+
+
+@dataclass
+class RolloutFlags:
+    problems: cli.Count = cli.data_flag(4096)  # of each task or file; when all have been asked, they are asked again
+    pass_rates: tuple[cli.Share, cli.Share] = cli.data_flag((0.0, 1.0))  # files: leave out rows whose own pass_rate lies outside
+    prompts: cli.Count = cli.data_flag(32)  # prompts whose groups of answers an update learns from
+    group_size: cli.Count = cli.data_flag(8)  # answers to each prompt, sampled alike
+    resample_rounds: cli.CountOrZero = cli.data_flag(3)  # times to resample prompts whose group has no reward variance
+    reward: str = cli.data_flag("rule")  # rule: a right answer in the right form, + 0.1 for the form | my_file.py:function
+    max_new_tokens: cli.Count = cli.data_flag(128)  # of an answer
+    temperature: cli.Positive = cli.data_flag(1.0)  # of sampling
+
+
+@dataclass
+class GRPO(RolloutFlags):
+    algo: str = "grpo"  # grpo | rloo | reinforce++ | reinforce++_baseline | ppo | cispo | gspo | cpgd: gspo:clip_high=4e-4
+    data: tuple[str, ...] = cli.data_flag(("arithmetic",))  # tasks, or files with answers, by weight
+    keep_zero_variance: bool = cli.data_flag(False)  # learn from groups without reward variance, too, and resample none
+    num_iterations: cli.Count = cli.data_flag(1)  # steps on the answers of an update; from the second on of an older policy
+    entropy_floor: cli.PositiveOrZero = 0.005  # nats a token; where it stays below, nothing new is tried, and the run ends
+    batch_size: cli.Count = 64  # answers a rank and micro-step
+    init: Path = Path("out/sft")  # the checkpoint to start from
+    template: str = ""  # how conversations are written; default: as the checkpoint does
+    train: cli.Train = field(default_factory=lambda: cli.Train(connector="freeze"))
+    optim: cli.SharedOptimizerFlags = cli.optim("muon", lr=1e-3, warmup=5, weight_decay=0.0, max_steps=20)
+    run: cli.SharedFlags = cli.shared("out/grpo", "arithmetic", eval_every=10, eval_examples=300, save_every=20, log_every=1)
+
+
+@dataclass
+class DPO:
+    algo: str = "dpo"  # dpo | ipo | hinge | robust | simpo | apo_zero | bco | mpo | sft_chosen (the control): dpo:beta=0.1
+    data: tuple[str, ...] = cli.data_flag(())  # files of preferences, by weight; none: pairs of the model's own answers
+    pairs: str = cli.data_flag("stored")  # policy: best and worst of answers sampled in every step; see --pairs policy --help
+    scenes: cli.Count = cli.data_flag(400)  # without --data: scenes to describe in each iteration, or rows of --questions
+    questions: Path | None = cli.data_flag(None)  # without --data: rows of one's own, a picture and a question each
+    group_size: cli.Count = cli.data_flag(8)  # without --data: answers to each question, sampled alike
+    max_new_tokens: cli.Count = cli.data_flag(128)  # without --data: of an answer
+    temperature: cli.Positive = cli.data_flag(0.7)  # without --data: of sampling
+    divider: str = cli.data_flag("claims")  # without --data: claims: each thing and its place | claims:places=false | whole
+    labeler: str = cli.data_flag("truth")  # without --data: truth: the scene | self: the model | judge: --judge | a checkpoint
+    judge: str = cli.data_flag("")  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can
+    pairs_only: bool = False  # make the pairs, say where they are, and stop
+    iterations: cli.Count = 1  # rounds of generate, learn, choose; each starts from, and compares with, the one chosen before
+    sft_weight: cli.PositiveOrZero = 1.0  # of the SFT term, the chosen answer's negative log-likelihood; 0 invites silence
+    reference: Path | None = None  # file of the reference's log-probabilities, computed where it is missing; default: in --out
+    epochs: cli.Positive = 2.0  # passes over the pairs
+    batch_size: cli.Count = cli.data_flag(8)  # pairs a rank and micro-step
+    accumulate: cli.Count = cli.data_flag(1)  # micro-steps a step
+    max_length: cli.Count = cli.data_flag(1024)  # tokens of prompt and answer; longer answers are cut, both at the same token
+    init: Path = Path("out/sft")  # the checkpoint to start from
+    template: str = ""  # how conversations are written; default: as the checkpoint does
+    train: cli.Train = field(default_factory=lambda: cli.Train(connector="freeze"))
+    optim: cli.SharedOptimizerFlags = cli.optim("adamw", lr=2e-5, warmup=10, weight_decay=0.0)
+    run: cli.SharedFlags = cli.shared("out/dpo", "hallucination", eval_every=100, eval_examples=1000, save_every=200, log_every=5)
+
+
+@dataclass
+class OnlineDPO(RolloutFlags):
+    algo: str = "dpo"  # as without --pairs policy
+    data: tuple[str, ...] = cli.data_flag(("arithmetic",))  # tasks, or files with answers, by weight
+    pairs: str = cli.data_flag("policy")  # the best and the worst of each group, judged by the rule, sampled in every step
+    sft_weight: cli.PositiveOrZero = 1.0  # of the SFT term, the chosen answer's negative log-likelihood; 0 invites silence
+    batch_size: cli.Count = cli.data_flag(8)  # pairs a rank and micro-step
+    init: Path = Path("out/sft")  # the checkpoint to start from
+    template: str = ""  # how conversations are written; default: as the checkpoint does
+    train: cli.Train = field(default_factory=lambda: cli.Train(connector="freeze"))
+    optim: cli.SharedOptimizerFlags = cli.optim("adamw", lr=2e-5, warmup=5, weight_decay=0.0, max_steps=40)
+    run: cli.SharedFlags = cli.shared("out/dpo", "arithmetic", eval_every=10, eval_examples=300, save_every=20, log_every=1)
+
+
+def family() -> type[GRPO | DPO | OnlineDPO]:
+    """The flags of the algorithms that --algo is one of."""
+    name = cli.given_value("algo", "grpo").partition(":")[0]
+    if name in ALGORITHMS.declared():
+        return GRPO
+    if name in PREFERENCE_LOSSES.declared():
+        return OnlineDPO if cli.given_value("pairs", "stored") == "policy" else DPO
+    raise SystemExit(cli.unknown_algorithm(name))
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and mistakes are answered at once
+    config = cli.parse(family())
+
 from dataset.early_stop import early_stop_reason
 from dataset.evaluation import Answerer, make_tasks, validate
 from dataset.feedback.labels import Labeler, YesNo, by_model
@@ -38,89 +124,18 @@ from dataset.report import HeldOutAnswers, add_scores
 from dataset.rollouts import add_to_tokens
 from dataset.sampler import make_sampler
 from dataset.tokenizer import Tokenizer, load_tokenizer
-from model import checkpoint, cli
+from model import checkpoint
 from model.best import BestCheckpoint
 from model.dpo import iterations, reference
 from model.dpo.losses import Pairs
 from model.generate import generate, next_logits
 from model.losses import score, sum_by_document, token_entropy
 from model.optimizer import clip_gradients, lr_multiplier
-from model.recipe import Train
 from model.reference import policy_fingerprint, reference_model
-from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
 from model.rl import critic, kl
 from model.rl.clipping import DynamicClipping
 from model.runtime import Run, StepMetrics, prepare
 from model.vlm import VLM
-
-
-@dataclass
-class RolloutFlags:
-    problems: int = cli.data_flag(4096)  # of each task or file; when all have been asked, they are asked again
-    pass_rates: tuple[float, float] = cli.data_flag((0.0, 1.0))  # files: leave out rows whose own pass_rate lies outside
-    prompts: int = cli.data_flag(32)  # prompts whose groups of answers an update learns from
-    group_size: int = cli.data_flag(8)  # answers to each prompt, sampled alike
-    resample_rounds: int = cli.data_flag(3)  # times to resample prompts whose group has no reward variance
-    reward: str = cli.data_flag("rule")  # rule: a right answer in the right form, + 0.1 for the form | my_file.py:function
-    max_new_tokens: int = cli.data_flag(128)  # of an answer
-    temperature: float = cli.data_flag(1.0)  # of sampling
-
-
-@dataclass
-class GRPO(RolloutFlags):
-    algo: str = "grpo"  # grpo | rloo | reinforce++ | reinforce++_baseline | ppo | cispo | gspo | cpgd: gspo:clip_high=4e-4
-    data: tuple[str, ...] = cli.data_flag(("arithmetic",))  # tasks, or files with answers, by weight
-    keep_zero_variance: bool = cli.data_flag(False)  # learn from groups without reward variance, too, and resample none
-    num_iterations: int = cli.data_flag(1)  # steps on the answers of an update; from the second on an older policy gave them
-    entropy_floor: float = 0.005  # nats a token; where it stays below, nothing new is tried, and the run ends
-    batch_size: int = 64  # answers a rank and micro-step
-    init: Path = Path("out/sft")  # the checkpoint to start from
-    template: str = ""  # how conversations are written; default: as the checkpoint does
-    train: Train = field(default_factory=lambda: Train(connector="freeze"))
-    optim: cli.SharedOptimizerFlags = cli.optim("muon", lr=1e-3, warmup=5, weight_decay=0.0, max_steps=20)
-    run: cli.SharedFlags = cli.shared("out/grpo", "arithmetic", eval_every=10, eval_examples=300, save_every=20, log_every=1)
-
-
-@dataclass
-class DPO:
-    algo: str = "dpo"  # dpo | ipo | hinge | robust | simpo | apo_zero | bco | mpo | sft_chosen (the control): dpo:beta=0.1
-    data: tuple[str, ...] = cli.data_flag(())  # files of preferences, by weight; none: pairs of the model's own answers
-    pairs: str = cli.data_flag("stored")  # policy: best and worst of answers sampled in every step; see --pairs policy --help
-    scenes: int = cli.data_flag(400)  # without --data: scenes that the model describes in each iteration, or rows of --questions
-    questions: Path | None = cli.data_flag(None)  # without --data: rows of one's own, a picture and a question each
-    group_size: int = cli.data_flag(8)  # without --data: answers to each question, sampled alike
-    max_new_tokens: int = cli.data_flag(128)  # without --data: of an answer
-    temperature: float = cli.data_flag(0.7)  # without --data: of sampling
-    divider: str = cli.data_flag("claims")  # without --data: claims: each thing and its place | claims:places=false | whole
-    labeler: str = cli.data_flag("truth")  # without --data: truth: the scene | self: the model | judge: --judge | a checkpoint
-    judge: str = cli.data_flag("")  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can
-    pairs_only: bool = False  # make the pairs, say where they are, and stop
-    iterations: int = 1  # rounds of generate, learn, choose; each starts from, and compares with, the one chosen before
-    sft_weight: float = 1.0  # of the SFT term, the chosen answer's negative log-likelihood; 0 invites silence
-    reference: Path | None = None  # file of the reference's log-probabilities, computed where it is missing; default: in --out
-    epochs: float = 2.0  # passes over the pairs
-    batch_size: int = cli.data_flag(8)  # pairs a rank and micro-step
-    accumulate: int = cli.data_flag(1)  # micro-steps a step
-    max_length: int = cli.data_flag(1024)  # tokens of prompt and answer; longer answers lose their end, both at the same token
-    init: Path = Path("out/sft")  # the checkpoint to start from
-    template: str = ""  # how conversations are written; default: as the checkpoint does
-    train: Train = field(default_factory=lambda: Train(connector="freeze"))
-    optim: cli.SharedOptimizerFlags = cli.optim("adamw", lr=2e-5, warmup=10, weight_decay=0.0)
-    run: cli.SharedFlags = cli.shared("out/dpo", "hallucination", eval_every=100, eval_examples=1000, save_every=200, log_every=5)
-
-
-@dataclass
-class OnlineDPO(RolloutFlags):
-    algo: str = "dpo"  # as without --pairs policy
-    data: tuple[str, ...] = cli.data_flag(("arithmetic",))  # tasks, or files with answers, by weight
-    pairs: str = cli.data_flag("policy")  # the best and the worst of each group, judged by the rule, sampled in every step
-    sft_weight: float = 1.0  # of the SFT term, the chosen answer's negative log-likelihood; 0 invites silence
-    batch_size: int = cli.data_flag(8)  # pairs a rank and micro-step
-    init: Path = Path("out/sft")  # the checkpoint to start from
-    template: str = ""  # how conversations are written; default: as the checkpoint does
-    train: Train = field(default_factory=lambda: Train(connector="freeze"))
-    optim: cli.SharedOptimizerFlags = cli.optim("adamw", lr=2e-5, warmup=5, weight_decay=0.0, max_steps=40)
-    run: cli.SharedFlags = cli.shared("out/dpo", "arithmetic", eval_every=10, eval_examples=300, save_every=20, log_every=1)
 
 
 def starting_policy(config: GRPO | DPO | OnlineDPO, run: Run) -> tuple[VLM, Tokenizer, str]:
@@ -332,11 +347,7 @@ def dpo_iterations(config: DPO | OnlineDPO) -> None:
 
 
 if __name__ == "__main__":
-    name = cli.given_value("algo", "grpo").partition(":")[0]
-    if name in ALGORITHMS.names():
-        cli.run(grpo, GRPO)
-    elif name in PREFERENCE_LOSSES.names():
-        family: type[DPO | OnlineDPO] = OnlineDPO if cli.given_value("pairs", "stored") == "policy" else DPO
-        cli.run(dpo_iterations, family)
+    if isinstance(config, GRPO):
+        cli.run(grpo, config)
     else:
-        raise SystemExit(cli.unknown_algorithm(name))
+        cli.run(dpo_iterations, config)

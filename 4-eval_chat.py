@@ -21,6 +21,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from model import cli
+
+
+@dataclass
+class Config:
+    model: Path | None = None  # a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
+    image: tuple[Path, ...] = ()  # pictures for the first message
+    prompt: str = ""  # one message; the script prints the answer and stops
+    data: Path | None = None  # a file of conversations to answer: json, jsonl or parquet
+    image_folder: Path | None = None  # the folder of its pictures; default: that of the file
+    allow_urls: bool = False  # allow its rows to download pictures
+    save: Path | None = None  # the file for predictions; default: predictions.jsonl beside the checkpoint
+    samples: cli.Count = 1  # answers per row of --data; several also give its pass_rate, which 3-rl_vlm.py --pass_rates reads
+    bench: str = ""  # tasks to score on their test split, separated by commas: world,easy_vqa,arithmetic,text
+    examples: cli.CountOrZero = 0  # pictures' worth of questions per task; 0: the full test set
+    controls: cli.CountOrZero = 8  # repeat every n-th question with a blank and a shuffled picture; 0: no controls
+    temperature: cli.PositiveOrZero = 0.0  # of sampling; 0: always the most likely token
+    best_of: cli.Count = 1  # answers to sample; the one whose log-probability per token rose most above --reference is given
+    reference: Path | None = None  # for --best_of: the checkpoint that preference learning started from, such as out/sft
+    top_p: cli.PositiveShare = 1.0  # sample among the most likely tokens that together have this probability
+    max_new_tokens: cli.Count = 256  # the longest answer, in tokens
+    batch_size: cli.Count = 256  # prompts answered together, for --data and --bench
+    feature_cache: Path = Path("out/features")  # folder for features of the benchmarks' pictures, computed once
+    seed: cli.Seed = 0  # of sampling
+    dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    device: str = "auto"  # auto | cpu | cuda | mps
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and mistakes are answered at once
+    config = cli.parse(Config)
+
 import torch
 
 from dataset.bad_rows import BadRow
@@ -37,37 +68,12 @@ from dataset.report import add_scores, poster, section, sheet, table
 from dataset.rewards import answer_reward, matches_gold
 from dataset.tasks import Example
 from dataset.tokenizer import load_tokenizer
-from model import checkpoint, cli
+from model import checkpoint
 from model.generate import generate, stream
 from model.losses import score
 from model.registry import UserError
 from model.runtime import Run
 from model.vlm import VLM
-
-
-@dataclass
-class Config:
-    model: Path | None = None  # a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
-    image: tuple[Path, ...] = ()  # pictures for the first message
-    prompt: str = ""  # one message; the script prints the answer and stops
-    data: Path | None = None  # a file of conversations to answer: json, jsonl or parquet
-    image_folder: Path | None = None  # the folder of its pictures; default: that of the file
-    allow_urls: bool = False  # allow its rows to download pictures
-    save: Path | None = None  # the file for predictions; default: predictions.jsonl beside the checkpoint
-    samples: int = 1  # answers per row of --data; several also give its pass_rate, which 3-rl_vlm.py --pass_rates reads
-    bench: str = ""  # tasks to score on their test split, separated by commas: world,easy_vqa,arithmetic,text
-    examples: int = 0  # pictures' worth of questions per task; 0: the full test set
-    controls: int = 8  # repeat every n-th question with a blank and a shuffled picture; 0: no controls
-    temperature: float = 0.0  # of sampling; 0: always the most likely token
-    best_of: int = 1  # answers to sample; the one whose log-probability per token rose most above --reference is given
-    reference: Path | None = None  # for --best_of: the checkpoint that preference learning started from, such as out/sft
-    top_p: float = 1.0  # sample among the most likely tokens that together have this probability
-    max_new_tokens: int = 256  # the longest answer, in tokens
-    batch_size: int = 256  # prompts answered together, for --data and --bench
-    feature_cache: Path = Path("out/features")  # folder for features of the benchmarks' pictures, computed once
-    seed: int = 0  # of sampling
-    dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
-    device: str = "auto"  # auto | cpu | cuda | mps
 
 
 def main(config: Config) -> None:
@@ -302,4 +308,4 @@ def benchmark(config: Config, folder: Path, answer: Answer) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    cli.run(main, config)

@@ -9,6 +9,7 @@ Out: a page where every message and every picture of the conversation reaches th
 The server stores no conversation: the page sends all of it with each message. So users can edit, retry and undo messages, and
 several can chat at once, without code for it.
 """
+
 import html
 import itertools
 import os
@@ -19,6 +20,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from model import cli
+
+
+@dataclass
+class Config:
+    model: Path | None = None  # folder of a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets in everyone on your network
+    port: cli.Port = 7860  # port to listen on
+    temperature: cli.PositiveOrZero = 0.3  # of sampling; 0: always the most likely token; 1: as the model was trained
+    top_p: cli.PositiveShare = 0.9  # sample among the most likely tokens that together have this probability
+    max_new_tokens: cli.Count = 256  # the longest answer, in tokens
+    device: str = "auto"  # auto, cpu, cuda or mps
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and mistakes are answered at once
+    config = cli.parse(Config)
 
 import torch
 
@@ -32,22 +50,9 @@ from dataset.vision.image_processor import OneRank
 from dataset.world import questions
 from dataset.world.scenes import Scene, changed_scene, draw_scene, sample_scene
 from model import checkpoint
-from model.cli import parse
 from model.generate import stream
 from model.registry import TEMPLATES, UserError
 from model.vlm import VLM, count_parameters
-
-
-@dataclass
-class Config:
-    model: Path | None = None  # folder of a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
-    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets in everyone on your network
-    port: int = 7860  # port to listen on
-    temperature: float = 0.3  # of sampling; 0: always the most likely token; 1: as the model was trained
-    top_p: float = 0.9  # sample among the most likely tokens that together have this probability
-    max_new_tokens: int = 256  # the longest answer, in tokens
-    device: str = "auto"  # auto, cpu, cuda or mps
-
 
 # ---------------------------------------------------------------- messages of the page, messages of the model
 
@@ -228,4 +233,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    cli.run(main, config)

@@ -1,1 +1,9 @@
 """Everything that computes on tensors: language model, encoder, connector, losses, generation, and what runs them on devices."""
+
+import importlib.util
+import sys
+
+if sys.version_info < (3, 11):  # said here, because every script imports this package first
+    raise SystemExit(f"Pupil needs Python 3.11 or newer, and this is {sys.version.split()[0]}: start it with that one")
+if importlib.util.find_spec("tyro") is None:
+    raise SystemExit("what Pupil needs is not installed in this Python: run `python -m pip install -r requirements.txt` first")

@@ -9,53 +9,17 @@
 The layers of a part are its blocks. Most connectors have none: their layers are their linear maps, in the order of definition.
 The modes of the three parts combine freely.
 
-In:  a model and a mode for each part.  Out: the same model with `requires_grad` set.
+In:  a model and a mode for each part (`Train` and `Mode` of model/flags.py).  Out: the same model with `requires_grad` set.
 """
 
-import dataclasses
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from model import lora, recompute
+from model.flags import Mode, Train
 from model.registry import UserError
 from model.vlm import VLM, count_parameters
-
-
-@dataclass
-class Train:
-    connector: str = "full"  # freeze | full | partial:K (the last K linear maps) | lora:R (rank R); own rate: full:lr=1e-4
-    llm: str = "full"  # freeze | full | partial:K (the last K blocks) | lora:R (adapters of rank R), perhaps with ,lr=
-    encoder: str = "freeze"  # the same; a trained encoder runs at every step, a frozen one has cached features
-
-    def modes(self) -> dict[str, "Mode"]:
-        """Part -> its mode."""
-        return {part: Mode.parse(text) for part, text in dataclasses.asdict(self).items()}
-
-    def learning_rates(self) -> dict[str, float]:
-        """Part -> its own learning rate, for the parts that have one."""
-        return {part: mode.lr for part, mode in self.modes().items() if mode.lr is not None}
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How a part is trained: freeze, full, partial or lora; `count` is the K or R of the last two; `lr` its own learning rate."""
-
-    name: str
-    count: int = 0
-    lr: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Mode":
-        """`lora:8,lr=1e-3` -> Mode("lora", 8, 1e-3); UserError for anything else."""
-        number = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-        match = re.fullmatch(rf"(freeze)|(full|(partial|lora):(\d+))(?:[:,]lr=({number}))?", text)
-        if not match:
-            raise UserError(f"a --train flag is freeze, full, partial:K or lora:R, perhaps with its own learning rate as in "
-                            f"full:lr=1e-4 or lora:8,lr=1e-3, not {text!r}")
-        return cls(match[1] or match[3] or match[2], int(match[4] or 0), float(match[5]) if match[5] else None)
 
 
 def set_trainable(part: nn.Module, mode: Mode) -> None:

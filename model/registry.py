@@ -8,10 +8,12 @@ Run: python -m model.registry        lists every part
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -87,6 +89,13 @@ class Registry:
             for module in pkgutil.iter_modules(getattr(package, "__path__", [])):  # a single file has no __path__
                 importlib.import_module(f"{self.package}.{module.name}")
         return sorted(self.factories)
+
+    def declared(self) -> list[str]:
+        """Every name of a package that holds parts of one kind, as its source declares it: nothing is imported, torch neither."""
+        found = importlib.util.find_spec(self.package)
+        sources = [file.read_text(encoding="utf-8") for folder in (found.submodule_search_locations or () if found else ())
+                   for file in Path(folder).glob("*.py")]
+        return sorted(name for source in sources for name in re.findall(r'^@\w+\.register\("(.+?)"\)', source, re.MULTILINE))
 
     def factory(self, name: str) -> Callable:
         """The factory of exactly this name; UserError lists the known names and the nearest spelling."""

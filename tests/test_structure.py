@@ -253,7 +253,7 @@ def read_flags(script: str, name: str) -> set[str]:
         found |= {path.replace("config.", "run.") for path in reads(code, "run") if path.startswith("config.")}
     if any(isinstance(node, ast.Call) and ast.unparse(node.func) == "Run" for node in ast.walk(TREES[ROOT / script])):
         found |= {f"run.{path}" for path in reads(RUN, "self.config")}
-    program = TREES[ROOT / script].body[-1]  # below `if __name__ == "__main__"`: flags that choose the class
+    program = TREES[ROOT / script]  # of which some flags choose the class
     return found | {call.args[0].value for call in ast.walk(program) if isinstance(call, ast.Call)
                     and ast.unparse(call.func) == "cli.given_value"}  # fmt: skip
 
@@ -291,13 +291,12 @@ def test_a_run_knows_all_flags_of_its_script_and_trains_what_they_say_part_by_pa
     assert {ast.unparse(call.args[2]) for call in calls if ast.unparse(call.func) == "Run"} == {"config"}
     assert {ast.unparse(call.args[2]) for call in calls if ast.unparse(call.func) == "prepare"} == {"config.train"}
     assert {field.name for field in dataclasses.fields(config_class(script, name)().train)} == set(tiny.vlm().parts)
-    (modes,) = [node for node in ast.walk(TREES[ROOT / "model" / "recipe.py"]) if getattr(node, "name", "") == "modes"]
+    (modes,) = [node for node in ast.walk(TREES[ROOT / "model" / "flags.py"]) if getattr(node, "name", "") == "modes"]
     assert "dataclasses.asdict(self).items()" in ast.unparse(modes)
 
 
 HELPED = [*((ROOT / script, name) for script, name in [*CONFIGS, ("3-rl_vlm.py", "RolloutFlags")]),
-          (ROOT / "model" / "cli.py", "RunFlags"), (ROOT / "model" / "cli.py", "OptimizerFlags"),
-          (ROOT / "model" / "recipe.py", "Train")]  # fmt: skip
+          *((ROOT / "model" / "flags.py", name) for name in ("RunFlags", "OptimizerFlags", "Train"))]  # fmt: skip
 
 
 @pytest.mark.parametrize(("file", "name"), HELPED, ids=lambda value: value if isinstance(value, str) else short(value))

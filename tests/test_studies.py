@@ -99,7 +99,7 @@ def parsed(script: str, *flags) -> Any:
     made = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *map(str, flags)])
-        patch.setattr(cli, "run", lambda main, config_class: made.append(cli.parse(config_class)))
+        patch.setattr(cli, "run", lambda main, config: made.append(config))
         runpy.run_path(str(ROOT / script), run_name="__main__")
     (config,) = made
     return config
