@@ -4,6 +4,7 @@ In:  a model and a folder.  Out: the same model, or an error that names every te
 
     out/sft/config.json  model.safetensors  tokenizer.model      the model for inference (tokenizer.json of a pretrained LLM)
     out/sft/adapter.safetensors                                  after LoRA: only the trained tensors
+    out/sft/run.json                                             how it was made (model/run_folder.py)
     out/sft/resume/000200/                                       step 200: weights, optimizer, random states, data position
 
 A frozen pretrained encoder is not stored: the config names it, and loading compares its fingerprint.
@@ -14,7 +15,9 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -100,10 +103,13 @@ def save_weights(model: VLM, tensors: dict[str, torch.Tensor], file: Path) -> No
     save_file(weights(tensors, with_encoder), file, {"encoder": "stored" if with_encoder else model.encoder.fingerprint()})
 
 
-def write(file: Path, fill) -> None:
-    """`fill` a temporary file, then rename it to `file`."""
+def write(file: Path, fill: Callable[[Path], Any]) -> None:
+    """`fill` a temporary file, then rename it to `file`. Others may read it as far as the umask allows."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.touch()
+    mode = temporary.stat().st_mode
     fill(temporary)
+    temporary.chmod(mode)  # safetensors writes files that only their owner may read
     os.replace(temporary, file)
 
 
@@ -162,7 +168,7 @@ def save_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, state: dict
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_weights(model, model.state_dict(), temporary / "model.safetensors")  # LoRA not merged
+        write(temporary / "model.safetensors", lambda file: save_weights(model, model.state_dict(), file))  # LoRA not merged
         torch.save(optimizer_state, temporary / "optimizer.pt")
         (temporary / "state.json").write_text(json.dumps({**state, "world_size": world_size}))
     barrier(world_size)
@@ -181,9 +187,14 @@ def save_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, state: dict
     barrier(world_size)
 
 
+def saved_steps(folder: Path) -> list[Path]:
+    """The folders of the complete steps that a run has saved for resuming, the newest last."""
+    return sorted(path for path in (folder / "resume").glob("*") if path.suffix != ".tmp" and path.is_dir())
+
+
 def load_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, rank: int, world_size: int) -> dict:
     """Restore the newest complete step and return its `state`."""
-    steps = sorted(path for path in (folder / "resume").glob("*") if path.suffix != ".tmp" and path.is_dir())
+    steps = saved_steps(folder)
     if not steps:
         raise FileNotFoundError(f"nothing to resume in {folder}: no step was saved yet; start without --resume")
     state = json.loads((steps[-1] / "state.json").read_text())

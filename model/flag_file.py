@@ -76,3 +76,22 @@ def coerced(old: Any, value: Any, where: str, kind: Any) -> Any:
         except (TypeError, ValueError) as error:
             raise SystemExit(f"{where}: {value!r} is not a {type(old).__name__}") from error
     return value
+
+
+def as_mapping(config: Any) -> dict[str, Any]:
+    """The flags of a dataclass as such a file holds them: `from_mapping` makes the same dataclass of it."""
+    found: dict[str, Any] = {}
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if isinstance(value, RunFlags | OptimizerFlags):
+            found |= as_mapping(value)
+        else:
+            found[one.name] = as_mapping(value) if dataclasses.is_dataclass(value) else plain(value)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A value as yaml and json have it: text for a path, a list for a tuple."""
+    if isinstance(value, tuple | list):
+        return [plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

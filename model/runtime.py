@@ -12,7 +12,6 @@ Nobody needs to read this file to follow the training loops.
 import contextlib
 import ctypes
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -31,11 +30,12 @@ from torch.distributed import all_gather_object, all_reduce, destroy_process_gro
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from model import checkpoint, recipe, sharding
+from model import checkpoint, recipe, run_folder, sharding
 from model.cli import OptimizerFlags, RunFlags
 from model.optimizer import OptimizerGroup, make_optimizer
 from model.recipe import Train
 from model.registry import UserError
+from model.run_folder import data_settings
 from model.vlm import VLM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -81,7 +81,9 @@ class Run:
         self.state: dict = {}  # what a resumed run was saved with
         self.bar = tqdm(disable=True)
         self.tokens, self.counted_from = 0, time.time()
-        self.stale: list[Path] = []  # of an earlier run into --out, removed when this one begins
+        self.base, self.anew = self.out, not config.resume  # --out: for iterations, the folder around theirs
+        self.lock: Any = None
+        self.facts: dict[str, Any] = {}  # what run.json says of this run
         self.sharded: nn.Module | None = None  # a model that is divided among the ranks
         self.wandb: Any = None  # nothing is started or written before training: --dry_run leaves no trace
 
@@ -106,6 +108,8 @@ class Run:
     def restart(self, config: RunFlags, settings: Any) -> None:
         """Another run in the same process, with its own folder, seed and log. The one before it is drawn."""
         self.draw_curves()
+        if self.history:
+            self.record(self.out, ended=True)
         self.config, self.settings, self.out = config, settings, Path(config.out)
         self.history, self.drawn, self.state = [], 0, {}
         torch.manual_seed(config.seed)
@@ -199,17 +203,42 @@ class Run:
         with sharding.unsharded(model):
             if self.is_main:
                 checkpoint.save(self.out, model, tokenizer_file)
+                self.record(self.out, self.base)
             checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world_size)
+
+    def claim(self) -> None:
+        """Take --out for this process alone; UserError where another writes there, or an interrupted run would be lost."""
+        if self.is_main and not self.preview_only and self.lock is None:
+            self.lock = run_folder.lock(self.base)
+            if self.anew:
+                run_folder.require_free(self.base, self.settings, self.config.overwrite)
+
+    def begin_record(self) -> None:
+        """Write run.json, beside the checkpoints of all iterations too."""
+        if self.is_main:
+            name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+            self.facts = run_folder.facts(self.settings, self.config.seed, f"{name}, {self.dtype}", self.world_size)
+            self.record(self.out, self.base)
+
+    def record(self, *folders: Path, ended: bool = False) -> None:
+        """Write run.json into folders, with the seconds so far."""
+        for folder in dict.fromkeys(folders if self.is_main else ()):
+            run_folder.write(folder, {**self.facts, "seconds": round(self.seconds, 1), "ended": ended})
 
     def resume(self, model: VLM, optimizer: OptimizerGroup) -> tuple[int, int]:
         """(step, data position) to go on from; (0, 0) without --resume. The log loses what came after that step."""
         log = self.out / "log.jsonl"
         if not self.config.resume:
             if self.is_main:
+                if self.anew and (done := run_folder.make_room(self.base, self.config.feature_cache)):
+                    self.print0(f"{self.base}: {done}")
                 self.out.mkdir(parents=True, exist_ok=True)
-                for old in (log, self.out / "bad_rows.jsonl", self.out / "scores.json", self.out / "resume", *self.stale):
+                for name in ("log.jsonl", "bad_rows.jsonl", "scores.json", "best.json", "resume"):  # of a run that saved nothing
+                    old = self.out / name
                     shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-                self.stale = []
+            self.anew = False
+            self.begin_record()
+            self.barrier()
             return 0, 0
         with sharding.unsharded(model, write=True):
             self.state = state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world_size)
@@ -225,6 +254,7 @@ class Run:
         if self.is_main:
             log.write_text("".join(json.dumps(row) + "\n" for row in self.history))
         self.started = time.time() - state["seconds"]
+        self.begin_record()
         self.print0(f"resuming {self.out} at step {state['step']}")
         return state["step"], state["position"]
 
@@ -296,6 +326,7 @@ class Run:
         self.draw_curves()
         if self.wandb:
             self.wandb.finish()
+        self.record(self.out, self.base, ended=True)
         self.print0(f"{wrote} in {self.seconds:.0f} s. Next: {then}")
         if self.world_size > 1:
             destroy_process_group()
@@ -330,6 +361,7 @@ def prepare(model: VLM, run: Run, train: Train, flags: OptimizerFlags, *, adapte
     adapter, shard   of stages 1 and 2
     module           what holds the model, where it has more than the model's own weights (model/rl/critic.py)
     """
+    run.claim()
     recipe.apply(model, train, run.config.checkpointing, adapter)
     run.print0(recipe.summary(model))
     wrapped = run.wrap(module or model, shard)
@@ -358,43 +390,6 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted not in DTYPES:
         raise UserError(f"--dtype is auto, {' or '.join(DTYPES)}, not {wanted!r}")
     return DTYPES[wanted]
-
-
-def data_settings(settings: Any) -> dict[str, Any]:
-    """The flags that say which row comes when (fields with metadata data=True), and a fingerprint of each file they name."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            found.update(data_settings(value))
-        elif field.metadata.get("data"):
-            found[field.name] = json.loads(json.dumps(value, default=str))
-            named = value if isinstance(value, tuple | list) else [value]
-            files = {str(one): file_fingerprint(path) for one in named
-                     if isinstance(one, str | Path) and field.name != "image_folder" and (path := named_file(one))}
-            if files:
-                found[f"{field.name} files"] = files
-    return found
-
-
-def named_file(value: Any) -> Path | None:
-    """The file or folder that a flag's value names, with or without a :WEIGHT or :FUNCTION behind it."""
-    for text in (str(value), str(value).rpartition(":")[0]):
-        if text and len(text) < 1000 and Path(text).exists():
-            return Path(text)
-    return None
-
-
-def file_fingerprint(path: Path, edge: int = 1_000_000) -> str:
-    """Size, first and last megabyte of a file, or of the data files in a folder: other data, another fingerprint."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.json*")) + sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            digest.update(f"{file.name if path.is_dir() else ''} {size} ".encode() + opened.read(edge))
-            opened.seek(max(0, size - edge))
-            digest.update(opened.read(edge))
-    return digest.hexdigest()[:16]
 
 
 def draw_curves(history: list[dict], file: Path) -> None:

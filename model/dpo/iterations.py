@@ -6,7 +6,6 @@ With --iterations 1, the default, this is one plain run.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from model.best import best_run, copy_checkpoint
@@ -22,10 +21,6 @@ def iterate(learn: Learn, config: Any, run: Run) -> bool:
     if count < 1:
         raise UserError(f"--iterations is at least 1, not {count}")
     folders = [out] if count == 1 else [out / f"iteration-{k + 1}" for k in range(count)]
-    old = [] if config.run.resume else sorted(out.glob("iteration-*"))
-    require_other_folders(config, old)
-    if not config.run.resume:  # the run removes these when it begins to train
-        run.stale = [*(folder for folder in old if folder != folders[0]), folders[0] / "best.json", out / "scores.json"]
     start = config.init
     for k, folder in enumerate(folders):
         finished = config.run.resume and count > 1 and (folder / "best.json").is_file()
@@ -43,12 +38,3 @@ def iterate(learn: Learn, config: Any, run: Run) -> bool:
         copy_checkpoint(best, out)
         (out / "scores.json").write_text((best / "scores.json").read_text())
     return True
-
-
-def require_other_folders(config: Any, folders: list[Path]) -> None:
-    """UserError if this run would remove a checkpoint that it reads."""
-    given = (config.init, getattr(config, "reference", None), getattr(config, "labeler", None))
-    for path in map(Path, filter(None, given)):
-        if any(folder.resolve() in (path.resolve(), *path.resolve().parents) for folder in folders):
-            raise UserError(f"{path} is of an earlier run into {config.run.out}, which this one would replace: name another "
-                            f"--out")
