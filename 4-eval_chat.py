@@ -1,6 +1,6 @@
 """Stage 4: chat with a model, let it answer a file, or measure it.
 
-    python 4-eval_chat.py                                               chat; /image PATH adds a picture, /new starts again
+    python 4-eval_chat.py                                               chat; /image PATH adds a picture, /help tells more
     python 4-eval_chat.py --image cat.png dog.png --prompt "Which picture has a dog?"       one answer
     python 4-eval_chat.py --data rows.jsonl --save predictions.jsonl    one prediction per row, with its reasoning
     python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1      the same, with the pass rate of each row
@@ -61,12 +61,12 @@ from dataset.evaluation import Answer, Answerer, evaluate, make_tasks
 from dataset.feedback.best_of import AnswerScorer, BestOf
 from dataset.formats.conversations import image_values
 from dataset.formats.files import FileSource
-from dataset.images import Picture, from_file
 from dataset.mixture import load_file
 from dataset.processor import Processor
 from dataset.report import add_scores, poster, section, sheet, table
 from dataset.rewards import answer_reward, matches_gold
 from dataset.tasks import Example
+from dataset.terminal import Chat, matches, opened
 from dataset.tokenizer import load_tokenizer
 from model import checkpoint
 from model.generate import generate, stream
@@ -140,58 +140,20 @@ def require_comparable(reference: Path, folder: Path) -> None:
 def chat(config: Config, dialogue: Dialogue) -> None:
     """Answer --prompt, or messages typed until the end of the input."""
     try:
-        pictures = [opened(path) for path in config.image]
+        talk = Chat(dialogue, opened(file for path in config.image for file in matches(str(path))))
         if config.prompt:
-            say(dialogue, [*pictures, config.prompt])
+            talk.say(config.prompt)
             return
     except BadRow as bad:
         raise UserError(f"{bad}") from bad
-    print("Type a message. /image PATH adds a picture to the next message (Enter alone sends it), /new starts again, /quit ends.")
-    while (line := read_line()) is not None and line != "/quit":
-        try:
-            if line == "/new":
-                dialogue.reset()
-                pictures = []
-            elif line.startswith("/image"):
-                pictures.append(opened(line.removeprefix("/image").strip()))
-            elif line or pictures:  # a picture without a word means: what is in it?
-                say(dialogue, [*pictures, line])
-                pictures = []
-        except BadRow as bad:
-            print(bad)
-
-
-def opened(path: Path | str) -> Picture:
-    """The picture in a file. BadRow now, if it does not open, and not with every message that contains it."""
-    try:
-        picture = from_file(path)
-        picture.load()
-    except BadRow as bad:
-        raise BadRow(bad.reason, "give the path of a picture") from bad
-    return picture
-
-
-def read_line() -> str | None:
-    """A typed line, or None at the end of the input."""
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return None
-
-
-def say(dialogue: Dialogue, parts: list[Picture | str]) -> None:
-    """Print an answer while it is generated."""
-    printed = ""
-    for text in dialogue.say(parts):
-        print(text[len(printed):], end="", flush=True)
-        printed = text
-    print()
+    talk.run()
 
 
 def answer_once(config: Config, answer: Answer) -> str:
     """The answer to --prompt and --image."""
     try:
-        return answer([Conversation("--prompt", (Message("user", (*map(opened, config.image), config.prompt)),))])[0]
+        pictures = opened(file for path in config.image for file in matches(str(path)))
+        return answer([Conversation("--prompt", (Message("user", (*pictures, config.prompt)),))])[0]
     except BadRow as bad:
         raise UserError(f"{bad}") from bad
 
@@ -304,7 +266,8 @@ def benchmark(config: Config, folder: Path, answer: Answer) -> None:
         gallery += f"\n### {name}\n\n{image}{sheet(folder / name, page, questions, {'answer': answers})}\n"
     add_scores(folder, scores)
     section(page, f"Test scores of {folder.name}", f"{table(scores)}\n{gallery}")
-    print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. Next: python web_demo.py")
+    print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. "
+          f"Next: python web_demo.py --model {config.model or checkpoint.latest()}")
 
 
 if __name__ == "__main__":
