@@ -80,7 +80,7 @@ def starting_model(config: Config, run: Run) -> tuple[VLM, Tokenizer]:
     model = VLM(start.config(preset(
         config.preset, encoder=config.encoder, connector=config.connector, template=template, fit=config.fit,
         tiles=config.tiles, vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image)))
-    run.print0(start.fill(model.llm))
+    run.print0(start.fill(model.llm, model.connector))
     return model, tokenizer
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from typing import Any
 
-from model.registry import UserError
+from model.registry import UserError, option_and_value, split_options, typed
 
 
 def from_dict(cls: type, values: dict):
@@ -41,6 +41,9 @@ class LLMConfig:
     transformers: dict | None = None  # full config of a model that transformers runs (model/llm/huggingface.py)
 
     def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+                raise UserError(f"{name} must be above 0, not {value}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"num_attention_heads {self.num_attention_heads} must be a multiple of "
@@ -142,12 +145,39 @@ PRESETS = {
 }
 
 
-def preset(name: str, *, vocab_size: int, image_token_id: int, **names: Any) -> VLMConfig:
-    """The config of a preset for a tokenizer; each of `names` that is not empty (or 0) replaces a part's name."""
+SIZES = {  # what may stand after the name of a preset; the vocabulary is the tokenizer's
+    field.name: field.type for field in dataclasses.fields(LLMConfig)
+    if field.name not in ("vocab_size", "rope_scaling", "transformers")
+}  # fmt: skip
+
+
+def sizes(text: str, where: str) -> dict[str, Any]:
+    """`hidden_size=640,num_hidden_layers=10` -> the options by name; UserError for an unknown one, or one of another type."""
+    options: dict[str, Any] = {}
+    for option in split_options(text):
+        key, value = option_and_value(option)
+        if key not in SIZES or key in options:
+            raise UserError(f"{where}: {option!r} is {'given twice' if key in options else 'no option'}. "
+                            f"Options of a preset: {', '.join(SIZES)}")
+        options[key] = typed(value, SIZES[key], f"{where}: {option!r}")
+    return options
+
+
+def is_preset(llm: LLMConfig) -> bool:
+    """Whether a language model has the sizes of a preset without options, whatever its vocabulary."""
+    return any(dataclasses.replace(llm, vocab_size=known.llm.vocab_size) == known.llm for known in PRESETS.values())
+
+
+def preset(spec: str, *, vocab_size: int, image_token_id: int, **names: Any) -> VLMConfig:
+    """The config of a preset, NAME or NAME:size=value, for a tokenizer; each of `names` that is not empty replaces a part's name.
+
+    small:hidden_size=640,num_hidden_layers=10 has these sizes in place of its own (the fields of LLMConfig).
+    """
+    name, _, options = spec.partition(":")
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     base = PRESETS[name]
-    llm = dataclasses.replace(base.llm, vocab_size=vocab_size)
+    llm = dataclasses.replace(base.llm, **{**sizes(options, f"--preset {spec}"), "vocab_size": vocab_size})
     return dataclasses.replace(
         base, llm=llm, image_token_id=image_token_id, **{key: value for key, value in names.items() if value}
     )

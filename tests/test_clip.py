@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from model.encoder import clip
 from model.encoder.open_clip import copy_tower
-from model.registry import ENCODERS
+from model.registry import ENCODERS, UserError
 
 
 def small(activation: str = "gelu") -> clip.ViT:
@@ -79,7 +79,7 @@ def test_open_clip_without_a_network_names_both_ways_out(monkeypatch):
         raise RuntimeError("Failed to download")
 
     monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(RuntimeError, match=r"Fetch it once.*local file: open_clip:ViT-B-32/.*Failed to download"):
+    with pytest.raises(UserError, match=r"Fetch it once.*local file: open_clip:ViT-B-32/.*Failed to download"):
         ENCODERS.make("open_clip:ViT-B-32/laion2b_s34b_b79k")
 
 

@@ -11,7 +11,7 @@ from model.encoder.fused import Fused, resized
 from model.encoder.open_clip import Transformer, tower
 from model.encoder.select import Selected
 from model.encoder.timm import Tower
-from model.registry import ENCODERS
+from model.registry import ENCODERS, UserError
 from tests import tiny
 
 RANDOM = "clip_random:size=16,patch=4,width=16,layers=3,heads=2"
@@ -146,14 +146,14 @@ def test_timm_names_what_is_wrong(test_vit, monkeypatch):
         ENCODERS.make("timm:vit_smal_patch14_dinov2")
     with pytest.raises(FileNotFoundError, match="no file .*other.safetensors; after the name comes the path"):
         ENCODERS.make(f"timm:test_vit/{test_vit.with_name('other.safetensors')}")
-    with pytest.raises(RuntimeError, match=r"could not get convnext_atto/.* from timm"):
+    with pytest.raises(UserError, match=r"could not get convnext_atto/.* from timm"):
         ENCODERS.make(f"timm:convnext_atto/{test_vit}")  # another model's weights
 
     def offline(name, **options):
         raise OSError("no connection")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(RuntimeError, match=r"Fetch it once.*local file: timm:vit_small_patch14_dinov2.*no connection"):
+    with pytest.raises(UserError, match=r"Fetch it once.*local file: timm:vit_small_patch14_dinov2.*no connection"):
         ENCODERS.make("timm:vit_small_patch14_dinov2.lvd142m")
 
 
@@ -205,7 +205,7 @@ def test_a_folder_of_open_clip_with_a_plain_vit_becomes_our_own(tmp_path):
 
 def test_a_folder_of_open_clip_without_weights_is_refused(tmp_path):
     fetched(tmp_path, PLAIN_VISION, weights=False)
-    with pytest.raises(RuntimeError, match="could not get .* from open_clip"):
+    with pytest.raises(UserError, match="could not get .* from open_clip"):
         ENCODERS.make(f"open_clip:{tmp_path}")
 
 

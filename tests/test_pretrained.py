@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import save_file
 
 from model.config import preset
-from model.llm import gguf, pretrained
+from model.llm import gguf, minimind, pretrained
 from model.llm.attention import PackedSequences
 from model.llm.gpt import GPT
 from tests import tiny
@@ -120,17 +120,17 @@ def test_rows_for_neighbouring_pairs_are_put_in_halves():
 
     config, positions = tiny.llm_config(head_dim=8), torch.arange(5)
     weight, x = torch.randn(2 * 8, 24), torch.randn(5, 24)
-    turned = rotate((x @ pretrained.half_split(weight, 2).T).view(5, 2, 8), *rope_angles(positions, config))
+    turned = rotate((x @ minimind.half_split(weight, 2).T).view(5, 2, 8), *rope_angles(positions, config))
     angles = positions[:, None] / 10_000 ** (torch.arange(0, 8, 2) / 8)
     pairs = torch.view_as_complex((x @ weight.T).view(5, 2, 4, 2)) * torch.polar(torch.ones_like(angles), angles)[:, None]
     torch.testing.assert_close(turned, torch.cat([pairs.real, pairs.imag], -1))
-    torch.testing.assert_close(interleaved(pretrained.half_split(weight, 2), 2), weight)
+    torch.testing.assert_close(interleaved(minimind.half_split(weight, 2), 2), weight)
 
 
 @pytest.mark.parametrize("theta", [None, 500.0])
 def test_minimind_v1_is_a_llama_by_other_names(theta, tmp_path):
     hf = made("Llama", tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": theta or 10_000.0})
-    ours = {their: mine for mine, their in pretrained.MINIMIND.items() if mine not in ("layers", "output")}
+    ours = {their: mine for mine, their in minimind.NAMES.items() if mine not in ("layers", "output")}
     state = {"output.weight": hf.lm_head.weight, "layers.0.attention.mask": torch.zeros(1, 1, 8, 8)}
     for name, tensor in hf.model.state_dict().items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):

@@ -6,7 +6,8 @@ it shows, and one projection can hand it to a language model.
 
 In:  pixels (N, 3, S, S), normalised by the encoder's mean and std.
 Out: (N, P, D): the CLS token and all patches after the last block, before ln_post, as Hugging Face's LLaVA reads them.
-Names: tiny_clip, trained in this repository; clip_random, the same architecture from scratch; for others see open_clip.py.
+Names: tiny_clip, trained in this repository; clip_random, the same architecture from scratch; published ones: open_clip.py and
+       huggingface.py.
 Legend: N images, P tokens per image (CLS and patches), D channels of the encoder, H heads, K channels per head, S pixels a side.
 """
 
@@ -102,9 +103,9 @@ class ViT(Encoder):
         return self.transformer.resblocks
 
     @property
-    def shared_space(self) -> Tensor:  # type: ignore[override]
+    def shared_space(self) -> Tensor | None:  # type: ignore[override]
         """(D, output): CLIP's map from a token into the space of its text encoder, with ln_post's scale included."""
-        return (self.ln_post.weight[:, None] * self.proj).detach()
+        return (self.ln_post.weight[:, None] * self.proj).detach() if self.proj.numel() else None
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, P, D), the CLS token first."""
@@ -135,7 +136,8 @@ def load(weights: Path) -> ViT:
     facts = weights.with_suffix(".json")
     for file in (weights, facts):
         if not file.exists():
-            raise FileNotFoundError(f"{file} is missing. Train the encoder with: python -m dataset.studies.train_clip")
+            raise FileNotFoundError(f"{file} is missing. Restore it, or train the encoder with: python -m dataset.studies.train_clip "
+                                    f"--ship {weights}")
     encoder = ViT(**json.loads(facts.read_text()))
     encoder.load_state_dict({name: weight.float() for name, weight in load_file(weights).items()})
     return encoder

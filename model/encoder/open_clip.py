@@ -5,12 +5,18 @@ Out: (N, P, D): the CLS token, if the tower has one, and all patches after the l
 Legend: N images, P tokens per image, D channels of the encoder, S pixels a side.
 
 open_clip:NAME/TAG    weights that open_clip fetches once: open_clip:ViT-B-32/laion2b_s34b_b79k, open_clip:ViT-B-16-SigLIP2/webli
-open_clip:NAME/FILE   the same architecture with the weights of a local file
-open_clip:FOLDER      a folder fetched from the Hugging Face Hub, with open_clip_config.json and weights; also hf-hub:OWNER/NAME
+open_clip:NAME/FILE   the same architecture with the weights of a local file; NAME-quickgelu if they were trained with quick_gelu,
+                      as OpenAI's, MetaCLIP's and DFN's were (the tags say so themselves)
+open_clip:FOLDER      a folder fetched from the Hugging Face Hub, with open_clip_config.json and weights; also hf-hub:OWNER/NAME.
+                      Hugging Face's own form of a CLIP is read, too (huggingface.py)
 size=384              pictures of another size than in training; position embeddings are interpolated
 Sources: CLIP arXiv 2103.00020, SigLIP 2303.15343, SigLIP2 2502.14786, EVA 2303.15389, MobileCLIP 2311.17049.
 """
 
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +26,9 @@ from torch import Tensor
 
 from model.encoder import Encoder
 from model.encoder.clip import ViT
+from model.encoder.huggingface import huggingface, is_clip
 from model.encoder.timm import SOURCES, Tower
+from model.hub import at_once, one_line
 from model.registry import ENCODERS, UserError
 
 
@@ -41,23 +49,65 @@ class Transformer(Tower):
 @ENCODERS.register("open_clip")
 def open_clip(weights: str, size: int = 0) -> Encoder:
     """A pretrained tower through open_clip (CLIP, SigLIP, EVA, MobileCLIP): NAME/TAG, NAME/FILE, or the FOLDER of one."""
+    if Path(weights).is_dir():
+        if not (Path(weights) / "open_clip_config.json").is_file() and is_clip(Path(weights)) and not size:
+            return huggingface(weights)
+        weights = f"local-dir:{weights}"
     import open_clip as library  # takes seconds, and only this function needs it
 
-    if Path(weights).is_dir():
-        weights = f"local-dir:{weights}"
     name, _, tag = (weights, "", "") if weights.startswith(SOURCES) else weights.partition("/")
-    if not tag and not name.startswith(SOURCES):
-        raise UserError(f"open_clip:{weights} does not say which weights: write open_clip:{name}/TAG with one of "
-                        f"{', '.join(library.list_pretrained_tags_by_model(name))}")
+    facts = {} if name.startswith(SOURCES) else facts_of_weights(library, name, tag)
     try:
-        # Without require_pretrained, a folder without weights would give random ones and a warning.
-        model: Any = library.create_model(name, pretrained=tag or None, force_image_size=size or None, require_pretrained=True)
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"could not get {weights} from open_clip. Fetch it once with a network (it stays in the Hugging Face "
-            f"cache), or name a local file: open_clip:{name}/path/to/open_clip_model.safetensors. The error was: {error}"
-        ) from error
+        with at_once(), errors_told_once():
+            # Without require_pretrained, a folder without weights would give random ones and a warning.
+            model: Any = library.create_model(
+                name, pretrained=tag or None, force_image_size=size or None, require_pretrained=True, **facts)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"could not get {weights} from open_clip. {remedy(library, name, tag)}. "
+                        f"The error was: {one_line(error)}") from error
     return tower(model.visual, name.rpartition("/")[2])
+
+
+def facts_of_weights(library: Any, name: str, tag: str) -> dict[str, Any]:
+    """What create_model is told besides NAME and TAG, or FILE: open_clip only warns where the weights need another activation.
+
+    quick_gelu is used where the name or the tag says so. Pixels of a FILE are normalised as all tags of the architecture say;
+    where these differ, as OpenAI's CLIP. UserError for a name or tag that there is not.
+    """
+    known, tags = library.list_models(), library.list_pretrained_tags_by_model(name)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise UserError(f"open_clip knows no model {name!r}, and there is no folder {name}. Near it: {', '.join(near) or 'none'}")
+    if not tag:
+        raise UserError(f"open_clip:{name} does not say which weights: write open_clip:{name}/TAG with one of {', '.join(tags)}")
+    if of_tag := library.get_pretrained_cfg(name, tag):
+        return {"force_quick_gelu": bool(of_tag.get("quick_gelu"))}
+    if not Path(tag).is_file():
+        raise UserError(f"open_clip:{name}/{tag}: neither a tag ({', '.join(tags) or 'this model has none'}) nor a file")
+    stated = {(cfg.get("mean"), cfg.get("std")) for cfg in (library.get_pretrained_cfg(name, one) for one in tags)}
+    (mean, std) = stated.pop() if len(stated) == 1 else (None, None)
+    return {"force_preprocess_cfg": {"mean": mean, "std": std}} if mean and std else {}
+
+
+def remedy(library: Any, name: str, tag: str) -> str:
+    """How to fetch weights once, and how to name them afterwards without a network."""
+    cfg = {} if name.startswith(SOURCES) else library.get_pretrained_cfg(name, tag)
+    if cfg.get("quick_gelu") and f"{name}-quickgelu" in library.list_models():
+        name = f"{name}-quickgelu"  # a file does not say so itself
+    command = f"`hf download {cfg['hf_hub'].strip('/')}`; " if cfg.get("hf_hub") else ""
+    return (f"Fetch it once with a network ({command}it stays in the Hugging Face cache), or name a local file: "
+            f"open_clip:{name}/path/to/open_clip_model.safetensors; --encoder tiny_clip needs neither")
+
+
+@contextlib.contextmanager
+def errors_told_once() -> Iterator[None]:
+    """open_clip logs an error before it raises it; inside, only the exception tells."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def tower(visual: Any, name: str) -> Encoder:
@@ -68,7 +118,8 @@ def tower(visual: Any, name: str) -> Encoder:
     try:
         return copy_tower(visual, facts["mean"], facts["std"])
     except NotPlain:
-        return Transformer(visual, name, size, facts["mean"], facts["std"])
+        quick = any(type(module).__name__ == "QuickGELU" for module in visual.modules())
+        return Transformer(visual, f"{name}, quick_gelu" if quick else name, size, facts["mean"], facts["std"])
 
 
 class NotPlain(ValueError):

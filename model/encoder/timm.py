@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from model.encoder import Encoder, fingerprint
+from model.hub import at_once, one_line
 from model.registry import ENCODERS, UserError
 
 SOURCES = ("hf-hub:", "local-dir:")  # what timm and open_clip write before a repository and a folder
@@ -78,13 +79,29 @@ def timm(weights: str, size: int = 0) -> Tower:
         raise FileNotFoundError(f"timm:{weights}: no file {file}; after the name comes the path of weights, timm:{name}/FILE")
     try:
         overlay = {"file": file} if file else None
-        trunk: Any = library.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
-    except (RuntimeError, OSError, KeyError) as error:  # KeyError: weights of another model
-        raise RuntimeError(
+        with at_once():
+            trunk: Any = library.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:  # KeyError: weights of another model
+        raise UserError(
             f"could not get {weights} from timm. Fetch it once with a network (it stays in the Hugging Face cache), or name "
-            f"a local file: timm:{name}/path/to/model.safetensors. The error was: {error}"
+            f"a local file: timm:{name}/path/to/model.safetensors. The error was: {one_line(error)}"
         ) from error
     facts = trunk.pretrained_cfg
     if size and hasattr(trunk, "set_input_size"):  # ViTs only: a convolutional tower takes any size
         trunk.set_input_size(size)
-    return Tower(trunk, facts["architecture"], size or facts["input_size"][-1], facts["mean"], facts["std"])
+    label = facts["architecture"] + (", quick_gelu" if with_quick_gelu(library, trunk) else "")
+    return Tower(trunk, label, size or facts["input_size"][-1], facts["mean"], facts["std"])
+
+
+def with_quick_gelu(library: Any, trunk: Any) -> bool:
+    """Set a tower's activation to quick_gelu if its weights were trained with it, and its architecture's name does not say so.
+
+    timm's list of weights notes that of CLIPs by OpenAI, MetaCLIP and DFN ("natively QuickGELU, use quickgelu model variant").
+    """
+    facts = trunk.pretrained_cfg
+    listed = library.get_pretrained_cfg(".".join(filter(None, (facts["architecture"], facts.get("tag")))))
+    if "quickgelu" in facts["architecture"] or "QuickGELU" not in str(listed and listed.notes):
+        return False
+    for block in trunk.blocks:
+        block.mlp.act = library.layers.QuickGELU()
+    return True

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from model.llm.pretrained import half_split
+from model.llm.minimind import half_split
 from model.registry import UserError
 
 NAMES = {

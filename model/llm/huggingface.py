@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from model.config import LLMConfig
+from model.hub import local_folder, one_line
 from model.llm import LanguageModel
 from model.llm.attention import PackedSequences
-from model.llm.pretrained import Pretrained, local_folder
+from model.llm.pretrained import Pretrained
 from model.registry import LLMS, PRETRAINED, UserError
 
 
@@ -57,7 +58,7 @@ class HuggingFace(LanguageModel):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         theirs = AutoConfig.for_model(**{**config.transformers, "vocab_size": config.vocab_size})
-        self.lm = AutoModelForCausalLM.from_config(theirs, dtype=torch.float32)
+        self.lm = AutoModelForCausalLM.from_config(theirs, dtype=torch.float32, trust_remote_code=False)
         self.dim = self.lm.get_input_embeddings().embedding_dim
         self.register_state_dict_post_hook(drop_shared)
 
@@ -116,7 +117,11 @@ def huggingface(source: str) -> Pretrained:
     from transformers import AutoModelForCausalLM
 
     folder = local_folder(str(source))
-    lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    try:
+        lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"transformers cannot read {folder}, and code that comes with a model is never run: "
+                        f"{one_line(error)}") from error
     values = json.loads(lm.config.to_json_string(use_diff=False))
     config = lm.config
     if config.get_text_config() is not config:

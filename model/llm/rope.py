@@ -4,6 +4,7 @@ In:  a config.  Out: frequencies (K / 2,), in radians per token; K channels per 
 `rope_scaling` of a config is Hugging Face's: {"rope_type": "llama3", "factor": 8.0, ...}; None leaves the frequencies unchanged.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -30,16 +31,30 @@ def llama3(frequencies: Tensor, factor: float, low_freq_factor: float, high_freq
 SCALINGS: dict[str, Callable[..., Tensor]] = {"linear": linear, "llama3": llama3}
 
 
+def options(parameters: dict) -> dict:
+    """Those keys of `rope_scaling` that its type computes with. Others, such as the length of training, change nothing."""
+    _, *names = inspect.signature(SCALINGS[parameters["rope_type"]]).parameters
+    return {name: parameters[name] for name in names if parameters.get(name) is not None}
+
+
 def scaling(parameters: dict) -> dict | None:
-    """Hugging Face's `rope_scaling` (transformers 5: `rope_parameters`) as LLMConfig stores it; UserError for an unknown type."""
-    parameters = {key: value for key, value in parameters.items() if key not in ("rope_theta", "type")} | {
-        "rope_type": parameters.get("rope_type", parameters.get("type", "default"))}
-    if parameters["rope_type"] == "default":
+    """Hugging Face's `rope_scaling` (transformers 5: `rope_parameters`) as LLMConfig stores it.
+
+    UserError for a type that is not implemented, a missing key, or RoPE on a part of the channels.
+    """
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    elsewhere = "--llm huggingface:... runs the model through transformers"
+    if (parameters.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UserError(f"partial_rotary_factor {parameters['partial_rotary_factor']} is not implemented; {elsewhere}")
+    if kind == "default":
         return None
-    if parameters["rope_type"] not in SCALINGS:
-        raise UserError(f"rope_type {parameters['rope_type']!r} is not implemented; known: default, {', '.join(SCALINGS)}. "
-                         f"--llm huggingface:... runs the model through transformers")
-    return parameters
+    if kind not in SCALINGS:
+        raise UserError(f"rope_type {kind!r} is not implemented; known: default, {', '.join(SCALINGS)}. {elsewhere}")
+    used = options({**parameters, "rope_type": kind})
+    _, *needed = inspect.signature(SCALINGS[kind]).parameters
+    if missing := [name for name in needed if name not in used]:
+        raise UserError(f"rope_type {kind!r} needs {', '.join(missing)} in config.json: add what the model was trained with")
+    return {"rope_type": kind, **used}
 
 
 def frequencies(config: LLMConfig, device: torch.device) -> Tensor:
@@ -48,5 +63,4 @@ def frequencies(config: LLMConfig, device: torch.device) -> Tensor:
     unscaled = 1.0 / (config.rope_theta**powers)
     if config.rope_scaling is None:
         return unscaled
-    kind, options = config.rope_scaling["rope_type"], {k: v for k, v in config.rope_scaling.items() if k != "rope_type"}
-    return SCALINGS[kind](unscaled, **options)
+    return SCALINGS[config.rope_scaling["rope_type"]](unscaled, **options(config.rope_scaling))
