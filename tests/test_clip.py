@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,14 +126,20 @@ def test_encoder_facts_agree_with_what_it_computes():
     assert encoder.has_cls and len(encoder.blocks) == 2
 
 
-def test_a_few_steps_of_training_write_a_whole_clip_and_an_encoder_that_can_be_loaded(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ship", [None, "encoder.safetensors"])
+def test_a_few_steps_of_training_write_a_whole_clip_and_an_encoder_that_can_be_loaded(ship, tmp_path, monkeypatch):
+    """And the shipped encoder, which checkpoints name, stays as it is."""
     from dataset.studies import train_clip
 
+    shipped = Path(clip.__file__).with_name("tiny_clip.safetensors")
+    before = shipped.read_bytes()
     monkeypatch.setattr(train_clip, "scores", lambda *model: {})  # of 1,100 scenes and 1,500 drawings
     config = train_clip.Config(minutes=1 / 60, batch_size=4, width=32, layers=1, device="cpu", out=tmp_path / "clip",
-                               ship=tmp_path / "encoder.safetensors")
+                               ship=ship and tmp_path / ship)
     train_clip.main(config)
-    both, encoder = load_file(tmp_path / "clip" / "clip.safetensors"), clip.load(config.ship)
+    both = load_file(tmp_path / "clip" / "clip.safetensors")
+    encoder = clip.load(tmp_path / (ship or "clip/tiny_clip.safetensors"))
     assert encoder(torch.zeros(1, 3, encoder.size, encoder.size)).shape == (1, encoder.tokens, 32)
     for name, weight in encoder.state_dict().items():
         torch.testing.assert_close(weight, both[f"visual.{name}"], atol=1e-3, rtol=1e-3)  # halves on the disk
+    assert shipped.read_bytes() == before

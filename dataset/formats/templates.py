@@ -3,13 +3,15 @@
 In:  a name.  Out: a `Template` (dataset/chat.py).  A new one is one more function in any file of this folder.
 """
 
+import dataclasses
+
 from dataset.chat import Template
 from model.registry import TEMPLATES
 
 
 @TEMPLATES.register("chatml")
 def chatml() -> Template:
-    """<|im_start|>ROLE ... <|im_end|>: Qwen, SmolLM2, MiniMind 2."""
+    """<|im_start|>ROLE ... <|im_end|>: Qwen, SmolLM2, MiniMind 2 from April 2025; MiniMind 3 where it is to think."""
     return Template(
         control=("<|im_start|>", "<|im_end|>"),
         system=("<|im_start|>system\n", "<|im_end|>\n"),
@@ -44,9 +46,21 @@ def zephyr() -> Template:
     )
 
 
+@TEMPLATES.register("minimind1")
+def minimind1() -> Template:
+    """<s>ROLE ... </s>, the system's words without a role before all: MiniMind 1 and MiniMind-V 1."""
+    return dataclasses.replace(minimind(), system=("", ""))
+
+
+@TEMPLATES.register("minimind3")
+def minimind3() -> Template:
+    """chatml with an empty thought before every answer: MiniMind 3 and MiniMind-3V. An answer may still think after it."""
+    return dataclasses.replace(chatml(), assistant=("<|im_start|>assistant\n<think>\n\n</think>\n\n", "\n"))
+
+
 @TEMPLATES.register("minimind")
 def minimind() -> Template:
-    """<s>ROLE ... </s>: MiniMind v1 and MiniMind-V v1."""
+    """<s>ROLE ... </s>: MiniMind 2 up to April 2025 and the first MiniMind2-V."""
     return Template(
         control=("<s>", "</s>"),
         system=("<s>system\n", "</s>\n"),

@@ -1,7 +1,8 @@
 """Train the tiny CLIP from scratch on drawings with known labels; nano's encoder is its image tower.
 
 In:  the world's *train* split (all 1,900 names, English and Chinese), the drawings (digits, dice, cards, shapes, Sokoban) and
-     easy-VQA's *train* images.  Out: `model/encoder/tiny_clip.safetensors` (the image tower, fp16) and `tiny_clip.json`.
+     easy-VQA's *train* images.  Out: `out/clip`: clip.safetensors (both towers), tiny_clip.safetensors (the image tower, fp16)
+     and tiny_clip.json. The encoder that `nano` and its checkpoints use stays as it is, unless --ship names its file.
 
 The loss is a sum of three:
 - image-text: CLIP's contrastive loss between pictures and captions (Radford et al. 2021, arXiv 2103.00020; open_clip's code);
@@ -12,6 +13,7 @@ The loss is a sum of three:
   because RoPE gives it distances only.
 
     python -m dataset.studies.train_clip                     an hour on two CPU cores
+    python -m dataset.studies.train_clip --ship model/encoder/tiny_clip.safetensors      replaces the encoder of `nano`
     python -m dataset.studies.train_clip --minutes 600 --init out/clip/clip.safetensors        continue for longer
     python -m dataset.studies.train_clip --minutes 25 --init model/encoder/tiny_clip.safetensors      from the shipped image tower
 
@@ -41,7 +43,6 @@ from dataset.world.openmoji import LANGUAGES, Category, categories
 from dataset.world.scenes import CANVAS, Object, Scene, draw_scene, is_new, light, sample_scene
 from dataset.world.words import caption
 
-SHIPPED = Path(__file__).parents[2] / "model" / "encoder" / "tiny_clip.safetensors"
 MEAN, STD = (0.85, 0.84, 0.83), (0.25, 0.26, 0.27)  # roughly those of the drawings, RGB
 CONTEXT = 40  # maximum tokens of a caption
 
@@ -59,7 +60,7 @@ class Config:
     layers: int = 5  # blocks of the image tower
     init: Path | None = None  # weights to start from: a clip.safetensors, or an image tower alone; default: random
     out: Path = Path("out/clip")  # folder of the full model (both towers)
-    ship: Path = SHIPPED  # file of the image tower
+    ship: Path | None = None  # file of the image tower; default: tiny_clip.safetensors in --out
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # device to train on
     seed: int = 0  # seed of the weights and drawings
 
@@ -245,15 +246,21 @@ def scores(clip, tokenizer) -> dict[str, float]:
     return result
 
 
+def shipped(config: Config) -> Path:
+    """The file of the image tower. Only --ship writes outside --out: checkpoints need the encoder that they were trained with."""
+    return config.ship or config.out / "tiny_clip.safetensors"
+
+
 def save(clip, config: Config, measured: dict[str, float]) -> None:
     """Write the full model, the image tower with its facts, and the scores."""
     config.out.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, config.out / "clip.safetensors")
     tower = {name: tensor.half().contiguous() for name, tensor in clip.visual.state_dict().items()}
-    save_file(tower, config.ship)
+    ship = shipped(config)
+    save_file(tower, ship)
     facts = dict(size=CANVAS, patch=drawings.TILE, width=config.width, layers=config.layers, heads=config.width // 32,
                  mlp=4 * config.width, output=config.width, activation="gelu", mean=MEAN, std=STD)
-    config.ship.with_suffix(".json").write_text(json.dumps(facts) + "\n")
+    ship.with_suffix(".json").write_text(json.dumps(facts) + "\n")
     (config.out / "scores.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
@@ -301,7 +308,7 @@ def main(config: Config) -> None:
             save(clip, config, measured)
     measured = scores(clip, tokenizer)
     save(clip, config, measured)
-    print(json.dumps(measured, indent=1), f"\nwrote {config.ship} after {step} steps of {config.batch_size} pictures")
+    print(json.dumps(measured, indent=1), f"\nwrote {shipped(config)} after {step} steps of {config.batch_size} pictures")
 
 
 if __name__ == "__main__":

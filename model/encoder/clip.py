@@ -136,8 +136,8 @@ def load(weights: Path) -> ViT:
     facts = weights.with_suffix(".json")
     for file in (weights, facts):
         if not file.exists():
-            raise FileNotFoundError(f"{file} is missing. Restore it, or train the encoder with: python -m dataset.studies.train_clip "
-                                    f"--ship {weights}")
+            raise FileNotFoundError(f"{file} is missing. Restore it, or train the encoder with: "
+                                    f"python -m dataset.studies.train_clip --ship {weights}")
     encoder = ViT(**json.loads(facts.read_text()))
     encoder.load_state_dict({name: weight.float() for name, weight in load_file(weights).items()})
     return encoder

@@ -11,7 +11,9 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,6 +30,11 @@ NAMES = {
 DIGITS_APART = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, {
     "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]}  # fmt: skip
 PRE_TOKENIZERS = {"smollm": DIGITS_APART}  # how a text is split before BPE, by GGUF's name
+ONLY: dict[str, Callable[[dict], Any]] = {  # settings that change the mathematics: the one value that is converted
+    "rope.scaling.type": lambda facts: "none", "expert_count": lambda facts: 0,
+    "rope.dimension_count": lambda facts: facts.get(
+        "llama.attention.key_length", facts["llama.embedding_length"] // facts["llama.attention.head_count"]),
+}  # fmt: skip
 CONTROL, NORMAL = 3, 1  # kinds of tokens in GGUF
 
 
@@ -41,6 +48,10 @@ def convert(file: Path, folder: Path) -> None:
         raise UserError(f"{file} is a {facts['general.architecture']}, and only llama is converted: "
                          f"get the model in its safetensors form")
     heads, kv_heads = facts["llama.attention.head_count"], facts["llama.attention.head_count_kv"]
+    unsupported = [f"{key} = {facts[f'llama.{key}']!r}" for key, allowed in ONLY.items()
+                   if facts.get(f"llama.{key}", allowed(facts)) != allowed(facts)]  # fmt: skip
+    if unsupported:
+        raise UserError(f"{file} has {', '.join(unsupported)}, which is not converted: get the model in its safetensors form")
     tensors = {}
     for stored in reader.tensors:
         weight = torch.tensor(gguf.quants.dequantize(stored.data, stored.tensor_type)).half()
@@ -112,6 +123,9 @@ def find_file(source: str) -> Path:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("python -m model.llm.gguf FILE.gguf OUT_FOLDER")
-    convert(find_file(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        convert(find_file(sys.argv[1]), Path(sys.argv[2]))
+    except UserError as error:
+        raise SystemExit(f"{error}") from error
     print(f"wrote {sys.argv[2]}. Next: python 1-pretrain_vlm.py --llm gpt:{sys.argv[2]} --train.llm freeze "
           f"--optimizer adamw --lr 3e-3")

@@ -6,7 +6,7 @@ In:  gpt:SOURCE, where SOURCE is a folder (config.json, tokenizer.json, and mode
 Out: a `Start`: `config` is that of a complete model with this language model, `fill` copies the weights into the decoder.
 
     python 1-pretrain_vlm.py --llm gpt:HuggingFaceTB/SmolLM2-135M-Instruct --train.llm freeze --optimizer adamw --lr 3e-3
-    python 1-pretrain_vlm.py --preset small --llm gpt:v2/sft_vlm_512.pth --encoder select:huggingface:clip-vit-base-patch16,cls=false
+    python 1-pretrain_vlm.py --preset small --llm gpt:v2/sft_vlm_512.pth --encoder select:huggingface:FOLDER,cls=false
 Nothing is guessed: a setting that the decoder does not compute, or a missing, unexpected or misshapen tensor is an error.
 """
 
