@@ -5,6 +5,7 @@ In:  a folder, a file of weights, or OWNER/NAME on the hub.  Out: the folder on 
 
 import contextlib
 import json
+import pickle
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,9 @@ def read_file(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{file} is damaged, or not a file of weights, or holds more than tensors. It is read weights-only, so "
+                        f"that no code runs: torch.save(model.state_dict(), FILE) writes such a file") from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{file} is damaged, or not a file of weights: {one_line(error)}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

@@ -1,6 +1,7 @@
 """Any language model of transformers keeps the contract of ours: documents, cache, and the same answers as by itself."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from model.generate import generate
 from model.llm import pretrained
 from model.llm.attention import PackedSequences
 from model.recipe import Mode, count_trainable, set_trainable
-from model.registry import LLMS
+from model.registry import LLMS, UserError
 from model.vlm import VLM
 from tests import tiny
 
@@ -120,6 +121,59 @@ def test_activations_can_be_computed_again(both):
         made.llm(made.llm.embed(tokens), torch.arange(9), packed).square().sum().backward()
         gradients.append({name: p.grad for name, p in made.llm.named_parameters() if p.grad is not None})
     assert gradients[0] and all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize(("family", "changes"), [
+    ("Phi", {"hidden_size": 32}), ("Phi3", {"pad_token_id": 0, "num_key_value_heads": 2}), ("GPT2", {}),
+    ("Gemma", {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True}),
+])  # fmt: skip
+def test_image_takes_a_row_of_the_table_and_of_the_heads_bias_that_is_their_mean(family, changes, tmp_path):
+    """Phi's head has a bias: one number per token, which needs a row for <image> as well."""
+    torch.manual_seed(1)
+    shape = {**SHAPE, **changes}
+    if family == "GPT2":
+        shape = {"vocab_size": 50, "n_embd": 24, "n_layer": 2, "n_head": 4}
+    theirs = getattr(transformers, f"{family}ForCausalLM" if family != "GPT2" else "GPT2LMHeadModel")(
+        getattr(transformers, f"{family}Config")(**shape)).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+    theirs.save_pretrained(tmp_path)
+    for tokens, rows in ((51, 51), (40, 50)):  # a new row; an unused one of a table that is larger than the vocabulary
+        start = pretrained.start(f"huggingface:{tmp_path}")
+        config = start.config(preset("nano", vocab_size=tokens, image_token_id=tokens - 1))
+        assert config.llm.vocab_size == rows
+        llm = LLMS.make("huggingface", config=config.llm).eval()
+        assert "0 missing, 0 unexpected" in start.fill(llm)
+        tokens_read, packed = ids(9, 3), PackedSequences(torch.zeros(1, 9, dtype=torch.long))
+        with torch.no_grad():
+            logits = llm(llm.embed(tokens_read), torch.arange(9), packed)
+            torch.testing.assert_close(logits[:, :50], theirs(tokens_read[None]).logits[0], atol=2e-5, rtol=1e-5)
+        head, original = llm.lm.get_output_embeddings(), theirs.get_output_embeddings()
+        assert (head.bias is None) == (family != "Phi")
+        if rows == 51:
+            torch.testing.assert_close(head.weight[50], original.weight.mean(0))
+            if head.bias is not None:
+                torch.testing.assert_close(head.bias[50], original.bias.mean())
+
+
+@pytest.mark.parametrize("kind", ["unknown_kind", "llama"])
+def test_code_that_comes_with_a_model_is_never_run(kind, tmp_path, monkeypatch):
+    """Neither on request nor after a question to the user: a family of transformers itself needs none of it."""
+    monkeypatch.setattr("builtins.input", lambda *text: pytest.fail("asked whether to run the model's code"))
+    shape = {**SHAPE, "num_key_value_heads": 4}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    classes = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": kind, "auto_map": classes}))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    if kind == "llama":
+        assert pretrained.start(f"huggingface:{tmp_path}").shape.hidden_size == 24
+    else:
+        with pytest.raises(UserError, match="transformers cannot read .*, and code that comes with a model is never run") as told:
+            pretrained.start(f"huggingface:{tmp_path}")
+        assert "\n" not in str(told.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_shape_without_a_source_is_an_error():

@@ -10,10 +10,12 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from model.config import preset
+from model.config import LLMConfig, preset
 from model.llm import gguf, minimind, pretrained
 from model.llm.attention import PackedSequences
 from model.llm.gpt import GPT
+from model.llm.rope import frequencies, scaling
+from model.registry import UserError
 from tests import tiny
 
 SHAPE = dict(vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
@@ -92,6 +94,40 @@ def test_the_settings_of_older_config_files_are_understood(tmp_path):
     hf.save_pretrained(tmp_path)
     edit(tmp_path, rope_parameters=None, rope_theta=500.0, rope_scaling={k: v for k, v in LLAMA3.items() if k != "rope_theta"})
     assert_same(loaded(tmp_path), hf)
+
+
+MORE = {"type": "linear", "original_max_position_embeddings": 32, "attention_factor": None, "low_freq_factor": 1.0}
+ROPES = {  # as config.json may state it; the first of each is what transformers computes with
+    "linear": ({"rope_type": "linear", "factor": 4.0}, [MORE, {"type": "linear"}, {"beta_fast": 32, "mscale": 1.0}]),
+    "llama3": ({k: v for k, v in LLAMA3.items() if k != "rope_theta"},
+               [{"type": "llama3"}, {"attention_factor": 1.0, "beta_slow": 1}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_further_keys_beside_the_factors_of_rope_change_nothing(kind, tmp_path):
+    needed, variants = ROPES[kind]
+    hf = made("Llama", rope_parameters={**needed, "rope_theta": 500.0})
+    hf.save_pretrained(tmp_path)
+    for more in variants:
+        edit(tmp_path, rope_parameters={**needed, **more, "rope_theta": 500.0})
+        assert_same(loaded(tmp_path), hf)
+        old = {key: value for key, value in {**needed, **more}.items() if key != "rope_type"} | {"type": kind}
+        edit(tmp_path, rope_parameters=None, rope_theta=500.0, rope_scaling=old)
+        assert_same(loaded(tmp_path), hf)
+    config = LLMConfig(**SHAPE, rope_scaling={**needed, **variants[0]}, rope_theta=500.0)  # as an older checkpoint stores it
+    torch.testing.assert_close(frequencies(config, "cpu"), frequencies(loaded(tmp_path).config, "cpu"))
+
+
+@pytest.mark.parametrize(("rope", "message"), [
+    ({"rope_type": "linear"}, "rope_type 'linear' needs factor in config.json"),
+    ({"rope_type": "llama3", "factor": 2.0}, "needs low_freq_factor, high_freq_factor, original_max_position_embeddings"),
+    ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not implemented; --llm huggingface"),
+    ({"type": "dynamic", "factor": 2.0}, "'dynamic' is not implemented"),
+])  # fmt: skip
+def test_a_rope_that_is_not_computed_is_refused(rope, message):
+    with pytest.raises(UserError, match=message):
+        scaling(rope)
 
 
 def test_the_placeholder_takes_an_unused_row_or_one_that_is_the_mean_of_all(tmp_path):

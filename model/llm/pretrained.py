@@ -102,7 +102,10 @@ class Pretrained(Start):
             return told
         if connector is None:
             raise UserError(f"the weights in {self.folder} hold a projection, and there is no connector to copy it to")
-        matched = checkpoint.load_weights(connector, self.projection, f"the projection in {self.folder}", with_encoder=True)
+        try:
+            matched = checkpoint.load_weights(connector, self.projection, f"the projection in {self.folder}", with_encoder=True)
+        except UserError as error:
+            raise UserError(f"{error}. Name the encoder that it was trained with: {minimind.TRAINED_ON}") from error
         self.projection.clear()
         return f"\nits projection: {matched} tensors matched, 0 missing, 0 unexpected{told}"
 
