@@ -14,6 +14,7 @@ In:  captions (default: the embedded world).  Out: out/pretrain, a checkpoint; l
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from model import cli
@@ -51,10 +52,12 @@ import torch.nn.functional as F
 from dataset.evaluation import Answerer, make_tasks, validate
 from dataset.formats.native import language
 from dataset.mixture import mixture, training_batches
+from dataset.own_rows import shown
 from dataset.processor import Processor
 from dataset.report import finish_stage
 from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import checkpoint
+from model.best import BestCheckpoint, HeldOutCheck, mean_loss
 from model.config import preset
 from model.generate import generate
 from model.llm import pretrained
@@ -85,7 +88,7 @@ def starting_model(config: Config, run: Run) -> tuple[VLM, Tokenizer]:
 
 
 def main(config: Config) -> None:
-    tasks = make_tasks(config.run.bench)  # a wrong name fails here, not after training
+    tasks = make_tasks(config.run.bench, config.data)  # a wrong name fails here, not after training
     for name, task in tasks.items():
         if not any(example.kind == "caption" for example in task.examples("val", 8)):
             raise UserError(f"--bench {name}: captions are all that this stage is asked for, and it has none: leave it out")
@@ -99,21 +102,23 @@ def main(config: Config) -> None:
     # The data: conversations -> documents -> batches; of a frozen encoder, features instead of pixels.
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     source = mixture(config.data, "pretrain", config.run.image_folder, config.run.allow_urls)
-    batches, steps = training_batches(source, processor, config, run)
+    batches, steps, held_out = training_batches(source, processor, config, run)
     if run.preview_only:
         return
     answer = Answerer.greedy(processor, run.generator, generate, model, max_new_tokens=64)
 
     first_step, position = run.resume(model, optimizer)
+    own = HeldOutCheck(run, held_out, steps, partial(mean_loss, model, run), BestCheckpoint(run, "held_out/loss"))
     stream = batches.stream(position, run)
     for step in run.steps(first_step, steps):
-        # Save and evaluate; the last round does nothing else, so that the last update is saved and measured too.
+        # Save and evaluate; the last round does nothing else, so that the last update is saved and can be the best.
         last = step == steps
         if last or (step > first_step and step % config.run.save_every == 0):
             run.save(model, optimizer, tokenizer.file, step, stream.position)
-        if last or (step > 0 and config.run.eval_every and step % config.run.eval_every == 0):
+        if not last and step > 0 and config.run.eval_every and step % config.run.eval_every == 0:
             # Of a task's questions, captions: all that the model has been shown.
-            scores = validate(tasks, answer, config.run.eval_examples, run, step, kinds=("caption",))
+            validate(tasks, answer, config.run.eval_examples, run, step, kinds=("caption",))
+        own.check(model, tokenizer.file, step, last)  # rows of files: their loss, which chooses the checkpoint
         if last:
             break
 
@@ -137,8 +142,10 @@ def main(config: Config) -> None:
 
         run.log_step(step, micro_batches, loss=run.sum(loss_sum) / learned_tokens, **rates, gradient_norm=norm)
 
+    answer = Answerer.greedy(processor, run.generator, generate, own.keep(model), max_new_tokens=64)
+    scores = validate(tasks, answer, config.run.eval_examples, run, steps, kinds=("caption",))
     captions = [(task, example) for task in tasks.values() for example in task.examples("val", 8) if example.kind == "caption"]
-    finish_stage(run, "Pretraining", scores, captions, answer)
+    finish_stage(run, "Pretraining", {**scores, **own.scores}, [*captions, *shown(held_out)], answer)
     run.finish(f"wrote {run.out}", f"python 2-sft_vlm.py --init {run.out}")
 
 

@@ -13,6 +13,7 @@ In:  out/pretrain and conversations (default: world, world_unknown, easy_vqa, ar
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from model import cli
@@ -43,10 +44,12 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 
 from dataset.evaluation import Answerer, make_tasks, validate
 from dataset.mixture import mixture, training_batches
+from dataset.own_rows import shown
 from dataset.processor import Processor
 from dataset.report import finish_stage
 from dataset.tokenizer import load_tokenizer
 from model import checkpoint
+from model.best import BestCheckpoint, HeldOutCheck, mean_loss
 from model.generate import generate
 from model.losses import count_learned, score
 from model.optimizer import clip_gradients, lr_multiplier
@@ -54,7 +57,7 @@ from model.runtime import Run, prepare
 
 
 def main(config: Config) -> None:
-    tasks, run = make_tasks(config.run.bench), Run(config.run, "sft", config)
+    tasks, run = make_tasks(config.run.bench, config.data), Run(config.run, "sft", config)
     # The model of stage 1 writes captions and has answered no question yet. By default all of it but the encoder is trained.
     model = checkpoint.load(config.init, run.device, template=config.template).train()
     tokenizer = load_tokenizer(checkpoint.tokenizer_file(config.init))
@@ -63,18 +66,20 @@ def main(config: Config) -> None:
     # Each conversation becomes one document: tokens, and labels that are -100 wherever somebody other than the assistant speaks.
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     conversations = mixture(config.data, "sft", config.run.image_folder, config.run.allow_urls)
-    batches, steps = training_batches(conversations, processor, config, run)
+    batches, steps, held_out = training_batches(conversations, processor, config, run)
     if run.preview_only:
         return
     answer = Answerer.greedy(processor, run.generator, generate, model, max_new_tokens=128)
     first_step, position = run.resume(model, optimizer)
+    own = HeldOutCheck(run, held_out, steps, partial(mean_loss, model, run), BestCheckpoint(run, "held_out/loss"))
     stream = batches.stream(position, run)
     for step in run.steps(first_step, steps):
         last = step == steps
         if last or (step > first_step and step % config.run.save_every == 0):
             run.save(model, optimizer, tokenizer.file, step, stream.position)
-        if last or (step > 0 and config.run.eval_every and step % config.run.eval_every == 0):
-            scores = validate(tasks, answer, config.run.eval_examples, run, step)
+        if not last and step > 0 and config.run.eval_every and step % config.run.eval_every == 0:
+            validate(tasks, answer, config.run.eval_examples, run, step)
+        own.check(model, tokenizer.file, step, last)  # rows of files: their loss, which chooses the checkpoint
         if last:
             break
 
@@ -96,8 +101,10 @@ def main(config: Config) -> None:
 
         run.log_step(step, micro_batches, loss=run.sum(sum(losses)) / learned_tokens, **lr, gradient_norm=norm)
 
-    shown = [(task, example) for task in tasks.values() for example in task.examples("val", 2)[:14]]
-    finish_stage(run, "Supervised fine-tuning", scores, shown, answer)
+    questions = [(task, example) for task in tasks.values() for example in task.examples("val", 2)[:14]]
+    answer = Answerer.greedy(processor, run.generator, generate, own.keep(model), max_new_tokens=128)
+    scores = validate(tasks, answer, config.run.eval_examples, run, steps)
+    finish_stage(run, "Supervised fine-tuning", {**scores, **own.scores}, [*questions, *shown(held_out)], answer)
     run.finish(f"wrote {run.out}", f"python 4-eval_chat.py --model {run.out}, python web_demo.py --model {run.out}, "
                                    f"or python 3-rl_vlm.py --init {run.out}")
 

@@ -113,11 +113,12 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
     config = cli.parse(family())
 
 from dataset.early_stop import early_stop_reason
-from dataset.evaluation import Answerer, make_tasks, validate
+from dataset.evaluation import Answerer, chosen_by, make_tasks, validate
 from dataset.feedback.labels import Labeler, YesNo, by_model
 from dataset.feedback.own_pairs import OwnModel, check_flags, own_pairs
 from dataset.feedback.pair_streams import SampledPairs, StoredPairs
 from dataset.mixture import training_batches
+from dataset.own_rows import shown
 from dataset.preferences import preference_mixture
 from dataset.processor import Processor
 from dataset.report import HeldOutAnswers, add_scores
@@ -127,6 +128,7 @@ from dataset.tokenizer import Tokenizer, load_tokenizer
 from model import checkpoint
 from model.best import BestCheckpoint
 from model.dpo import iterations, reference
+from model.dpo.held_out import held_out_pairs
 from model.dpo.losses import Pairs
 from model.generate import generate, next_logits
 from model.losses import score, sum_by_document, token_entropy
@@ -147,7 +149,7 @@ def starting_policy(config: GRPO | DPO | OnlineDPO, run: Run) -> tuple[VLM, Toke
 
 def grpo(config: GRPO) -> None:
     """Sample answers, reward them, compare each with its group, and make what was better likelier: GRPO and its family."""
-    algo, tasks = ALGORITHMS.make(config.algo), make_tasks(config.run.bench)
+    algo, tasks = ALGORITHMS.make(config.algo), make_tasks(config.run.bench, config.data)
     run = Run(config.run, "grpo", config)
     if config.num_iterations < 1 or config.run.save_every % config.num_iterations:
         raise UserError(f"--num_iterations is at least 1, and --save_every a multiple of it, because a run is saved between "
@@ -161,7 +163,7 @@ def grpo(config: GRPO) -> None:
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     sample = run.generator(generate, model, max_new_tokens=config.max_new_tokens, **processor.sampling)
     updates = -(-config.optim.max_steps // config.num_iterations)
-    sampler = make_sampler(config, run, processor, sample, updates, None if keep_all else config.resample_rounds)
+    sampler, own = make_sampler(config, run, processor, sample, updates, None if keep_all else config.resample_rounds)
     if run.preview_only:
         return
     run.print0("a loss of about 0 is normal: on policy it is minus the mean advantage; only its gradient means something")
@@ -173,7 +175,9 @@ def grpo(config: GRPO) -> None:
     run.require_same_start(fingerprint)
     clipping = DynamicClipping(config.optim.clip, run.state.get("average", 0.0), run.state.get("skipped", 0))
     answer = Answerer(processor.on_one_rank(), partial(sample, temperature=0.0))
-    best, held_out = BestCheckpoint(run, "accuracy"), HeldOutAnswers(run, tasks, answer, first_step)
+    tasks |= own  # held-out questions of --data, by the reward that is trained
+    best = BestCheckpoint(run, chosen_by(config.data, config.reward, own))
+    held_out = HeldOutAnswers(run, tasks, answer, first_step)
     for step in run.steps(first_step, steps):
         stop = early_stop_reason(run.history, config.entropy_floor)
         last = step == steps or stop is not None
@@ -234,7 +238,8 @@ def grpo(config: GRPO) -> None:
 
 def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
     """Raise each chosen answer over the rejected one, measured against the reference: DPO and its family. False: only looked."""
-    algo, tasks = PREFERENCE_LOSSES.make(config.algo), make_tasks(config.run.bench)
+    files = [*config.data, *([] if isinstance(config, OnlineDPO) or not config.questions else [str(config.questions)])]
+    algo, tasks = PREFERENCE_LOSSES.make(config.algo), make_tasks(config.run.bench, files)
     if config.algo.startswith("sft_chosen") and config.sft_weight == 0:
         raise UserError("sft_chosen learns by the SFT term alone: --sft_weight must be above 0")
     if isinstance(config, DPO):
@@ -246,18 +251,22 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
     answer = Answerer(processor.on_one_rank(), partial(sample, temperature=0.0))
 
     # Where pairs come from: files, the model's own answers, or answers sampled in every step.
+    rows, measure = None, "(1 - false) x Cover"  # held-out pairs of files, and what chooses the checkpoint
     if isinstance(config, OnlineDPO):
         steps = config.optim.max_steps
-        sampler = make_sampler(config, run, processor, sample, steps, config.resample_rounds)
+        sampler, own = make_sampler(config, run, processor, sample, steps, config.resample_rounds)
+        tasks |= own  # held-out questions of --data, by the reward that is trained
+        measure = chosen_by(config.data, config.reward, own)
         pairs: StoredPairs | SampledPairs = SampledPairs(sampler, config.batch_size, processor)
     elif config.data or not run.preview_only:
-        own = OwnModel(fingerprint, Answerer(processor, partial(sample, temperature=config.temperature)).sampled,
-                       partial(model_labeler, model, processor, run))
-        source = preference_mixture(config.data, config.run) if config.data else own_pairs(config, run, own)
+        asked = OwnModel(fingerprint, Answerer(processor, partial(sample, temperature=config.temperature)).sampled,
+                         partial(model_labeler, model, processor, run))
+        source = preference_mixture(config.data, config.run) if config.data else own_pairs(config, run, asked)
         if config.pairs_only:
             run.print0("Next: the same command without --pairs_only, to learn from them")
             return False
-        batches, steps = training_batches(source, processor, config, run, pairs=True)
+        batches, steps, rows = training_batches(source, processor, config, run, pairs=True)
+        measure = "held_out/accuracy" if rows.chooses else measure
         pairs = StoredPairs(batches, config.accumulate, run)
     else:
         run.print0(f"the pairs will come from {config.scenes} {config.questions or 'scenes'} x {config.group_size} answers")
@@ -275,8 +284,9 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
             processor.images.prepare(partial(batches.pictures, len(batches)), config.run.feature_cache_gb, run.print0)
         reference_logps = reference.precomputed(batches, wanted, run, model, fingerprint, config.reference)
     algo.shift = run.state.get("shift", 0.0)
-    best = BestCheckpoint(run, "accuracy" if isinstance(config, OnlineDPO) else "(1 - false) x Cover")
-    held_out = HeldOutAnswers(run, tasks, answer, first_step)
+    best = BestCheckpoint(run, measure)
+    own_pairs_check = held_out_pairs(run, rows, steps, model, fingerprint, algo, best)
+    held_out = HeldOutAnswers(run, tasks, answer, first_step, shown(rows))
     for step in run.steps(first_step, steps):
         stop = early_stop_reason(run.history, entropy_floor=0.0)  # of pairs that are sampled: stored ones log no groups
         last = step == steps or stop is not None
@@ -286,6 +296,8 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
             validation = validate(tasks, answer, config.run.eval_examples, run, step)
             if run.is_main and best.offer(model, tokenizer.file, step, validation):
                 held_out.save("after")
+        if own_pairs_check.check(model, tokenizer.file, step, last) and run.is_main:
+            held_out.save("after")
         if last:
             break
 

@@ -18,7 +18,7 @@ from dataset.images import Picture
 from dataset.processor import Processor
 from dataset.protocols import Run
 from dataset.tasks import Example, Task, Truncated
-from model.registry import TASKS, UserError, specs
+from model.registry import TASKS, Default, UserError, specs
 
 BLANK = Picture("blank", lambda: Image.new("RGB", (96, 96), (240, 240, 240)))
 
@@ -101,12 +101,32 @@ def shuffled(examples: Sequence[Example]) -> list[Example]:
 # ---------------------------------------------------------------- scores
 
 
-def make_tasks(bench: str) -> dict[str, Task]:
-    """The tasks of `--bench`, by name. UserError for an unknown name, or for two variants of one task."""
+def all_files(data: Sequence[str]) -> bool:
+    """Whether --data names files of one's own alone, and no task."""
+    return bool(data) and not any(spec.partition(":")[0] in TASKS.names() for spec in data)
+
+
+def make_tasks(bench: str, data: Sequence[str] = ()) -> dict[str, Task]:
+    """The tasks of `--bench`, by name. UserError for an unknown name, or for two variants of one task.
+
+    data   where all of it are files, held-out rows of theirs are asked, and no task unless the user gave --bench
+    """
+    if isinstance(bench, Default) and all_files(data):
+        return {}
     tasks = {spec.partition(":")[0]: TASKS.make(spec) for spec in specs(bench)}
     if len(tasks) < len(specs(bench)):
         raise UserError(f"--bench {bench}: one variant of a task at a time, because its files have the task's name")
     return tasks
+
+
+def chosen_by(data: Sequence[str], reward: str, own: dict[str, Task]) -> str:
+    """What chooses the checkpoint of a run that samples answers (model/best.py: MEASURES).
+
+    own   the held-out questions of --data, if there are any
+    """
+    if own and reward != "rule":
+        return "held_out/reward"  # no test knows it
+    return "held_out/accuracy" if own and all_files(data) else "accuracy"
 
 
 def scores_and_rows(name: str, task: Task, examples: Sequence[Example],

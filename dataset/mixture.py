@@ -1,10 +1,12 @@
 """`--data`: embedded tasks and files, mixed by weight, as one source of conversations.
 
 In:  specs such as "world", "easy_vqa:0.5", "world:categories=all", "captions.jsonl", "my_folder:2".
-Out: a source: `len(source)`, `source[i]`; row i is a pure function of i. `training_batches` makes micro-batches from it.
+Out: a source: `len(source)`, `source[i]`; row i is a pure function of i. `training_batches` makes micro-batches from it, without
+     the held-out rows of files (dataset/held_out.py).
 """
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,12 +16,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dataset import held_out
 from dataset.bad_rows import BadRow, BadRows
 from dataset.batches import Batches, blocks
 from dataset.formats.files import READERS, FileSource
+from dataset.held_out import HeldOut, HeldOutRow, Selected
 from dataset.processor import Processor
 from dataset.protocols import Run, Source
 from model.registry import TASKS, UserError
+
+FEW_STEPS = 50  # below this a run that was not asked for so few says so
 
 
 class TrainingFlags(Protocol):
@@ -39,7 +45,7 @@ class Mixture:
     """
 
     def __init__(self, parts: Sequence[tuple[Source, float]], seed: int = 0):
-        self.sources = [source for source, _ in parts]
+        self.sources, self.weights = [source for source, _ in parts], [weight for _, weight in parts]
         self.ends = list(accumulate(round(weight * len(source)) for source, weight in parts))
         self.orders = [np.random.default_rng((seed, k)).permutation(len(source)) for k, source in enumerate(self.sources)]
 
@@ -114,25 +120,87 @@ def mixture(specs: Sequence[str], stage: str, image_folder: Path | None, allow_u
     return Mixture(parts)
 
 
+class HeldOutFlags(Protocol):
+    """The flags that say which rows are held out (model/cli.py)."""
+
+    val_share: float
+    val_data: tuple[str, ...]
+    image_folder: Path | None
+    allow_urls: bool
+
+
+def files_of(source: Source) -> list[FileSource]:
+    """The files of a source, in their order; a task has none."""
+    if isinstance(source, Mixture):
+        return [file for part in source.sources for file in files_of(part)]
+    return [source] if isinstance(source, FileSource) else []
+
+
+def without(source: Source, rows: set[HeldOutRow]) -> Source:
+    """The same source without these rows of its files."""
+    if isinstance(source, Mixture):
+        return Mixture([(without(part, rows), weight) for part, weight in zip(source.sources, source.weights)])
+    if isinstance(source, FileSource) and any(file is source for file, _ in rows):
+        return Selected(source, [i for i in range(len(source)) if (source, i) not in rows])
+    return source
+
+
+def split(source: Source, flags: HeldOutFlags, print0: Callable[[str], None]) -> tuple[Source, list[HeldOutRow]]:
+    """(the mixture without held-out rows, the held-out rows in the order of their places). Prints how many there are.
+
+    A question that is held out of one file, or that --val_data asks, is trained from no other. A source that is not a mixture
+    holds no files of the user.
+    """
+    if not isinstance(source, Mixture):
+        if flags.val_data:
+            raise UserError("--val_data holds out rows beside those of --data: name files there, too")
+        return source, []
+    files = files_of(source)
+    asked = [file for name in flags.val_data for file in files_of(
+        load(name, flags.image_folder, flags.allow_urls, need_answer=False, kind=type(files[0]) if files else FileSource))]
+    places = {file: held_out.places(file, flags.image_folder) for file in (*files, *asked)}
+    held: set[float] = set()
+    for entry in [asked] if asked else [files_of(part) for part in source.sources]:  # a file, or those of a folder
+        found = np.concatenate([places[file] for file in entry]) if entry else np.empty(0)
+        limit = math.inf if asked else held_out.threshold(found, flags.val_share)
+        held.update(found[(found >= 0) & (found < limit)])
+    untrained = {(file, i) for file in files for i, place in enumerate(places[file]) if place in held}
+    rows = [(file, i) for file in asked for i in range(len(file))] if asked else list(untrained)
+    total = sum(map(len, files))
+    if asked:
+        print0(f"held out: {len(rows):,} rows of --val_data"
+               + (f"; {len(untrained):,} rows of --data ask the same and are not trained" if untrained else ""))
+    elif files and flags.val_share:
+        print0(f"held out: {len(rows):,} of {total:,} rows of files, not trained (--val_share {flags.val_share:g})" if rows else
+               f"no row is held out: the {total:,} rows of files are too few, or ask the same")
+    return without(source, untrained), sorted(rows, key=lambda row: (places[row[0]][row[1]], str(row[0].path), row[1]))
+
+
 def training_batches(source: Source, processor: Processor, config: TrainingFlags, run: Run, *,
-                     pairs: bool = False) -> tuple[Batches, int]:
-    """(micro-batches, optimizer steps) of a run. Prints rows and steps, and the first rows with --check_data.
+                     pairs: bool = False) -> tuple[Batches, int, HeldOut]:
+    """(micro-batches, optimizer steps, held-out rows) of a run. Prints rows and steps, and the first rows with --check_data.
 
     pairs   the rows are preferences, and a batch holds two documents of each
     The features of a frozen encoder are computed here, unless the run stops before training.
     """
     render = partial(processor.pair if pairs else processor.document, max_length=config.max_length)
+    all_files = isinstance(source, Mixture) and all(files_of(part) for part in source.sources)
+    source, rows = split(source, run.config, run.print0)
+    bad_rows = BadRows(run.out / "bad_rows.jsonl", len(source) + len(rows), run.config.max_bad)
     batches = Batches(source, render, processor.pair_batch if pairs else processor.batch, batch_size=config.batch_size,
-                      seed=run.config.seed, bad_rows=BadRows(run.out / "bad_rows.jsonl", len(source), run.config.max_bad))
+                      seed=run.config.seed, bad_rows=bad_rows)
     per_step = config.accumulate * run.world_size  # micro-batches
     steps = config.optim.max_steps or max(1, round(config.epochs * len(batches) / per_step))
     run.print0(f"{len(source):,} {'pairs' if pairs else 'rows'}, {steps} steps of {config.batch_size * per_step} "
                f"on {run.world_size} x {run.device}")
+    if all_files and steps < FEW_STEPS and not config.optim.max_steps:
+        run.print0(f"{steps} steps are few to learn from, and a pass over these rows takes {math.ceil(len(batches) / per_step)}: "
+                   f"raise --epochs")
     if run.config.check_data:
         preview(source, lambda row: f"{row.id}: {processor.marked(render(row))}", run.print0)
     if not run.preview_only:
         processor.images.prepare(partial(batches.pictures, steps * per_step), run.config.feature_cache_gb, run.print0)
-    return batches, steps
+    return batches, steps, HeldOut(rows, all_files, processor, render, config.batch_size, bad_rows)
 
 
 def preview(source: Source, show: Callable[[Any], str], print0: Callable[[str], None], rows: int = 3) -> None:

@@ -1,10 +1,9 @@
 """Problems for RL: questions whose right answer is known, from tasks and from files.
 
-In:  what `--data` names.  Out: a list of `Problem`, each with its reward function.
+In:  what `--data` names.  Out: a list of `Problem`, each with its reward function, and the questions that are held out.
 """
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,11 +12,15 @@ from dataset.bad_rows import BadRow, BadRows
 from dataset.chat import Conversation
 from dataset.formats.gold_answers import gold
 from dataset.formats.pass_rates import by_pass_rate
-from dataset.mixture import load, name_and_weight
+from dataset.held_out import Rows
+from dataset.mixture import Mixture, load, name_and_weight, split
+from dataset.own_rows import OwnRows, as_example, gold_text
 from dataset.protocols import Run, Source
 from dataset.rewards import RewardFunction, answer_reward, matches_gold, reward_function
 from dataset.tasks import Example, Task
 from model.registry import TASKS, UserError
+
+RULE = "rule"  # the value of --reward that is no function of one's own
 
 Check = Callable[[Conversation], None]
 
@@ -49,27 +52,27 @@ def of_task(task: Task, count: int, reward: RewardFunction | None) -> list[Probl
 
 def of_rows(source: Source, count: int, reward: RewardFunction | None, bad_rows: BadRows,
             check: Check = lambda prompt: None) -> list[Problem]:
-    """The first `count` rows of conversations with a gold answer; an assistant's last turn is left out.
+    """The first `count` rows with their gold answers (dataset/own_rows.py: gold_text); an assistant's last turn is left out.
 
     A row without a gold answer, or with one that nothing could match, and one that `check` refuses, is a bad row, now and not in
-    the middle of training.
+    the middle of training. A reward function of one's own needs no gold answer.
     """
     found = []
     for k in range(min(count, len(source))):
         bad_rows.seen += 1
         try:
             row = source[k]
-            gold(row.answer)
-            messages = row.messages[:-1] if row.messages[-1].role == "assistant" else row.messages
-            prompt = dataclasses.replace(row, messages=messages, answer=None)
-            check(prompt)
+            example = as_example(row)
+            if not reward:
+                gold(gold_text(row))
+            check(example.prompt)
         except BadRow as bad:
             bad_rows.add(bad)
             continue
         except ValueError as error:
             bad_rows.add(BadRow(str(error), "every row of RL data has an answer that can be checked", row.id))
             continue
-        found.append(Problem(Example(prompt, row.answer, "file"), reward or answer_reward(matches_gold)))
+        found.append(Problem(example, reward or answer_reward(matches_gold)))
     return found
 
 
@@ -82,11 +85,12 @@ class ProblemFlags(Protocol):
     reward: str
 
 
-def problems(flags: ProblemFlags, run: Run, check: Check = lambda prompt: None) -> list[Problem]:
-    """All that `--data` names, tasks and files: the first --problems of each (times its weight, "arithmetic:0.5").
+def problems(flags: ProblemFlags, run: Run, check: Check = lambda prompt: None) -> tuple[list[Problem], OwnRows | None]:
+    """(all that `--data` names, tasks and files; the held-out questions, judged by the same reward, None where there are none).
 
-    A --reward function takes the place of the task's own score, and of the comparison with the gold answer. With --pass_rates,
-    rows of files that tell their own pass rate are used only where it lies between these two.
+    Of each the first --problems are taken (times its weight, "arithmetic:0.5"). A --reward function takes the place of the task's
+    own score, and of the comparison with the gold answer; then questions of the tasks' "val" split are among the held-out ones.
+    With --pass_rates, rows of files that tell their own pass rate are used only where it lies between these two.
 
     check   raises BadRow for a prompt that cannot be asked
     UserError where there is no problem.
@@ -94,18 +98,28 @@ def problems(flags: ProblemFlags, run: Run, check: Check = lambda prompt: None) 
     reward, listed = reward_function(flags.reward), None if run.preview_only else run.out / "bad_problems.jsonl"
     if run.is_main and listed:
         listed.unlink(missing_ok=True)  # all bad rows are listed anew, also in a resumed run
+    specs = [name_and_weight(spec) for spec in flags.data]
+    tasks: dict[str, Task] = {name: TASKS.make(name) for name, _ in specs if name.partition(":")[0] in TASKS.names()}
+    files = {name: load(name, run.config.image_folder, run.config.allow_urls, need_answer=False)
+             for name, _ in specs if name not in tasks}
+    trained, rows = split(Mixture([(source, 1) for source in files.values()]), run.config, run.print0)
+    sources = dict(zip(files, trained.sources if isinstance(trained, Mixture) else ()))
+
+    def of_file(source: Source, count: int) -> list[Problem]:
+        return of_rows(source, count, reward, BadRows(listed, len(source), run.config.max_bad, run.is_main), check)
+
     found: list[Problem] = []
-    for spec in flags.data:
-        name, weight = name_and_weight(spec)
+    for name, weight in specs:
         count = round(weight * flags.problems)
-        if name.partition(":")[0] in TASKS.names():
-            found += of_task(TASKS.make(name), count, reward)
+        if name in tasks:
+            found += of_task(tasks[name], count, reward)
         else:
-            source = load(name, run.config.image_folder, run.config.allow_urls, need_answer=False)
-            if flags.pass_rates != (0.0, 1.0):
-                source = by_pass_rate(source, *flags.pass_rates)
-            found += of_rows(source, count, reward, BadRows(listed, len(source), run.config.max_bad, run.is_main), check)
+            found += of_file(sources[name] if flags.pass_rates == (0.0, 1.0) else by_pass_rate(sources[name], *flags.pass_rates),
+                             count)
     if not found:
         raise UserError(f"no problem in {', '.join(flags.data)}: give --data a task or a file with answers, "
                         f"--problems above 0, and --pass_rates wide enough")
-    return found
+    asked = [problem.example for problem in of_file(Rows(rows), run.config.eval_examples)]
+    if reward and run.config.bench:
+        asked += [example for task in tasks.values() for example in task.examples("val", run.config.eval_examples)]
+    return found, OwnRows(asked, reward or answer_reward(matches_gold), ruled=flags.reward == RULE) if asked else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +29,11 @@ def section(file: Path, title: str, body: str) -> None:
     file.write_text(page, encoding="utf-8")
 
 
-NOT_SHARES = re.compile(r"(^|/)(length(_\w+)?|seconds|mmhal/score(_\w+)?)$")  # lengths, seconds, ratings from 0 to 6
+NOT_SHARES = re.compile(r"(^|/)(length(_\w+)?|seconds|mmhal/score(_\w+)?|loss|reward|margin)( before)?$")  # ratings: 0 to 6
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric, "task/name", is a share of 1, not a length, a time or a rating."""
+    """Whether a metric, "task/name", is a share of 1, not a length, a time, a rating, a loss or a reward."""
     return NOT_SHARES.search(metric) is None
 
 
@@ -51,14 +52,19 @@ def with_before(scores: dict[str, float], history: Sequence[dict]) -> dict[str, 
     return {f"{name}{when}": row[name] for name in scores for when, row in ((" before", start), ("", scores)) if name in row}
 
 
+THUMBNAIL = 192  # pixels of the longer side
+
+
 def thumbnails(folder: Path, page: Path, index: int, example: Example) -> str:
-    """The pictures of a question, twice their size, saved in FOLDER/pictures, as Markdown for the page."""
+    """The pictures of a question, twice their size and at most THUMBNAIL, in FOLDER/pictures, as Markdown for the page."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     images = []
     for k, picture in enumerate(example.prompt.pictures):
         image = picture.load()
         file = folder / "pictures" / f"{index:02d}-{k}.png"
-        image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(file)
+        scale = min(2, THUMBNAIL / max(image.size))
+        resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+        image.resize((math.ceil(image.width * scale), math.ceil(image.height * scale)), resample).save(file)
         images.append(f"![]({file.relative_to(page.parent).as_posix()})")
     return " ".join(images)
 
@@ -73,9 +79,9 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def mark(question: Question, answer: str) -> str:
-    """✓ where the task calls the answer right, else ✗."""
+    """What the task says of an answer: ✓ where it is right, else ✗."""
     task, example = question
-    return "✓" if task.score(example, answer) == 1 else "✗"
+    return task.mark(example, answer)
 
 
 def sheet(folder: Path, page: Path, questions: Sequence[Question], answers: dict[str, Sequence[str]]) -> str:
@@ -134,7 +140,7 @@ def poster(file: Path, page: Path, questions: Sequence[Question], answers: Seque
         prompt = question[1].prompt
         canvas.paste(prompt.pictures[0].load().resize((side, side), Image.Resampling.NEAREST), (x, y))
         y += side + 3
-        for text, ink, lines in ((prompt.messages[-1].text, "black", 2), (answer, INK[mark(question, answer)], 3)):
+        for text, ink, lines in ((prompt.messages[-1].text, "black", 2), (answer, INK.get(mark(question, answer), "black"), 3)):
             font = latin if text.isascii() or not chinese else chinese
             for row in wrapped(text, font, side, lines):
                 pen.text((x, y), row, font=font, fill=ink)
@@ -151,10 +157,11 @@ INK = {"✓": "green", "✗": "red"}
 
 def finish_stage(run: Run, title: str, scores: dict[str, float], questions: Sequence[Question], answer: Answer) -> None:
     """Write the scores to scores.json, and the report section of stages 1 and 2: scores, curves, held-out answers."""
+    run.gather()
     if run.is_main:
         add_scores(run.out, scores)
         answers, page = answer([example.prompt for _, example in questions]), run.out.parent / "report.md"
-        section(page, title, f"{table({**scores, 'seconds': round(run.seconds)})}\n\n"
+        section(page, title, f"{table({**with_before(scores, run.history), 'seconds': round(run.seconds)})}\n\n"
                 f"![]({run.out.name}/curves.png)\n\n{sheet(run.out, page, questions, {'answer': answers})}")
     run.barrier()
 
@@ -163,11 +170,12 @@ class HeldOutAnswers:
     """Answers of stage 3 to some validation questions, before training and by the best checkpoint so far, for the report.
 
     They are stored in OUT/before.json and OUT/after.json, so that a resumed run still has them.
+    own   held-out rows of files, to be asked beside those of the tasks
     """
 
-    def __init__(self, run: Run, tasks: dict[str, Task], answer: Answer, first_step: int):
+    def __init__(self, run: Run, tasks: dict[str, Task], answer: Answer, first_step: int, own: Sequence[Question] = ()):
         self.run, self.answer = run, answer
-        self.questions = [(task, example) for task in tasks.values() for example in task.examples("val", 8)[:14]]
+        self.questions = [*((task, example) for task in tasks.values() for example in task.examples("val", 8)[:14]), *own]
         if run.is_main and first_step == 0:
             self.save("before")
             (run.out / "after.json").unlink(missing_ok=True)

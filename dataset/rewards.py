@@ -79,8 +79,8 @@ def reward_function(spec: str) -> RewardFunction | None:
     `my_file.py:function` takes (example, answer) and returns a number, which is the reward.
 
     example: prompt, answer (the gold), kind, tags (dataset.tasks.Example). answer: a text, of type dataset.tasks.Truncated where
-    the limit on its length ended it. The log's accuracy is then this number, kept within 0..1. What the function raises ends the
-    run: a bug is never a zero reward.
+    the limit on its length ended it. The log then tells rewards alone, for nothing says what is right. What the function raises
+    ends the run: a bug is never a zero reward.
     """
     if spec == "rule":
         return None

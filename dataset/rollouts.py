@@ -145,18 +145,40 @@ def add_to_tokens(batches: Sequence[dict], **values: Tensor) -> None:
         batch.update({name: value.flatten()[batch["answer_ids"]] for name, value in values.items()})
 
 
-def stats(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over all answers, and over groups, for the log; no length of right or wrong answers where there are none."""
+def stats(groups: Sequence[Group], ruled: bool = True) -> dict[str, float]:
+    """Means over all answers, and over groups, for the log; no length of answers that there are not.
+
+    ruled   the reward is a rule, which calls answers right or wrong. A function of one's own gives them a value alone: then the
+            log tells the best and the worst of the groups, and the lengths of answers above and below the mean of their group
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    lengths = {"right": [len(rollout) for rollout in rollouts if rollout.reward.accuracy == 1],
-               "wrong": [len(rollout) for rollout in rollouts if rollout.reward.accuracy < 1]}
-    right = [sum(rollout.reward.accuracy == 1 for rollout in group.rollouts) / len(group.rollouts) for group in groups]
+    facts = by_rule(groups) if ruled else by_value(groups)
     return {
         "reward": fmean([rollout.reward.total for rollout in rollouts]),
-        "accuracy": fmean([rollout.reward.accuracy for rollout in rollouts]),
         "format": fmean([rollout.reward.format for rollout in rollouts]),
-        "all_right": fmean([share == 1 for share in right]), "all_wrong": fmean([share == 0 for share in right]),
         "zero_variance": fmean([group.zero_variance for group in groups]),
-        **{f"length_{name}": fmean(found) for name, found in lengths.items() if found},
+        **{name: fmean(found) for name, found in facts.items() if found},
         "truncated": fmean([not rollout.stopped for rollout in rollouts]),
-    }  # fmt: skip
+    }
+
+
+def by_rule(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """What a rule says of answers and groups."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    right = [fmean([rollout.reward.accuracy == 1 for rollout in group.rollouts]) for group in groups]
+    return {"accuracy": [rollout.reward.accuracy for rollout in rollouts],
+            "all_right": [float(share == 1) for share in right], "all_wrong": [float(share == 0) for share in right],
+            "length_right": [len(rollout) for rollout in rollouts if rollout.reward.accuracy == 1],
+            "length_wrong": [len(rollout) for rollout in rollouts if rollout.reward.accuracy < 1]}
+
+
+def by_value(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """What a reward without right and wrong says of them."""
+    facts: dict[str, list[float]] = {"reward_best": [], "reward_worst": [], "length_above": [], "length_below": []}
+    for group in groups:
+        rewards = [rollout.reward.total for rollout in group.rollouts]
+        facts["reward_best"].append(max(rewards))
+        facts["reward_worst"].append(min(rewards))
+        facts["length_above"] += [len(one) for one in group.rollouts if one.reward.total > fmean(rewards)]
+        facts["length_below"] += [len(one) for one in group.rollouts if one.reward.total < fmean(rewards)]
+    return facts

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 import torch
 
 from dataset.chat import Document
+from dataset.early_stop import no_group_differs
 from dataset.images import Picture
-from dataset.problems import Problem, ProblemFlags, problems
+from dataset.problems import RULE, Problem, ProblemFlags, problems
 from dataset.processor import Processor
 from dataset.protocols import Ranks, Run
 from dataset.rollouts import Group, RolloutBatch, as_rollout, stats
-from dataset.tasks import Truncated
+from dataset.tasks import Task, Truncated
 from model.registry import UserError
 
 CHUNK = 32  # prompts that are sampled together, with one sequence of random numbers
@@ -35,6 +36,8 @@ class Sampler:
     generate          (padded prompts, generator=...) -> G answers to each prompt with `.tokens`, `.logps`, `.stopped`
     prompts           Q, groups that an update is to learn from; `group_size` answers to each
     resample_rounds   times to resample prompts whose group has no reward variance; None: all groups are kept
+    ruled             whether the reward is the rule, which calls answers right or wrong (dataset/rollouts.py: stats)
+    tell              prints, on the first rank
     position          prompts of the stream that were sampled, saved for --resume
     """
 
@@ -46,7 +49,10 @@ class Sampler:
     group_size: int
     seed: int
     resample_rounds: int | None
+    ruled: bool = True
+    tell: Callable[[str], None] = print
     position: int = 0
+    dull_updates: int | None = 0  # at the beginning of the run, without a group whose rewards differ; None: there was one
     order: tuple[int, list[int]] = (-1, [])  # (epoch, its order of the problems)
 
     def __post_init__(self) -> None:
@@ -77,7 +83,12 @@ class Sampler:
             kept += [group for group in new if self.resample_rounds is None or not group.zero_variance]
             if len(kept) == self.prompts:
                 break
-        return RolloutBatch(kept or sampled[:self.prompts], {**stats(sampled), "groups": len(kept), "sampled": len(sampled)})
+        facts = stats(sampled, self.ruled)
+        if self.dull_updates is not None:
+            self.dull_updates = self.dull_updates + 1 if facts["zero_variance"] == 1 else None
+            if self.dull_updates == 2:
+                self.tell(no_group_differs(facts))
+        return RolloutBatch(kept or sampled[:self.prompts], {**facts, "groups": len(kept), "sampled": len(sampled)})
 
     def sample(self, count: int) -> list[Group]:
         """G rewarded answers to each of the next `count` problems. Each rank samples its share of the chunks."""
@@ -122,8 +133,11 @@ class RolloutFlags(ProblemFlags, Protocol):
 
 
 def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: Callable[..., list], updates: int,
-                 resample_rounds: int | None) -> Sampler:
-    """The sampler of a run that makes so many updates. Prints its problems with --check_data, and encodes their pictures."""
+                 resample_rounds: int | None) -> tuple[Sampler, dict[str, Task]]:
+    """(the sampler of a run that makes so many updates, its held-out problems as a task "held_out", if there are any).
+
+    Prints its problems with --check_data, and encodes their pictures.
+    """
     for name in ("prompts", "group_size", "batch_size"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} is at least 1, not {getattr(flags, name)}")
@@ -132,7 +146,7 @@ def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: 
     if flags.temperature <= 0:
         raise UserError("--temperature is above 0: answers that are all alike teach nothing")
     longest = processor.max_prompt_tokens(flags.max_new_tokens)
-    found = problems(flags, run, lambda prompt: processor.require_answerable(prompt, longest))
+    found, own = problems(flags, run, lambda prompt: processor.require_answerable(prompt, longest))
     run.print0(f"{len(found):,} problems, {updates} updates of {flags.prompts} x {flags.group_size} answers "
                f"on {run.world_size} x {run.device}")
     if run.config.check_data:
@@ -140,7 +154,8 @@ def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: 
             prompt = processor.prompt(problem.prompt)
             run.print0(f"{prompt.id}\n{processor.marked(prompt)}\nright: {problem.example.answer}\n")
     generate = partial(generate, temperature=flags.temperature, group_size=flags.group_size)
-    sampler = Sampler(found, generate, processor, run, flags.prompts, flags.group_size, run.config.seed, resample_rounds)
+    sampler = Sampler(found, generate, processor, run, flags.prompts, flags.group_size, run.config.seed, resample_rounds,
+                      flags.reward == RULE, run.print0)
     if not run.preview_only:
         processor.images.prepare(sampler.pictures(updates), run.config.feature_cache_gb, run.print0)
-    return sampler
+    return sampler, {"held_out": own} if own else {}

@@ -1,4 +1,4 @@
-"""Keep the checkpoint of a run that is best on the validation split.
+"""Keep the checkpoint of a run that is best on the validation split, or on held-out rows of one's own.
 
 In:  the scores of each check.  Out: OUT/best during the run; at the end its files are copied into OUT.
 """
@@ -6,11 +6,16 @@ In:  the scores of each check.  Out: OUT/best during the run; at the end its fil
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from model import checkpoint
+import torch
+
+from model import checkpoint, sharding
+from model.generate import evaluating
+from model.losses import score
 from model.runtime import Run
 from model.vlm import VLM
 
@@ -30,6 +35,9 @@ def mean_accuracy(scores: dict[str, float]) -> float | None:
 
 MEASURES: dict[str, Callable[[dict[str, float]], float | None]] = {
     "(1 - false) x Cover": truth_and_cover, "accuracy": mean_accuracy,
+    "held_out/loss": lambda scores: -scores["held_out/loss"] if "held_out/loss" in scores else None,  # the lowest is the best
+    "held_out/accuracy": lambda scores: scores.get("held_out/accuracy"),
+    "held_out/reward": lambda scores: scores.get("held_out/reward"),
 }  # fmt: skip
 
 
@@ -54,17 +62,67 @@ class BestCheckpoint:
         if value is None or value <= self.value:
             return False
         self.value, self.scores = value, {"step": step, **scores}
-        checkpoint.save(self.folder, model, tokenizer_file)
+        if self.run.is_main:
+            checkpoint.save(self.folder, model, tokenizer_file)
         return True
 
     def keep(self) -> dict[str, float]:
-        """Copy the best checkpoint into OUT; returns its scores, or {} if nothing was measured."""
+        """Copy the best checkpoint into OUT; returns all scores of its step, or {} if nothing was measured."""
         if self.folder.is_dir():
             copy_checkpoint(self.folder, self.run.out)
-            self.run.print0(f"step {self.scores['step']} is kept: {self.measure} = {self.value:.3f}")
+            value = self.scores.get(self.measure, self.value)
+            self.run.print0(f"step {self.scores['step']} is kept: {self.measure} = {value:.3f}")
         best = self.value if self.folder.is_dir() else 0.0
         (self.run.out / "best.json").write_text(json.dumps({"quality": best}))
-        return {name: value for name, value in self.scores.items() if "/" in name}
+        logged = [row for row in self.run.history if self.scores and row["step"] == self.scores["step"]]
+        return {name: value for row in (*logged, self.scores) for name, value in row.items() if "/" in name}
+
+
+class HeldOutRows(Protocol):
+    """Held-out rows of files (dataset/held_out.py)."""
+
+    chooses: bool
+
+    def __bool__(self) -> bool: ...
+
+    def batches(self) -> Iterator[dict]: ...
+
+
+class HeldOutCheck:
+    """Measures a model on held-out rows before training, ten times during it, and at the end; without rows it does nothing.
+
+    measure   micro-batches -> {"held_out/...": value}, on the first rank alone
+    best      what keeps the best checkpoint, where these rows choose it
+    """
+
+    def __init__(self, run: Run, rows: HeldOutRows | None, steps: int, measure: Callable[[Iterable[dict]], dict[str, float]],
+                 best: BestCheckpoint):
+        self.run, self.rows, self.measure, self.best = run, rows, measure, best
+        self.every = max(1, steps // 10)
+        if run.config.eval_every:
+            self.every = min(self.every, run.config.eval_every)
+        self.scores: dict[str, float] = {}
+
+    def check(self, model: VLM, tokenizer_file: Path, step: int, last: bool) -> bool:
+        """Measure, log and keep the model if it is time; returns whether it is the best so far. Every rank calls this."""
+        if not self.rows or not (last or step % self.every == 0):
+            return False
+        self.run.gather()
+        self.scores = self.run.all_gather(self.measure(self.rows.batches()) if self.run.is_main else {})
+        self.run.log(step, **self.scores)
+        if not self.rows.chooses:
+            return False
+        with sharding.unsharded(model):
+            return self.best.offer(model, tokenizer_file, step, self.scores)
+
+    def keep(self, model: VLM) -> VLM:
+        """The model that --out holds at the end: the best one where these rows choose it, with its `scores`; else the last."""
+        if not self.rows or not self.rows.chooses:
+            return model
+        if self.run.is_main:
+            self.scores = self.best.keep() or self.scores
+        self.run.barrier()
+        return checkpoint.load(self.run.out, self.run.device)
 
 
 def best_run(folders: Sequence[Path]) -> Path:
@@ -80,3 +138,14 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     for name in ("model.safetensors", "config.json", "adapter.safetensors"):
         if (source / name).is_file() or name != "adapter.safetensors":
             checkpoint.write(target / name, partial(shutil.copyfile, source / name))
+
+
+@torch.no_grad()
+def mean_loss(model: VLM, run: Run, batches: Iterable[dict]) -> dict[str, float]:
+    """The loss per learned token of held-out rows, in nats; {} where no row is good."""
+    loss, tokens, rows = 0.0, 0, 0
+    for batch in batches:
+        with evaluating(model), run.autocast():
+            logps = score(model, run.to_device(batch)).logps
+        loss, tokens, rows = loss - float(logps.sum()), tokens + len(logps), rows + len(batch["ids"])
+    return {"held_out/loss": loss / tokens, "held_out/n": rows} if tokens else {}

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
-from model.registry import UserError
+from model.registry import Default, UserError
 
 # ---------------------------------------------------------------- what values a flag may have
 
@@ -90,7 +90,7 @@ class RunFlags:
     """Flags that every training run has."""
 
     out: Path  # where the checkpoint goes
-    bench: str  # tasks that are checked on their validation split, with commas between; "" for none
+    bench: str  # tasks checked on their validation split, with commas between; "" for none; files alone: none, unless given
     eval_every: CountOrZero  # steps between checks; 0: at the end alone
     eval_examples: Count  # pictures' worth of questions that a check asks of each task
     save_every: Count  # steps between saves for --resume; the end is always saved
@@ -99,6 +99,8 @@ class RunFlags:
     overwrite: bool = False  # start anew although --out holds an interrupted run, which is deleted
     seed: Seed = data_flag(0)  # of weights, data order and sampling
     image_folder: Path | None = data_flag(None)  # where the pictures of files are; default: beside the file
+    val_share: Share = data_flag(0.02)  # share of the rows of files held out, by a hash: at least 16 rows, at most half; 0: none
+    val_data: tuple[str, ...] = data_flag(())  # files of held-out rows, in place of that share
     allow_urls: bool = False  # let rows fetch pictures from the network
     max_bad: Share = 0.01  # share of bad rows that stops the run
     feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
@@ -130,7 +132,7 @@ SharedOptimizerFlags = tyro.conf.OmitArgPrefixes[OptimizerFlags]
 
 def shared(out: str, bench: str, *, eval_every: int, eval_examples: int, save_every: int, log_every: int) -> RunFlags:
     """The field `run` of a script's dataclass, with the script's own defaults."""
-    return field(default_factory=lambda: RunFlags(Path(out), bench, eval_every, eval_examples, save_every, log_every))
+    return field(default_factory=lambda: RunFlags(Path(out), Default(bench), eval_every, eval_examples, save_every, log_every))
 
 
 def optim(optimizer: str, lr: float, *, warmup: int, weight_decay: float = 0.01, max_steps: int = 0) -> OptimizerFlags:

@@ -21,6 +21,10 @@ class UserError(ValueError):
     """A mistake in the user's flags or files: scripts print it as one line, without a traceback."""
 
 
+class Default(str):
+    """The default of a flag, which other flags may overrule; a value that the user gave is an ordinary str."""
+
+
 def parse_value(text: str) -> int | float | bool | str:
     """`4` -> int, `0.5` -> float, `true` -> bool; anything else stays text, without parentheses around it."""
     if text.startswith("(") and text.endswith(")"):

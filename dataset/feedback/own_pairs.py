@@ -15,9 +15,9 @@ from dataset.feedback.claims import Divider, Item
 from dataset.feedback.labels import TRUTH, Labeler, by_judge
 from dataset.feedback.pipeline import SampleAnswers, Sampling, items_digest, make_preferences, own_items, world_items
 from dataset.judge import make_judge
-from dataset.mixture import load
+from dataset.mixture import Mixture, load
 from dataset.preferences import PreferenceFile
-from dataset.protocols import Run
+from dataset.protocols import Run, Source
 from model.registry import DIVIDERS, UserError
 
 
@@ -104,8 +104,10 @@ def items_to_ask(flags: Flags, run: Run, categories: str) -> list[Item]:
     return own_items(rows, flags.scenes, run.config.seed, BadRows(listed, len(rows), run.config.max_bad, run.is_main))
 
 
-def own_pairs(flags: Flags, run: Run, model: OwnModel) -> PreferenceFile:
-    """The preferences from the model's own answers, made by the first rank alone."""
+def own_pairs(flags: Flags, run: Run, model: OwnModel) -> Source:
+    """The preferences from the model's own answers, made by the first rank alone. Those about --questions are rows of a mixture,
+    of which a share is held out.
+    """
     divider, labeler = divider_and_labeler(flags)
     labeler = labeler or model.label(flags.labeler)
     sampling = Sampling(model.fingerprint, flags.group_size, flags.temperature, run.config.seed)
@@ -117,4 +119,4 @@ def own_pairs(flags: Flags, run: Run, model: OwnModel) -> PreferenceFile:
     run.barrier()
     pairs = PreferenceFile(folder / "pairs.jsonl", folder, allow_urls=False, need_answer=True)
     run.print0(f"{len(pairs):,} pairs in {pairs.path}")
-    return pairs
+    return Mixture([(pairs, 1)]) if flags.questions else pairs

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 
 from dataset.bad_rows import BadRow
-from dataset.batches import blocks
-from dataset.chat import Conversation
 from dataset.formats.files import FileSource
+from dataset.held_out import Selected
 from dataset.mixture import Mixture, load
 from dataset.protocols import Source
 from model.registry import UserError
@@ -42,24 +40,6 @@ def pass_rate(row: Any) -> float | None:
     return float(value)
 
 
-class Selected:
-    """Selected rows of a source: `len(source)`, `source[i]`; `rows` holds their indices."""
-
-    def __init__(self, source: FileSource, rows: list[int]):
-        self.source, self.rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Conversation:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return self.source[self.rows[i]]
-
-    def blocks(self) -> np.ndarray:
-        return blocks(self.source)[self.rows]
-
-
 def by_pass_rate(source: Source, low: float, high: float) -> Selected | Mixture:
     """The rows with a pass rate from `low` to `high`, bounds included, and the rows without one.
 
@@ -69,6 +49,8 @@ def by_pass_rate(source: Source, low: float, high: float) -> Selected | Mixture:
         raise UserError(f"pass rates: 0 <= low <= high <= 1, not {low} and {high}")
     if isinstance(source, Mixture):
         return Mixture([(by_pass_rate(part, low, high), 1) for part in source.sources])
+    if isinstance(source, Selected):
+        return Selected(source.source, [i for i in source.rows if inside(source.source, i, low, high)])
     if not isinstance(source, FileSource):
         raise TypeError(f"{type(source).__name__} has no rows with pass rates")
     return Selected(source, [i for i in range(len(source)) if inside(source, i, low, high)])

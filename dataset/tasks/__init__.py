@@ -92,6 +92,10 @@ class Task:
         scores = [self.score(example, answer) for example, answer in zip(examples, answers, strict=True)]
         return scores, self.summary(examples, scores)
 
+    def mark(self, example: Example, answer: str) -> str:
+        """✓ where the answer is right, else ✗: what stands before it in the report."""
+        return "✓" if self.score(example, answer) == 1 else "✗"
+
     def guess(self, examples: Sequence[Example]) -> float | None:
         """The score of a model that never looks at the picture; None if unknown."""
         return None

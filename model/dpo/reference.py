@@ -7,7 +7,7 @@ In:  batches of pairs (dataset/preferences.py).  Out: `reference(batch) -> (answ
     pairs known beforehand       computed once and stored in a file, OUT/reference.npz: no second model in training
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -72,17 +72,22 @@ def precomputed(batches: Stream, steps: int, run: Run, model: VLM, fingerprint: 
     if run.config.resume or (file and file.is_file()):
         reference = StoredLogps.read(stored, fingerprint)
     else:
-        logps: dict[str, tuple[float, float]] = {}
         count = len(batches) if file else min(len(batches), steps)  # the user's own file holds all pairs, for other runs
         own_batches = range(run.rank, count, run.world_size)
-        for index in tqdm(own_batches, desc="reference", unit="batch", disable=not run.is_main):
-            batch = run.to_device(batches.batch(index))
-            pairs = answer_logps(model, run, batch).view(-1, 2).tolist()  # (pairs, 2)
-            logps.update(zip(batch["keys"], map(tuple, pairs), strict=True))
-        reference = StoredLogps(run.all_gather(logps), fingerprint)
+        bar = tqdm(own_batches, desc="reference", unit="batch", disable=not run.is_main)
+        reference = StoredLogps(run.all_gather(pair_logps(map(batches.batch, bar), run, model)), fingerprint)
         if run.is_main:
             reference.write(stored)
     return lambda batch: reference.of(batch).to(run.device)
+
+
+def pair_logps(batches: Iterable[dict], run: Run, model: VLM) -> dict[str, tuple[float, float]]:
+    """Key of a pair -> the log-probabilities of its chosen and its rejected answer, in nats."""
+    logps: dict[str, tuple[float, float]] = {}
+    for batch in map(run.to_device, batches):
+        pairs = answer_logps(model, run, batch).view(-1, 2).tolist()  # (pairs, 2)
+        logps.update(zip(batch["keys"], map(tuple, pairs), strict=True))
+    return logps
 
 
 class StoredLogps:

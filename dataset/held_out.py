@@ -1,0 +1,159 @@
+"""Held-out rows: rows of one's own files that no stage trains on, so that own data get a number.
+
+In:  the files of --data.  Out: which of their rows are held out (`places`, `threshold`), and these rows as the model reads them.
+
+Every row has a place between 0 and 1: a hash of its question, which is all turns before the last answer, with its pictures. A row
+is held out where its place lies below --val_share; a small file gives up its first 16 rows by place, at most half. So the order of
+the rows, the stage, the rank and the number of threads do not matter, and equal questions land on the same side.
+
+    place    0 ---- 0.02 ------------------------------------------- 1
+             held out |                      trained
+"""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.bad_rows import BadRow, BadRows
+from dataset.batches import blocks
+from dataset.chat import Conversation, Preference
+from dataset.formats.files import FileSource
+from dataset.images import Picture
+from dataset.processor import Processor
+from model.registry import UserError
+
+MIN_ROWS = 16  # held out of a small file, or half of it
+MAX_ROWS = 1000  # that a check reads: their loss has a small error, and a check stays short
+BAD_ROW = -1.0  # the place of a row that cannot be read: it stays among the trained ones, which are counted and named
+
+HeldOutRow = tuple[FileSource, int]  # a file, and the index of a row
+
+
+def picture_name(picture: Picture, folder: Path) -> str:
+    """What a place knows of a picture: its path inside `folder` without size and time; of other pictures the key, a hash."""
+    file = re.fullmatch(r"(.+):\d+:\d+", picture.key, re.DOTALL)
+    path = Path(file[1]) if file else None
+    return path.relative_to(folder).as_posix() if path and path.is_relative_to(folder) else picture.key
+
+
+def place(row: Conversation | Preference, folder: Path) -> float:
+    """The place of a row in 0..1. `folder`: the folder of its pictures, resolved. A caption without a question is its own."""
+    messages = row.prompt.messages if isinstance(row, Preference) else row.messages
+    if len(messages) > 1 and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    asked = [(message.role, "".join(f"\0{picture_name(part, folder)}\0" if isinstance(part, Picture) else part
+                                    for part in message.parts).strip()) for message in messages]
+    return int.from_bytes(hashlib.sha256(repr(asked).encode()).digest()[:8], "big") / 2**64
+
+
+def places(file: FileSource, image_folder: Path | None) -> np.ndarray:
+    """(rows,): the place of every row of a file, BAD_ROW for those that cannot be read."""
+    folder = (image_folder or file.path.parent).resolve()
+    found = np.full(len(file), BAD_ROW)
+    for i in tqdm(range(len(file)), desc=f"held-out rows of {file.path.name}", unit="row", delay=3, leave=False):
+        try:
+            found[i] = place(file[i], folder)
+        except BadRow:
+            continue
+    return found
+
+
+def threshold(found: np.ndarray, share: float) -> float:
+    """Rows with a place from 0 to below this are held out: a share of them, at least MIN_ROWS, at most half."""
+    if not 0 <= share <= 0.5:
+        raise UserError(f"--val_share is a share of the rows, 0 to 0.5, not {share}")
+    ordered = np.sort(found[found >= 0])
+    most = len(ordered) // 2
+    if share == 0 or most == 0:
+        return 0.0
+    fewest = min(MIN_ROWS, most)
+    below = max(share, np.nextafter(ordered[fewest - 1], 1))
+    return float(min(below, ordered[most]))  # equal questions are never divided, so that may be fewer
+
+
+class Selected:
+    """Selected rows of a source: `len(source)`, `source[i]`; `rows` holds their indices."""
+
+    def __init__(self, source: FileSource, rows: list[int]):
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Any:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.source[self.rows[i]]
+
+    def blocks(self) -> np.ndarray:
+        return blocks(self.source)[self.rows]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Held-out rows as a source: `len(source)`, `source[i]`."""
+
+    rows: Sequence[HeldOutRow]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Any:
+        file, row = self.rows[i]
+        return file[row]
+
+
+class HeldOut:
+    """Held-out rows as the model reads them: `batches()` gives micro-batches of them, for a rank that works alone.
+
+    rows      (file, index), in the order of their places; at most MAX_ROWS are read, and stay in memory
+    chooses   whether all data are files: then these rows choose the checkpoint
+    render    row -> document, or pair of documents
+    """
+
+    def __init__(self, rows: Sequence[HeldOutRow], chooses: bool, processor: Processor, render: Callable[[Any], Any],
+                 batch_size: int, bad_rows: BadRows):
+        self.rows, self.chooses = rows, chooses and bool(rows)
+        self.render, self.batch_size, self.bad_rows, self.all_ranks = render, batch_size, bad_rows, processor
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    @cached_property
+    def processor(self) -> Processor:
+        return self.all_ranks.on_one_rank()
+
+    @cached_property
+    def read(self) -> list[tuple[Any, Any]]:
+        """(row, rendered row) of every good row, rows of one file behind each other."""
+        found = []
+        for file, i in sorted(self.rows[:MAX_ROWS], key=lambda row: (str(row[0].path), row[1])):
+            try:
+                row = file[i]
+                found.append((row, self.render(row)))
+            except BadRow as bad:
+                self.bad_rows.add(bad)
+        self.processor.images.prepare(picture for row, _ in found for picture in row.pictures)
+        return found
+
+    def batches(self) -> Iterator[dict]:
+        """Micro-batches of all good rows."""
+        items = [item for _, item in self.read]
+        join = self.processor.pair_batch if items and hasattr(items[0], "chosen") else self.processor.batch
+        for start in range(0, len(items), self.batch_size):
+            part = items[start:start + self.batch_size]
+            while part:
+                try:
+                    yield join(part)
+                    break
+                except BadRow as bad:  # a picture that does not open
+                    self.bad_rows.add(bad)
+                    part = [item for item in part if item.id != bad.where]
