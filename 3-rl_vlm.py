@@ -113,12 +113,12 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
     config = cli.parse(family())
 
 from dataset.early_stop import early_stop_reason
-from dataset.evaluation import Answerer, chosen_by, make_tasks, validate
+from dataset.evaluation import Answerer, make_tasks, validate
 from dataset.feedback.labels import Labeler, YesNo, by_model
 from dataset.feedback.own_pairs import OwnModel, check_flags, own_pairs
 from dataset.feedback.pair_streams import SampledPairs, StoredPairs
 from dataset.mixture import training_batches
-from dataset.own_rows import shown
+from dataset.own_rows import chosen_by, shown
 from dataset.preferences import preference_mixture
 from dataset.processor import Processor
 from dataset.report import HeldOutAnswers, add_scores
@@ -175,8 +175,8 @@ def grpo(config: GRPO) -> None:
     run.require_same_start(fingerprint)
     clipping = DynamicClipping(config.optim.clip, run.state.get("average", 0.0), run.state.get("skipped", 0))
     answer = Answerer(processor.on_one_rank(), partial(sample, temperature=0.0))
-    tasks |= own  # held-out questions of --data, by the reward that is trained
-    best = BestCheckpoint(run, chosen_by(config.data, config.reward, own))
+    tasks.update(own)  # held-out questions of --data, by the reward that is trained
+    best = BestCheckpoint(run, chosen_by(config.data, own))
     held_out = HeldOutAnswers(run, tasks, answer, first_step)
     for step in run.steps(first_step, steps):
         stop = early_stop_reason(run.history, config.entropy_floor)
@@ -255,8 +255,8 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
     if isinstance(config, OnlineDPO):
         steps = config.optim.max_steps
         sampler, own = make_sampler(config, run, processor, sample, steps, config.resample_rounds)
-        tasks |= own  # held-out questions of --data, by the reward that is trained
-        measure = chosen_by(config.data, config.reward, own)
+        tasks.update(own)  # held-out questions of --data, by the reward that is trained
+        measure = chosen_by(config.data, own)
         pairs: StoredPairs | SampledPairs = SampledPairs(sampler, config.batch_size, processor)
     elif config.data or not run.preview_only:
         asked = OwnModel(fingerprint, Answerer(processor, partial(sample, temperature=config.temperature)).sampled,

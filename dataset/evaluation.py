@@ -119,16 +119,6 @@ def make_tasks(bench: str, data: Sequence[str] = ()) -> dict[str, Task]:
     return tasks
 
 
-def chosen_by(data: Sequence[str], reward: str, own: dict[str, Task]) -> str:
-    """What chooses the checkpoint of a run that samples answers (model/best.py: MEASURES).
-
-    own   the held-out questions of --data, if there are any
-    """
-    if own and reward != "rule":
-        return "held_out/reward"  # no test knows it
-    return "held_out/accuracy" if own and all_files(data) else "accuracy"
-
-
 def scores_and_rows(name: str, task: Task, examples: Sequence[Example],
                     answers: Sequence[str]) -> tuple[dict[str, float], list[dict]]:
     """(scores, rows): the metrics of the answers as "name/metric": value, and one row per question."""

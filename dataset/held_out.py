@@ -3,8 +3,8 @@
 In:  the files of --data.  Out: which of their rows are held out (`places`, `threshold`), and these rows as the model reads them.
 
 Every row has a place between 0 and 1: a hash of its question, which is all turns before the last answer, with its pictures. A row
-is held out where its place lies below --val_share; a small file gives up its first 16 rows by place, at most half. So the order of
-the rows, the stage, the rank and the number of threads do not matter, and equal questions land on the same side.
+is held out where its place lies below --val_share; a small file gives up its first 16 rows by place, at most half. So the order
+of the rows, the stage, the rank and the number of threads do not matter, and equal questions land on the same side.
 
     place    0 ---- 0.02 ------------------------------------------- 1
              held out |                      trained

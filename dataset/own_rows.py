@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from dataset.bad_rows import BadRow
 from dataset.chat import Conversation, Message
+from dataset.evaluation import all_files
 from dataset.formats.gold_answers import gold
 from dataset.held_out import HeldOut
 from dataset.rewards import RewardFunction, parts
@@ -96,6 +97,16 @@ class OwnRows(Task):
 
     def mark(self, example: Example, answer: str) -> str:
         return super().mark(example, answer) if self.ruled else f"{self.score(example, answer):.2f}"
+
+
+def chosen_by(data: Sequence[str], own: dict[str, OwnRows]) -> str:
+    """What chooses the checkpoint of a run that samples answers (model/best.py: MEASURES).
+
+    own   {"held_out": the held-out questions of --data}, where there are any
+    """
+    if own and not own["held_out"].ruled:
+        return "held_out/reward"  # no test knows it
+    return "held_out/accuracy" if own and all_files(data) else "accuracy"
 
 
 def shown(held_out: HeldOut | None, max_new_tokens: int = 128) -> list[tuple[Task, Example]]:

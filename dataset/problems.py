@@ -20,17 +20,19 @@ from dataset.rewards import RewardFunction, answer_reward, matches_gold, reward_
 from dataset.tasks import Example, Task
 from model.registry import TASKS, UserError
 
-RULE = "rule"  # the value of --reward that is no function of one's own
-
 Check = Callable[[Conversation], None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its right answer, and what an answer to it is paid."""
+    """A question with its right answer, and what an answer to it is paid.
+
+    ruled   whether a rule pays, which calls answers right or wrong; a function of one's own gives them a value alone
+    """
 
     example: Example
     reward: RewardFunction
+    ruled: bool = True
 
     @property
     def prompt(self) -> Conversation:
@@ -46,8 +48,7 @@ def of_task(task: Task, count: int, reward: RewardFunction | None) -> list[Probl
     if examples and not reward and task.score(examples[0], f"<think>.</think><answer>{examples[0].answer}</answer>") < 1:
         raise UserError(f"the score of {type(task).__name__} does not look for the final answer in <answer>...</answer>, so no "
                         f"answer could be right: give a --reward my_file.py:function, or let its score look there")
-    reward = reward or answer_reward(task.score, task.reward)
-    return [Problem(example, reward) for example in examples]
+    return [Problem(example, reward or answer_reward(task.score, task.reward), ruled=not reward) for example in examples]
 
 
 def of_rows(source: Source, count: int, reward: RewardFunction | None, bad_rows: BadRows,
@@ -72,7 +73,7 @@ def of_rows(source: Source, count: int, reward: RewardFunction | None, bad_rows:
         except ValueError as error:
             bad_rows.add(BadRow(str(error), "every row of RL data has an answer that can be checked", row.id))
             continue
-        found.append(Problem(example, reward or answer_reward(matches_gold)))
+        found.append(Problem(example, reward or answer_reward(matches_gold), ruled=not reward))
     return found
 
 
@@ -122,4 +123,4 @@ def problems(flags: ProblemFlags, run: Run, check: Check = lambda prompt: None) 
     asked = [problem.example for problem in of_file(Rows(rows), run.config.eval_examples)]
     if reward and run.config.bench:
         asked += [example for task in tasks.values() for example in task.examples("val", run.config.eval_examples)]
-    return found, OwnRows(asked, reward or answer_reward(matches_gold), ruled=flags.reward == RULE) if asked else None
+    return found, OwnRows(asked, reward or answer_reward(matches_gold), ruled=not reward) if asked else None

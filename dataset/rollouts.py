@@ -145,14 +145,14 @@ def add_to_tokens(batches: Sequence[dict], **values: Tensor) -> None:
         batch.update({name: value.flatten()[batch["answer_ids"]] for name, value in values.items()})
 
 
-def stats(groups: Sequence[Group], ruled: bool = True) -> dict[str, float]:
+def stats(groups: Sequence[Group]) -> dict[str, float]:
     """Means over all answers, and over groups, for the log; no length of answers that there are not.
 
-    ruled   the reward is a rule, which calls answers right or wrong. A function of one's own gives them a value alone: then the
-            log tells the best and the worst of the groups, and the lengths of answers above and below the mean of their group
+    A reward function of one's own calls no answer right or wrong. Then the log tells the best and the worst reward of each group,
+    and the lengths of answers above and below the mean of their group.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    facts = by_rule(groups) if ruled else by_value(groups)
+    facts = by_rule(groups) if all(group.problem.ruled for group in groups) else by_value(groups)
     return {
         "reward": fmean([rollout.reward.total for rollout in rollouts]),
         "format": fmean([rollout.reward.format for rollout in rollouts]),

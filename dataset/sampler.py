@@ -19,11 +19,12 @@ import torch
 from dataset.chat import Document
 from dataset.early_stop import no_group_differs
 from dataset.images import Picture
-from dataset.problems import RULE, Problem, ProblemFlags, problems
+from dataset.own_rows import OwnRows
+from dataset.problems import Problem, ProblemFlags, problems
 from dataset.processor import Processor
 from dataset.protocols import Ranks, Run
 from dataset.rollouts import Group, RolloutBatch, as_rollout, stats
-from dataset.tasks import Task, Truncated
+from dataset.tasks import Truncated
 from model.registry import UserError
 
 CHUNK = 32  # prompts that are sampled together, with one sequence of random numbers
@@ -36,7 +37,6 @@ class Sampler:
     generate          (padded prompts, generator=...) -> G answers to each prompt with `.tokens`, `.logps`, `.stopped`
     prompts           Q, groups that an update is to learn from; `group_size` answers to each
     resample_rounds   times to resample prompts whose group has no reward variance; None: all groups are kept
-    ruled             whether the reward is the rule, which calls answers right or wrong (dataset/rollouts.py: stats)
     tell              prints, on the first rank
     position          prompts of the stream that were sampled, saved for --resume
     """
@@ -49,7 +49,6 @@ class Sampler:
     group_size: int
     seed: int
     resample_rounds: int | None
-    ruled: bool = True
     tell: Callable[[str], None] = print
     position: int = 0
     dull_updates: int | None = 0  # at the beginning of the run, without a group whose rewards differ; None: there was one
@@ -83,7 +82,7 @@ class Sampler:
             kept += [group for group in new if self.resample_rounds is None or not group.zero_variance]
             if len(kept) == self.prompts:
                 break
-        facts = stats(sampled, self.ruled)
+        facts = stats(sampled)
         if self.dull_updates is not None:
             self.dull_updates = self.dull_updates + 1 if facts["zero_variance"] == 1 else None
             if self.dull_updates == 2:
@@ -133,7 +132,7 @@ class RolloutFlags(ProblemFlags, Protocol):
 
 
 def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: Callable[..., list], updates: int,
-                 resample_rounds: int | None) -> tuple[Sampler, dict[str, Task]]:
+                 resample_rounds: int | None) -> tuple[Sampler, dict[str, OwnRows]]:
     """(the sampler of a run that makes so many updates, its held-out problems as a task "held_out", if there are any).
 
     Prints its problems with --check_data, and encodes their pictures.
@@ -155,7 +154,7 @@ def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: 
             run.print0(f"{prompt.id}\n{processor.marked(prompt)}\nright: {problem.example.answer}\n")
     generate = partial(generate, temperature=flags.temperature, group_size=flags.group_size)
     sampler = Sampler(found, generate, processor, run, flags.prompts, flags.group_size, run.config.seed, resample_rounds,
-                      flags.reward == RULE, run.print0)
+                      run.print0)
     if not run.preview_only:
         processor.images.prepare(sampler.pictures(updates), run.config.feature_cache_gb, run.print0)
     return sampler, {"held_out": own} if own else {}

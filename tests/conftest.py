@@ -18,7 +18,7 @@ from tests import miniatures
 
 ROOT = Path(__file__).parents[1]
 ENCODER = "clip_random:size=96,patch=16,width=32,layers=1,heads=2"
-TINY = ("--encoder", ENCODER, "--device", "cpu", "--batch_size", "4", "--log_every", "1", "--bench", "")
+TINY = ("--encoder", ENCODER, "--device", "cpu", "--batch_size", "4", "--log_every", "1", "--val_share", "0", "--bench", "")
 MIXED_SEED = 24  # of the runs on `mixed`: in some steps one process of two has pictures, and the other has none
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "WANDB_MODE": "disabled", "COLUMNS": "120"}
 

@@ -87,7 +87,8 @@ def test_problems_of_a_task_are_those_of_the_train_split_that_stage_two_did_not_
 
 
 def test_a_text_twin_is_a_spec_of_the_same_task(run):
-    found = problems(flags("arithmetic:text=true", problems=8), run)
+    found, own = problems(flags("arithmetic:text=true", problems=8), run)
+    assert own is None, "no file, and no reward of one's own"
     assert len(found) == 8 and not any(item.prompt.pictures for item in found)
 
 
@@ -133,7 +134,9 @@ def test_rows_of_a_file_that_are_too_easy_or_too_hard_are_left_out_and_those_of_
     rows = [{"conversations": [{"role": "user", "content": f"{k} + 1?"}], "answer": "2", "pass_rate": k / 4} for k in range(5)]
     rows.append({"conversations": [{"role": "user", "content": "unknown"}], "answer": "2"})
     lines(tmp_path / "rows.jsonl", rows)
-    found = problems(flags(str(tmp_path / "rows.jsonl"), "arithmetic", problems=6, pass_rates=(0.1, 0.9)), run)
+    run.config.val_share = 0.0
+    found, own = problems(flags(str(tmp_path / "rows.jsonl"), "arithmetic", problems=6, pass_rates=(0.1, 0.9)), run)
+    assert own is None
     assert [item.prompt.messages[-1].text for item in found[:4]] == ["1 + 1?", "2 + 1?", "3 + 1?", "unknown"]
     assert len(found) == 4 + 6
 
