@@ -2,7 +2,8 @@
 
     python 4-eval_chat.py                                               chat; /image PATH adds a picture, /help tells more
     python 4-eval_chat.py --image cat.png dog.png --prompt "Which picture has a dog?"       one answer
-    python 4-eval_chat.py --data rows.jsonl --save predictions.jsonl    one prediction per row, with its reasoning
+    python 4-eval_chat.py --data rows.jsonl --save predictions.jsonl    one prediction per row, and the share of right ones
+    python 4-eval_chat.py --data rows.jsonl --val_share 0.02            the same of the rows that training held out
     python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1      the same, with the pass rate of each row
     python 4-eval_chat.py --bench world,easy_vqa                        test scores, with the blank and shuffled controls
     python 4-eval_chat.py --bench hallucination --best_of 8 --reference out/sft --temperature 0.7
@@ -17,8 +18,8 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model import cli
@@ -29,7 +30,8 @@ class Config:
     model: Path | None = None  # a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
     image: tuple[Path, ...] = ()  # pictures for the first message
     prompt: str = ""  # one message; the script prints the answer and stops
-    data: Path | None = None  # a file of conversations to answer: json, jsonl or parquet
+    data: Path | None = None  # a file of conversations to answer: json, jsonl or parquet; scored where its rows hold answers
+    val_share: float = 0.0  # answer only the rows of --data that training with this --val_share held out (its default is 0.02)
     image_folder: Path | None = None  # the folder of its pictures; default: that of the file
     allow_urls: bool = False  # allow its rows to download pictures
     save: Path | None = None  # the file for predictions; default: predictions.jsonl beside the checkpoint
@@ -61,9 +63,11 @@ from dataset.evaluation import Answer, Answerer, evaluate, make_tasks
 from dataset.feedback.best_of import AnswerScorer, BestOf
 from dataset.formats.conversations import image_values
 from dataset.formats.files import FileSource
+from dataset.held_out import indices
 from dataset.mixture import load_file
+from dataset.own_rows import OwnRows, Verdicts, as_example, final_answer
 from dataset.processor import Processor
-from dataset.report import add_scores, poster, section, sheet, table
+from dataset.report import add_scores, bench_scores, poster, section, sheet, subsections, table
 from dataset.rewards import answer_reward, matches_gold
 from dataset.tasks import Example
 from dataset.terminal import Chat, matches, opened
@@ -96,9 +100,11 @@ def main(config: Config) -> None:
     if config.bench:
         benchmark(config, folder, answer)
     if config.data:
-        rows = load_file(config.data, config.image_folder, config.allow_urls, need_answer=False)
-        predictions = Predictions(rows, answer, processor, longest_prompt, config.samples)
+        source = load_file(config.data, config.image_folder, config.allow_urls, need_answer=False)
+        rows = indices(source, config.val_share, config.image_folder)
+        predictions = Predictions(source, rows, answer, processor, longest_prompt, config.samples)
         predictions.write(config.save or folder / "predictions.jsonl", config.batch_size)
+        predictions.report(config.data.name + ("-held_out" if config.val_share else ""), folder)
     elif config.prompt and not config.bench:
         print(answer_once(config, answer))
 
@@ -187,23 +193,40 @@ class Predictions:
     """
 
     source: FileSource
+    rows: Sequence[int]
     answer: Answer
     processor: Processor
     max_prompt_tokens: int
     samples: int
+    verdicts: Verdicts = field(default_factory=Verdicts)
 
     def write(self, file: Path, batch_size: int) -> None:
         """Write all rows, `batch_size` of them answered together. The line of a bad row holds the error."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        answered = 0
+        answered, started = 0, time.time()
         with file.open("w", encoding="utf-8") as out:
-            for start in range(0, len(self.source), batch_size):
-                for record in self.records(range(start, min(start + batch_size, len(self.source)))):
+            for start in range(0, len(self.rows), batch_size):
+                for record in self.records(self.rows[start:start + batch_size]):
                     out.write(json.dumps(record, ensure_ascii=False) + "\n")
                     answered += "prediction" in record
-        print(f"wrote {file}: {answered} predictions, {len(self.source) - answered} bad rows")
+        print(f"wrote {file}: {answered} predictions, {len(self.rows) - answered} bad rows, in {time.time() - started:.0f} s")
 
-    def records(self, rows: range) -> Iterator[dict]:
+    def report(self, name: str, folder: Path) -> None:
+        """Print the scores of the rows that hold answers; they go to scores.json, and with some answers to the report."""
+        scores, page = self.verdicts.scores(name), folder.parent / "report.md"
+        if not scores:
+            print(f"{self.source.path} holds no answers, so its rows are not scored")
+            return
+        print(f"\n{table(scores)}")
+        folder.mkdir(exist_ok=True)
+        add_scores(folder, scores)
+        examples, answers = zip(*self.verdicts.shown)
+        rows = sheet(folder / name, page, [(OwnRows(examples), example) for example in examples], {"answer": answers})
+        section(page, f"{name}, answered by {folder.name}", f"{table(scores)}\n\n{rows}")
+        print(f"accuracy: the final answer is right by the rule of RL, with or without <think>...</think><answer>...</answer>; "
+              f"format: the share with it. They are in {folder / 'scores.json'} and {page}")
+
+    def records(self, rows: Sequence[int]) -> Iterator[dict]:
         """The lines of these rows."""
         prompts: dict[int, Conversation] = {}
         errors: dict[int, str] = {}
@@ -223,22 +246,24 @@ class Predictions:
                 yield self.record(self.source.rows[row], prompts[row], [next(answers) for _ in range(self.samples)])
 
     def record(self, raw: dict, prompt: Conversation, answers: list[str]) -> dict:
-        """The line of one row."""
+        """The line of one row, whose answers are scored where it holds the right one."""
+        example = as_example(prompt)
+        self.verdicts.add(example, answers)
         reasoning = re.search(r"<think>(.*?)</think>", answers[0], re.DOTALL)
-        final = re.search(r"<answer>(.*?)</answer>", answers[0], re.DOTALL)
         return {"id": raw.get("id", prompt.id),
-                "conversations": [{"role": message.role, "content": "".join(
-                    part if isinstance(part, str) else "<image>" for part in message.parts)} for message in prompt.messages],
-                "answer": prompt.answer or "", "image_urls": [value for value in image_values(raw) if isinstance(value, str)],
+                "conversations": [{"role": message.role, "content": "".join(part if isinstance(part, str) else "<image>"
+                                                                            for part in message.parts)}
+                                  for message in example.prompt.messages],
+                "answer": example.answer, "image_urls": [value for value in image_values(raw) if isinstance(value, str)],
                 "prediction": answers[0], "reasoning": reasoning[1] if reasoning else "",
-                "predicted_answer": final[1] if final else answers[0], **(solved(prompt, answers) if self.samples > 1 else {})}
+                "predicted_answer": final_answer(answers[0]), **(solved(example, answers) if self.samples > 1 else {})}
 
 
-def solved(prompt: Conversation, answers: list[str]) -> dict:
+def solved(example: Example, answers: list[str]) -> dict:
     """All answers to a row, and the share of right ones where the row has a gold answer that can be checked."""
     reward = answer_reward(matches_gold)
     try:
-        right = [reward(Example(prompt, prompt.answer or "", "file"), text).accuracy for text in answers]
+        right = [reward(example, text).accuracy for text in answers]
     except ValueError:
         return {"predictions": answers}
     return {"predictions": answers, "pass_rate": sum(right) / len(right)}
@@ -248,24 +273,26 @@ def solved(prompt: Conversation, answers: list[str]) -> dict:
 
 def benchmark(config: Config, folder: Path, answer: Answer) -> None:
     """Score every task on its test split: numbers to scores.json, answers to predictions-TASK.jsonl, both to the report."""
-    started, scores, page = time.time(), {}, folder.parent / "report.md"
+    started, page, title = time.time(), folder.parent / "report.md", f"Test scores of {folder.name}"
     folder.mkdir(exist_ok=True)  # best of N has a folder of its own, so its scores do not replace those of one answer
-    gallery = ""
     for name, task in make_tasks(config.bench).items():  # all tasks are made first: a wrong name fails before any scoring
         task_started = time.time()
         new, rows = evaluate(name, task, "test", answer, config.examples or task.size, controls=config.controls)
         new[f"{name}/seconds"] = round(time.time() - task_started, 1)
-        scores.update(new)
         print(f"\n{table(new)}")
+        if config.examples and (fuller := bench_scores(folder).get(f"{name}/n", 0)) > len(rows):
+            print(f"not stored: {folder / 'scores.json'} and {page} keep {name} on {fuller:g} questions; without --examples it "
+                  f"is replaced")
+            continue
         with (folder / f"predictions-{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         examples = task.examples("test", 40)
         examples = random.Random(config.seed).sample(examples, min(24, len(examples)))
         answers, questions = answer([example.prompt for example in examples]), [(task, example) for example in examples]
         image = poster(folder / f"{name}.png", page, questions, answers)
-        gallery += f"\n### {name}\n\n{image}{sheet(folder / name, page, questions, {'answer': answers})}\n"
-    add_scores(folder, scores)
-    section(page, f"Test scores of {folder.name}", f"{table(scores)}\n{gallery}")
+        parts = {**subsections(page, title), name: f"{image}{sheet(folder / name, page, questions, {'answer': answers})}"}
+        add_scores(folder, new)
+        section(page, title, "\n\n".join([table(bench_scores(folder)), *(f"### {part}\n\n{parts[part]}" for part in parts)]))
     print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. "
           f"Next: python web_demo.py --model {config.model or checkpoint.latest()}")
 

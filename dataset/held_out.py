@@ -79,6 +79,14 @@ def threshold(found: np.ndarray, share: float) -> float:
     return float(min(below, ordered[most]))  # equal questions are never divided, so that may be fewer
 
 
+def indices(file: FileSource, share: float, image_folder: Path | None) -> list[int]:
+    """The rows of one file that training with `--val_share share` holds out; all rows for 0."""
+    if not share:
+        return list(range(len(file)))
+    found = places(file, image_folder)
+    return np.flatnonzero((found >= 0) & (found < threshold(found, share))).tolist()
+
+
 class Selected:
     """Selected rows of a source: `len(source)`, `source[i]`; `rows` holds their indices."""
 

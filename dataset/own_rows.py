@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -66,6 +67,28 @@ def scored(example: Example, answer: str) -> dict[str, float]:
     """
     return {"accuracy": float(matches(example, answer)), "exact": exact(example, final_answer(answer)),
             "format": float(parts(answer) is not None), "truncated": float(isinstance(answer, Truncated))}
+
+
+class Verdicts:
+    """The mean verdict on the answers to the rows of a file, as far as they hold a gold answer."""
+
+    def __init__(self) -> None:
+        self.sums, self.n = Counter[str](), 0
+        self.shown: list[tuple[Example, str]] = []  # the first rows with their answers, for the report
+
+    def add(self, example: Example, answers: Sequence[str]) -> None:
+        """Count a row by the mean of its answers."""
+        self.shown += [(example, answers[0])] if len(self.shown) < SHOWN else []
+        if example.answer:
+            self.n += 1
+            for answer in answers:
+                self.sums.update({name: value / len(answers) for name, value in scored(example, answer).items()})
+
+    def scores(self, name: str) -> dict[str, float]:
+        """{"name/accuracy": share, ..., "name/n": rows}; {} where no row holds an answer."""
+        if not self.n:
+            return {}
+        return {**{f"{name}/{metric}": value / self.n for metric, value in self.sums.items()}, f"{name}/n": self.n}
 
 
 class OwnRows(Task):

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,6 +28,14 @@ def section(file: Path, title: str, body: str) -> None:
     old = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     page = old.sub(lambda match: new, page) if old.search(page) else f"{page.rstrip()}\n\n{new}"
     file.write_text(page, encoding="utf-8")
+
+
+def subsections(file: Path, title: str) -> dict[str, str]:
+    """The parts "### NAME" of a section by their names; {} where there is no such section."""
+    page = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    parts = re.split(r"^### (.*)\n", found[1] if found else "", flags=re.MULTILINE)
+    return dict(zip(parts[1::2], (body.strip() for body in parts[2::2])))
 
 
 NOT_SHARES = re.compile(r"(^|/)(length(_\w+)?|seconds|mmhal/score(_\w+)?|loss|reward|margin)( before)?$")  # ratings: 0 to 6
@@ -52,6 +61,11 @@ def with_before(scores: dict[str, float], history: Sequence[dict]) -> dict[str, 
     return {f"{name}{when}": row[name] for name in scores for when, row in ((" before", start), ("", scores)) if name in row}
 
 
+def link(file: Path, page: Path) -> str:
+    """The address of a file in a page of Markdown, where blanks would end it."""
+    return quote(file.relative_to(page.parent).as_posix())
+
+
 THUMBNAIL = 192  # pixels of the longer side
 
 
@@ -65,7 +79,7 @@ def thumbnails(folder: Path, page: Path, index: int, example: Example) -> str:
         scale = min(2, THUMBNAIL / max(image.size))
         resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
         image.resize((math.ceil(image.width * scale), math.ceil(image.height * scale)), resample).save(file)
-        images.append(f"![]({file.relative_to(page.parent).as_posix()})")
+        images.append(f"![]({link(file, page)})")
     return " ".join(images)
 
 
@@ -146,7 +160,7 @@ def poster(file: Path, page: Path, questions: Sequence[Question], answers: Seque
                 pen.text((x, y), row, font=font, fill=ink)
                 y += line
     canvas.save(file)
-    return f"![]({file.relative_to(page.parent).as_posix()})\n\n"
+    return f"![]({link(file, page)})\n\n"
 
 
 INK = {"✓": "green", "✗": "red"}
@@ -207,3 +221,10 @@ def add_scores(folder: Path, scores: dict[str, float]) -> None:
     file = folder / "scores.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")
+
+
+def bench_scores(folder: Path) -> dict[str, float]:
+    """The scores in FOLDER/scores.json that 4-eval_chat.py measured on test splits: those of tasks with seconds."""
+    file = folder / "scores.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    return {name: value for name, value in known.items() if f"{name.rpartition('/')[0]}/seconds" in known}

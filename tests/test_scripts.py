@@ -1,6 +1,5 @@
 """The scripts as people run them: three steps of each, in a folder of their own, with what they write and what they refuse."""
 
-import dataclasses
 import json
 import re
 import runpy
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 
 from dataset.images import from_file
 from dataset.processor import Processor
-from dataset.tasks import dialogue
+from dataset.tasks import Example, dialogue
 from dataset.tokenizer import SentencePieceTokenizer
 from dataset.vision.image_processor import OneRank
 from model import checkpoint, cli
@@ -154,8 +153,8 @@ def test_a_pass_rate_is_the_share_that_the_rule_of_rl_calls_right():
     solved = runpy.run_path(str(ROOT / "4-eval_chat.py"))["solved"]
     said = [f"<think>x</think><answer>{body}</answer>" for body in ("8", "9", "8.0")] + ["8"]
     asked = dialogue("row", [], [("3+5?", "")])
-    assert solved(dataclasses.replace(asked, answer="8"), said) == {"predictions": said, "pass_rate": 0.5}
-    assert solved(asked, said) == {"predictions": said}, "nobody knows"
+    assert solved(Example(asked, "8", "file"), said) == {"predictions": said, "pass_rate": 0.5}
+    assert solved(Example(asked, "", "file"), said) == {"predictions": said}, "nobody knows"
 
 
 def test_several_answers_to_each_row_tell_its_pass_rate_and_rl_takes_rows_by_that(stage_two, samples, run_script, tmp_path):

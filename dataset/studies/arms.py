@@ -206,6 +206,7 @@ def result(study: Study, arm: Arm, seed: int, init: Path, folder: Path, config: 
     else:
         shutil.rmtree(folder, ignore_errors=True)
         seconds = train(steps, seed, init, folder, threads)
+    (model / "scores.json").unlink(missing_ok=True)  # of more questions than are asked now: script 4 would keep them
     for tasks, examples in benchmarks:
         start("4-eval_chat.py", "--model", model, "--bench", tasks, "--examples", examples, "--controls", 0, threads=threads)
     scores = json.loads((model / "scores.json").read_text())
