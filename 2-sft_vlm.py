@@ -44,7 +44,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 
 from dataset.evaluation import Answerer, make_tasks, validate
 from dataset.mixture import mixture, training_batches
-from dataset.own_rows import shown
+from dataset.own_rows import measuring, shown
 from dataset.processor import Processor
 from dataset.report import finish_stage
 from dataset.tokenizer import load_tokenizer
@@ -105,7 +105,7 @@ def main(config: Config) -> None:
     answer = Answerer.greedy(processor, run.generator, generate, own.keep(model), max_new_tokens=128)
     scores = validate(tasks, answer, config.run.eval_examples, run, steps)
     finish_stage(run, "Supervised fine-tuning", {**scores, **own.scores}, [*questions, *shown(held_out)], answer)
-    run.finish(f"wrote {run.out}", f"python 4-eval_chat.py --model {run.out}, python web_demo.py --model {run.out}, "
+    run.finish(f"wrote {run.out}", f"{measuring(run, config.data, '')}, python web_demo.py --model {run.out}, "
                                    f"or python 3-rl_vlm.py --init {run.out}")
 
 

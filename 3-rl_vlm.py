@@ -118,7 +118,7 @@ from dataset.feedback.labels import Labeler, YesNo, by_model
 from dataset.feedback.own_pairs import OwnModel, check_flags, own_pairs
 from dataset.feedback.pair_streams import SampledPairs, StoredPairs
 from dataset.mixture import training_batches
-from dataset.own_rows import chosen_by, shown
+from dataset.own_rows import chosen_by, measuring, shown
 from dataset.preferences import preference_mixture
 from dataset.processor import Processor
 from dataset.report import HeldOutAnswers, add_scores
@@ -232,7 +232,7 @@ def grpo(config: GRPO) -> None:
     if stop and step < steps:
         run.print0(f"stopped at step {step} of {steps}: {stop}")
     finish(run, best, held_out, "Reinforcement learning", validation)
-    run.finish(f"wrote {run.out}", f"python 4-eval_chat.py --model {run.out} --bench arithmetic,world, or "
+    run.finish(f"wrote {run.out}", f"{measuring(run, config.data, '--bench arithmetic,world')}, or "
                                    f"python web_demo.py --model {run.out}")
 
 

@@ -10,12 +10,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from dataset.bad_rows import BadRow
 from dataset.chat import Conversation, Message
 from dataset.evaluation import all_files
 from dataset.formats.gold_answers import gold
 from dataset.held_out import HeldOut
+from dataset.mixture import name_and_weight
+from dataset.protocols import Run
 from dataset.rewards import RewardFunction, parts
 from dataset.tasks import Example, Task, Truncated, exact, normal
 
@@ -130,6 +133,17 @@ def chosen_by(data: Sequence[str], own: dict[str, OwnRows]) -> str:
     if own and not own["held_out"].ruled:
         return "held_out/reward"  # no test knows it
     return "held_out/accuracy" if own and all_files(data) else "accuracy"
+
+
+def measuring(run: Run, data: Sequence[str], otherwise: str) -> str:
+    """The command that measures a finished run: on the held-out rows of a file where all data are files, else with `otherwise`."""
+    asks, share = f"python 4-eval_chat.py --model {run.out}", run.config.val_share
+    if not all_files(data):
+        return f"{asks} {otherwise}".strip()
+    file = run.config.val_data[0] if run.config.val_data else name_and_weight(data[0])[0]
+    if not Path(file).is_file():  # a folder, of which script 4 answers one file
+        return asks
+    return f"{asks} --data {file}{f' --val_share {share:g}' if share and not run.config.val_data else ''}"
 
 
 def shown(held_out: HeldOut | None, max_new_tokens: int = 128) -> list[tuple[Task, Example]]:
