@@ -136,7 +136,7 @@ def chosen_by(data: Sequence[str], own: dict[str, OwnRows]) -> str:
 
 
 def measuring(run: Run, data: Sequence[str], otherwise: str) -> str:
-    """The command that measures a finished run: on the held-out rows of a file where all data are files, else with `otherwise`."""
+    """The command that measures a finished run: on held-out rows where all data are files, else with the flags `otherwise`."""
     asks, share = f"python 4-eval_chat.py --model {run.out}", run.config.val_share
     if not all_files(data):
         return f"{asks} {otherwise}".strip()
