@@ -103,7 +103,7 @@ def main(config: Config) -> None:
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     source = mixture(config.data, "pretrain", config.run.image_folder, config.run.allow_urls)
     batches, steps, held_out = training_batches(source, processor, config, run)
-    if run.preview_only:
+    if config.run.check_data:
         return
     answer = Answerer.greedy(processor, run.generator, generate, model, max_new_tokens=64)
 
@@ -142,6 +142,8 @@ def main(config: Config) -> None:
 
         run.log_step(step, micro_batches, loss=run.sum(loss_sum) / learned_tokens, **rates, gradient_norm=norm)
 
+    if config.run.dry_run:
+        return
     answer = Answerer.greedy(processor, run.generator, generate, own.keep(model), max_new_tokens=64)
     scores = validate(tasks, answer, config.run.eval_examples, run, steps, kinds=("caption",))
     captions = [(task, example) for task in tasks.values() for example in task.examples("val", 8) if example.kind == "caption"]

@@ -67,7 +67,7 @@ def main(config: Config) -> None:
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     conversations = mixture(config.data, "sft", config.run.image_folder, config.run.allow_urls)
     batches, steps, held_out = training_batches(conversations, processor, config, run)
-    if run.preview_only:
+    if config.run.check_data:
         return
     answer = Answerer.greedy(processor, run.generator, generate, model, max_new_tokens=128)
     first_step, position = run.resume(model, optimizer)
@@ -101,6 +101,8 @@ def main(config: Config) -> None:
 
         run.log_step(step, micro_batches, loss=run.sum(sum(losses)) / learned_tokens, **lr, gradient_norm=norm)
 
+    if config.run.dry_run:
+        return
     questions = [(task, example) for task in tasks.values() for example in task.examples("val", 2)[:14]]
     answer = Answerer.greedy(processor, run.generator, generate, own.keep(model), max_new_tokens=128)
     scores = validate(tasks, answer, config.run.eval_examples, run, steps)

@@ -164,7 +164,7 @@ def grpo(config: GRPO) -> None:
     sample = run.generator(generate, model, max_new_tokens=config.max_new_tokens, **processor.sampling)
     updates = -(-config.optim.max_steps // config.num_iterations)
     sampler, own = make_sampler(config, run, processor, sample, updates, None if keep_all else config.resample_rounds)
-    if run.preview_only:
+    if config.run.check_data:
         return
     run.print0("a loss of about 0 is normal: on policy it is minus the mean advantage; only its gradient means something")
     score_sampled = partial(score, temperature=config.temperature, banned=processor.banned)  # of the distribution sampled from
@@ -229,6 +229,8 @@ def grpo(config: GRPO) -> None:
         optimizer.zero_grad()
         run.log_step(step, batches, **rollout.stats, **metrics.reduce(sampled_tokens), **rates, **clipped.facts())
 
+    if config.run.dry_run:
+        return
     if stop and step < steps:
         run.print0(f"stopped at step {step} of {steps}: {stop}")
     finish(run, best, held_out, "Reinforcement learning", validation)
@@ -269,16 +271,18 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
         measure = "held_out/accuracy" if rows.chooses else measure
         pairs = StoredPairs(batches, config.accumulate, run)
     else:
-        run.print0(f"the pairs will come from {config.scenes} {config.questions or 'scenes'} x {config.group_size} answers")
-    if run.preview_only:
+        run.print0(f"the pairs will come from {config.scenes} {config.questions or 'scenes'} x {config.group_size} answers: "
+                   f"--pairs_only makes them, and says how many steps follow")
+        return False
+    if config.run.check_data:
         return False
 
     reference_logps: reference.ReferenceLogps = reference.none  # simpo's
-    if algo.uses_reference and isinstance(config, OnlineDPO):
+    if algo.uses_reference and (isinstance(config, OnlineDPO) or run.preview_only):
         reference_logps = reference.live(reference_model(model), run)  # of the model before --resume brings later weights
     first_step, pairs.position = run.resume(model, optimizer)
     run.require_same_start(fingerprint)
-    if algo.uses_reference and isinstance(config, DPO):
+    if algo.uses_reference and isinstance(config, DPO) and not run.preview_only:
         wanted = steps * config.accumulate * run.world_size
         if config.reference and not config.reference.is_file():  # it will hold every pair, not only those of so few steps
             processor.images.prepare(partial(batches.pictures, len(batches)), config.run.feature_cache_gb, run.print0)
@@ -325,6 +329,8 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
         algo.after_step((measured["reward_chosen"] + measured["reward_rejected"]) / 2)
         run.log_step(step, micro_batches, **pairs.stats, **measured, **rates, gradient_norm=norm)
 
+    if config.run.dry_run:
+        return False
     if stop and step < steps:
         run.print0(f"stopped at step {step} of {steps}: {stop}")
     finish(run, best, held_out, "Preference learning", validation)

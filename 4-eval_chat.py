@@ -115,6 +115,8 @@ def check_flags(config: Config, folder: Path) -> None:
         raise UserError("--samples answers each row of --data several times: add --data and --temperature 1, leave out --best_of")
     if config.data and not config.data.is_file():
         raise FileNotFoundError(f"--data takes one file of conversations; {config.data} is not a file")
+    if config.image_folder and not config.image_folder.is_dir():
+        raise FileNotFoundError(f"--image_folder: no folder {config.image_folder}")
     if config.best_of <= 1:
         if config.reference:
             raise UserError("--reference is for --best_of N: say how many answers to choose from")

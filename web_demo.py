@@ -51,7 +51,8 @@ from dataset.world import questions
 from dataset.world.scenes import Scene, changed_scene, draw_scene, sample_scene
 from model import checkpoint
 from model.generate import stream
-from model.registry import TEMPLATES, UserError
+from model.registry import TEMPLATES
+from model.runtime import pick_device
 from model.vlm import VLM, count_parameters
 
 # ---------------------------------------------------------------- messages of the page, messages of the model
@@ -213,13 +214,8 @@ def dialogues(model: VLM, tokenizer: Tokenizer, device: torch.device, config: Co
 
 
 def main(config: Config) -> None:
-    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    try:
-        folder = config.model or checkpoint.latest()
-        model = checkpoint.load(folder, device)
-    except (FileNotFoundError, UserError) as error:
-        raise SystemExit(str(error)) from error
+    device, folder = pick_device(config.device), config.model or checkpoint.latest()
+    model = checkpoint.load(folder, device)
     about = f"`{folder}`, {count_parameters(model) / 1e6:.1f} million parameters, on {device}"
     if TEMPLATES.make(model.config.template).drop_user_text:
         about += ". It was trained on captions alone: it describes pictures and does not read questions"

@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+from model.registry import UserError
+
 
 class BadRow(ValueError):
     """One row of data that cannot be used: the reason, the remedy, and where the row is ("file:row").
@@ -38,7 +40,7 @@ class BadRows:
         self.names: set[str] = set()
 
     def add(self, bad: BadRow) -> None:
-        """Count a row. RuntimeError when there are too many."""
+        """Count a row. UserError when there are too many."""
         if bad.where in self.names:
             return
         self.names.add(bad.where)
@@ -51,7 +53,7 @@ class BadRows:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         limit = self.max_bad * max(self.seen, min(self.total, 1000))
         if len(self.names) > limit:
-            raise RuntimeError(
+            raise UserError(
                 f"{len(self.names)} bad rows among {self.seen} seen, more than --max_bad {self.max_bad} allows; the last: "
                 f"{bad}.{f' All are listed in {self.path}' if self.path else ''}"
             )

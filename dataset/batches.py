@@ -71,7 +71,7 @@ class Batches:
                 except BadRow as bad:
                     self.bad_rows.add(bad)
                     items = [item for item in items if item.id != bad.where]
-        raise RuntimeError(f"no good row among {len(self.source)}; see {self.bad_rows.path}")
+        raise UserError(f"no good row among {len(self.source)}; see {self.bad_rows.path}")
 
     def items(self, epoch: int, place: int) -> list:
         """The rendered rows of a micro-batch, without the bad ones, which are reported."""

@@ -116,7 +116,11 @@ def mixture(specs: Sequence[str], stage: str, image_folder: Path | None, allow_u
                 raise UserError(f"the task {name!r} has no data for {stage}: leave it out of --data")
         else:
             source = load(name, image_folder, allow_urls)
+        if not 0 <= weight < math.inf:
+            raise UserError(f"--data {spec}: a weight is a number from 0 on, not {weight}")
         parts.append((source, weight))
+    if not parts or not len(Mixture(parts)):
+        raise UserError(f"--data {' '.join(specs)} holds no row: name tasks, files or folders with rows, with weights above 0")
     return Mixture(parts)
 
 
@@ -186,7 +190,7 @@ def training_batches(source: Source, processor: Processor, config: TrainingFlags
     render = partial(processor.pair if pairs else processor.document, max_length=config.max_length)
     all_files = isinstance(source, Mixture) and all(files_of(part) for part in source.sources)
     source, rows = split(source, run.config, run.print0)
-    bad_rows = BadRows(run.out / "bad_rows.jsonl", len(source) + len(rows), run.config.max_bad)
+    bad_rows = BadRows(None if run.preview_only else run.out / "bad_rows.jsonl", len(source) + len(rows), run.config.max_bad)
     batches = Batches(source, render, processor.pair_batch if pairs else processor.batch, batch_size=config.batch_size,
                       seed=run.config.seed, bad_rows=bad_rows)
     per_step = config.accumulate * run.world_size  # micro-batches

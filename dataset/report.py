@@ -190,7 +190,7 @@ class HeldOutAnswers:
     def __init__(self, run: Run, tasks: dict[str, Task], answer: Answer, first_step: int, own: Sequence[Question] = ()):
         self.run, self.answer = run, answer
         self.questions = [*((task, example) for task in tasks.values() for example in task.examples("val", 8)[:14]), *own]
-        if run.is_main and first_step == 0:
+        if run.is_main and first_step == 0 and not run.preview_only:
             self.save("before")
             (run.out / "after.json").unlink(missing_ok=True)
 

@@ -95,7 +95,7 @@ def reward_function(spec: str) -> RewardFunction | None:
     def reward(example: Example, answer: str) -> Reward:
         value = float(found[function](example, answer))
         if not math.isfinite(value):
-            raise ValueError(f"{spec} gave {value} to {answer!r} ({example.prompt.id}): a reward is a finite number")
+            raise UserError(f"{spec} gave {value} to {answer!r} ({example.prompt.id}): a reward is a finite number")
         return Reward(min(1.0, max(0.0, value)), float(parts(answer) is not None), value)
 
     return reward

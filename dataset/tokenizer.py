@@ -16,6 +16,8 @@ from typing import Protocol
 
 import sentencepiece
 
+from model.registry import UserError
+
 MODEL_FILE = Path(__file__).with_name("tokenizer.model")
 CONTROLS = ("<image>", "<|system|>", "<|user|>", "<|assistant|>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -73,7 +75,10 @@ class SentencePieceTokenizer:
         if not Path(file).is_file():
             raise FileNotFoundError(f"no tokenizer at {file}; `python -m dataset.studies.train_tokenizer` makes the default one")
         self.file = Path(file)
-        self.model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        except RuntimeError as error:
+            raise UserError(f"{file} is no sentencepiece model: {error}") from error
         self.vocab_size = self.model.vocab_size()
         self.bos, self.end, self.pad = self.model.bos_id(), self.model.eos_id(), self.model.pad_id()
         self.image = self.id("<image>")

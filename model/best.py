@@ -53,7 +53,7 @@ class BestCheckpoint:
         for row in run.history:
             if (value := self.quality(row)) is not None and value > self.value:
                 self.value, self.scores = value, row
-        if run.is_main and not self.scores:
+        if run.is_main and not self.scores and not run.preview_only:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def offer(self, model: VLM, tokenizer_file: Path, step: int, scores: dict[str, float]) -> bool:

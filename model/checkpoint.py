@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -120,13 +120,32 @@ def load(folder: Path, device: torch.device | str = "cpu", template: str = "") -
     that are missing, unexpected or of another shape: nothing is filled in silently.
     """
     folder = require(Path(folder))
-    model = VLM(VLMConfig.from_json((folder / "config.json").read_text(encoding="utf-8")))
-    file = folder / "model.safetensors"
+    model, file = VLM(read_config(folder)), folder / "model.safetensors"
+    tensors = read_tensors(file)
     model.encoder_was_stored = holds_encoder(file, model)
-    load_weights(model, load_file(file), str(file), model.encoder_was_stored)
+    load_weights(model, tensors, str(file), model.encoder_was_stored)
     if template:
         model.config = dataclasses.replace(model.config, template=template)
     return model.to(device).eval()
+
+
+def read_config(folder: Path) -> VLMConfig:
+    """The config of a checkpoint; UserError where config.json is not one."""
+    file = folder / "config.json"
+    try:
+        return VLMConfig.from_json(file.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is damaged, or not of a checkpoint of Pupil: {error}") from error
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors in a file; UserError where it is damaged."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged: {error}. Copy it again, or train again") from error
 
 
 def holds_encoder(file: Path, model: VLM) -> bool:
@@ -201,7 +220,7 @@ def load_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, rank: int, 
     if state.pop("world_size") != world_size:
         raise UserError(f"{steps[-1]} was saved by another number of processes than {world_size}: resume with the same number")
     file = steps[-1] / "model.safetensors"
-    load_weights(model, load_file(file), str(file), holds_encoder(file, model))
+    load_weights(model, read_tensors(file), str(file), holds_encoder(file, model))
     optimizer.load_state_dict(torch.load(steps[-1] / "optimizer.pt", "cpu", weights_only=True))
     random_states = torch.load(steps[-1] / f"random-{rank}.pt", weights_only=True)
     torch.set_rng_state(random_states["cpu"])

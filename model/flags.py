@@ -171,7 +171,7 @@ class Mode:
         """`lora:8,lr=1e-3` -> Mode("lora", 8, 1e-3); UserError for anything else."""
         number = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
         match = re.fullmatch(rf"(freeze)|(full|(partial|lora):(\d+))(?:[:,]lr=({number}))?", text)
-        if not match:
+        if not match or (match[5] and float(match[5]) == 0):
             raise UserError(f"a --train flag is freeze, full, partial:K or lora:R, perhaps with its own learning rate as in "
                             f"full:lr=1e-4 or lora:8,lr=1e-3, not {text!r}")
         return cls(match[1] or match[3] or match[2], int(match[4] or 0), float(match[5]) if match[5] else None)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -183,9 +183,12 @@ def load(model: VLM, file: Path) -> None:
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"no adapters at {file}: a run with, say, --train.llm lora:8 writes OUT/adapter.safetensors")
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata() or {}
-        saved = {name: opened.get_tensor(name) for name in opened.keys()}
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            saved = {name: opened.get_tensor(name) for name in opened.keys()}
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged, or no safetensors file: {error}") from error
     if "adapters" not in metadata:
         raise UserError(f"{file} holds no adapters, as adapter.safetensors of a LoRA run does")
     settings = json.loads(metadata["adapters"])

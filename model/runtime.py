@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ class Run:
 
     def __init__(self, config: RunFlags, name: str, settings: Any = None):
         self.config, self.name, self.out = config, name, Path(config.out)
+        if config.image_folder and not config.image_folder.is_dir():
+            raise FileNotFoundError(f"--image_folder: no folder {config.image_folder}")
+        if config.dry_run:
+            config.eval_every = 0  # its two trial steps check nothing
         self.settings = config if settings is None else settings
         for flag in ("log_every", "save_every"):
             if getattr(config, flag) < 1:
@@ -199,6 +204,8 @@ class Run:
     def save(self, model: VLM, optimizer: OptimizerGroup, tokenizer_file: Path, step: int, position: int,
              **more: float | str) -> None:
         """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`."""
+        if self.preview_only:
+            return
         state = {"step": step, "position": position, "seconds": self.seconds, "data": data_settings(self.settings), **more}
         with sharding.unsharded(model):
             if self.is_main:
@@ -228,6 +235,8 @@ class Run:
     def resume(self, model: VLM, optimizer: OptimizerGroup) -> tuple[int, int]:
         """(step, data position) to go on from; (0, 0) without --resume. The log loses what came after that step."""
         log = self.out / "log.jsonl"
+        if self.preview_only:
+            return 0, 0
         if not self.config.resume:
             if self.is_main:
                 if self.anew and (done := run_folder.make_room(self.base, self.config.feature_cache)):
@@ -237,7 +246,6 @@ class Run:
                     old = self.out / name
                     shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
             self.anew = False
-            self.begin_record()
             self.barrier()
             return 0, 0
         with sharding.unsharded(model, write=True):
@@ -254,7 +262,6 @@ class Run:
         if self.is_main:
             log.write_text("".join(json.dumps(row) + "\n" for row in self.history))
         self.started = time.time() - state["seconds"]
-        self.begin_record()
         self.print0(f"resuming {self.out} at step {state['step']}")
         return state["step"], state["position"]
 
@@ -267,7 +274,7 @@ class Run:
 
     @property
     def preview_only(self) -> bool:
-        """Whether this run stops before it learns or writes anything."""
+        """Whether this run writes nothing: it stops before it learns (--check_data), or after two trial steps (--dry_run)."""
         return self.config.dry_run or self.config.check_data
 
     def steps(self, first: int, total: int) -> Iterator[int]:
@@ -277,6 +284,10 @@ class Run:
         """
         if first > total:
             raise UserError(f"{self.out} was saved at step {first}, and this run ends at {total}: resume with the same flags")
+        if self.preview_only:
+            yield from self.trial_steps(total)
+            return
+        self.begin_record()  # not before: until here a run may be refused, and what lies in --out stays as it was
         if self.config.wandb and self.is_main:
             self.wandb = self.start_wandb()
         self.counted_from = time.time()
@@ -284,6 +295,15 @@ class Run:
         for step in range(first, total + 1):
             yield step
             self.bar.update(step < total)
+
+    def trial_steps(self, total: int) -> Iterator[int]:
+        """The first two steps of --dry_run, and then a line about the time and the memory that the run needs."""
+        for step in range(min(2, total)):
+            began = time.time()
+            yield step
+        seconds = time.time() - began  # of the second: the first one warms up
+        self.print0(f"{seconds:.2g} s a step with the encoder's part, so {total} steps take about {duration(seconds * total)}, "
+                    f"without checks; memory {self.max(memory(self.device)) / 1e9:.1f} GB")
 
     def count_tokens(self, batches: Sequence[dict]) -> None:
         """Count the tokens of a step for the speed."""
@@ -305,7 +325,7 @@ class Run:
         """One line of log.jsonl, and the end of the bar."""
         row = {"step": step, "seconds": round(self.seconds, 2), **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
         self.history.append(row)
-        if self.is_main:
+        if self.is_main and not self.preview_only:
             with (self.out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             if self.wandb:
@@ -368,11 +388,31 @@ def prepare(model: VLM, run: Run, train: Train, flags: OptimizerFlags, *, adapte
     return wrapped, make_optimizer(model, flags.optimizer, lr=flags.lr, weight_decay=flags.weight_decay, train=train)
 
 
+def memory(device: torch.device) -> float:
+    """The most bytes that this process has held: of a GPU's memory, or else of the machine's (0 where that is not known)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if find_spec("resource") is None:  # Windows
+        return 0.0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def duration(seconds: float) -> str:
+    """`50 s`, `12 min` or `7.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def pick_device(wanted: str) -> torch.device:
     """The device of --device; auto: this rank's GPU where there is one."""
     kind = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no GPU: use --device cpu, or install torch with CUDA")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps, but torch sees no Apple GPU: use --device cpu")
     if kind != "cuda":
         try:
             return torch.device(kind)

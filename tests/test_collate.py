@@ -15,6 +15,7 @@ from dataset.batches import Batches, epoch_order
 from dataset.chat import Conversation, Document, Message
 from dataset.collate import IGNORE, collate, pad
 from dataset.images import Picture
+from model.registry import UserError
 
 IMAGE = 3
 
@@ -267,9 +268,9 @@ def test_a_batch_of_broken_pictures_gives_way_to_the_next(make):
 
 
 def test_too_many_bad_rows_stop_the_run(make):
-    with pytest.raises(RuntimeError, match="--max_bad"):
+    with pytest.raises(UserError, match="--max_bad"):
         make(render=bad(), max_bad=0.01).batch(0)
-    with pytest.raises(RuntimeError, match="no good row"):
+    with pytest.raises(UserError, match="no good row"):
         make(render=bad(), max_bad=1.0).batch(0)
 
 

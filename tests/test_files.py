@@ -93,7 +93,7 @@ def test_bad_rows_are_listed_once_and_too_many_stop_the_run(tmp_path, capsys):
     bad_rows.seen = 10
     for row in (1, 1, 2):
         bad_rows.add(BadRow("why", "cure", f"f:{row}"))
-    with pytest.raises(RuntimeError, match="3 bad rows .* --max_bad 0.01 .* f:3: why; cure"):
+    with pytest.raises(UserError, match="3 bad rows .* --max_bad 0.01 .* f:3: why; cure"):
         bad_rows.add(BadRow("why", "cure", "f:3"))
     lines = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
     assert lines == [{"row": f"f:{row}", "reason": "why", "remedy": "cure"} for row in (1, 2, 3)]

@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from model import cli
+from dataset.mixture import mixture
+from dataset.tokenizer import MODEL_FILE, load_tokenizer
+from model import checkpoint, cli
 from model.flags import Bounds, Share, outside
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
-from tests.conftest import ENVIRONMENT, ROOT
+from model.runtime import duration
+from tests import tiny
+from tests.conftest import ENVIRONMENT, ROOT, TINY
 
 SCRIPTS = ("1-pretrain_vlm.py", "2-sft_vlm.py", "3-rl_vlm.py", "4-eval_chat.py", "web_demo.py")
 
@@ -177,3 +181,45 @@ def test_an_older_python_is_told_which_one_is_needed():
     done = python("-c", OLD)
     assert done.returncode == 1
     assert done.stderr.decode() == "Pupil needs Python 3.11 or newer, and this is 3.10.4: start it with that one\n"
+
+
+# ---------------------------------------------------------------- a look at a run before it runs
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(7.4, "7 s"), (99, "99 s"), (720, "12 min"), (27000, "7.5 h")])
+def test_a_duration_is_told_in_the_unit_that_people_use(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_a_dry_run_tells_time_and_memory_by_two_steps_and_leaves_no_trace(run_script, tmp_path):
+    done = run_script("1-pretrain_vlm.py", *TINY, "--data", "world:rows=40", "--epochs", 1, "--save_every", 1, "--eval_every", 1,
+                      "--dry_run", cwd=tmp_path)  # fmt: skip
+    assert "40 rows, 10 steps of 4 on 1 x cpu" in done.out
+    line = r"[\d.]+ s a step with the encoder's part, so 10 steps take about \d+ s, without checks; memory \d\.\d GB"
+    assert re.search(line, done.out.splitlines()[-1]) and list(tmp_path.iterdir()) == []
+
+
+DAMAGED = {
+    "config.json": ("{", "config.json is damaged, or not of a checkpoint of Pupil"),
+    "model.safetensors": ("xxxxxxxxxxxx", "model.safetensors is damaged"),
+    "tokenizer.model": ("x", "tokenizer.model is no sentencepiece model"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_a_checkpoint_is_named(name, tmp_path):
+    content, message = DAMAGED[name]
+    checkpoint.save(tmp_path, tiny.vlm(), MODEL_FILE)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(checkpoint.tokenizer_file(tmp_path))
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(("specs", "message"), [
+    ([], "--data  holds no row"), (["text:0"], "--data text:0 holds no row"), (["text:-1"], "a weight is a number from 0 on, not -1"),
+    (["text:nan"], "a weight is a number from 0 on, not nan"), (["text:inf"], "a weight is a number from 0 on, not inf"),
+])  # fmt: skip
+def test_data_without_rows_is_refused(specs, message):
+    with pytest.raises(UserError, match=message):
+        mixture(specs, "sft", None, False)

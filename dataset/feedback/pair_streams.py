@@ -13,6 +13,7 @@ from dataset.processor import Processor
 from dataset.protocols import Ranks
 from dataset.rollouts import share_out
 from dataset.sampler import Sampler
+from model.registry import UserError
 
 
 class StoredPairs:
@@ -55,8 +56,8 @@ class SampledPairs:
             if len(pairs) >= self.sampler.ranks.world_size:  # else no two answers differ: sample on
                 return self.micro_batches(pairs)
         reason = early_stop_reason([self.stats] * PATIENCE, 0.0) or "raise --group_size or --prompts"
-        raise RuntimeError(f"{PATIENCE} times in a row no answer to any of {self.stats['sampled']} problems was better than "
-                           f"another: {reason}")
+        raise UserError(f"{PATIENCE} times in a row no answer to any of {self.stats['sampled']} problems was better than "
+                        f"another: {reason}")
 
     def micro_batches(self, pairs: Sequence[Pair]) -> list[dict]:
         """This rank's share of the pairs."""

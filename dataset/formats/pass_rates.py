@@ -86,4 +86,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    from model import cli
+
+    cli.run(main, cli.parse(Config))

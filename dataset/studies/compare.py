@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from tyro.conf import Positional
 
 from dataset.report import is_share
+from model.registry import UserError
 
 
 @dataclass
@@ -36,10 +36,10 @@ def by_run(folders: Sequence[Path], metrics: Sequence[str]) -> dict[str, list[li
     for folder in folders:
         file = folder / "scores.json"
         if not file.is_file():
-            raise ValueError(f"{file} is missing: python 4-eval_chat.py --model {folder} --bench {metrics[0].partition('/')[0]}")
+            raise UserError(f"{file} is missing: python 4-eval_chat.py --model {folder} --bench {metrics[0].partition('/')[0]}")
         scores = json.loads(file.read_text())
         if missing := [metric for metric in metrics if metric not in scores]:
-            raise ValueError(f"{file} has no {', '.join(missing)}; it has {', '.join(sorted(scores))}")
+            raise UserError(f"{file} has no {', '.join(missing)}; it has {', '.join(sorted(scores))}")
         runs[re.sub(r"(?<!^iteration)-\d+$", "", folder.name)].append([scores[metric] for metric in metrics])
     return dict(runs)
 
@@ -92,4 +92,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    from model import cli
+
+    cli.run(main, cli.parse(Config))

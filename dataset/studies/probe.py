@@ -21,14 +21,13 @@ from functools import partial
 
 import numpy as np
 import torch
-import tyro
 
 from dataset.images import from_image, pixels
 from dataset.protocols import Encoder
 from dataset.world import drawings, figures
 from dataset.world.drawings import Drawing
 from dataset.world.scenes import CELL
-from model.registry import ENCODERS
+from model.registry import ENCODERS, UserError
 
 Label = tuple[int, str]  # a cell (0 to 8, in reading order), and the label there
 
@@ -160,7 +159,7 @@ def main(config: Config) -> None:
     encoder = ENCODERS.make(config.encoder).eval()
     for name in config.only:
         if name not in SOURCES:
-            raise ValueError(f"unknown drawing {name!r}; known: {', '.join(SOURCES)}")
+            raise UserError(f"unknown drawing {name!r}; known: {', '.join(SOURCES)}")
     print("| drawing | labels read right | of | names | the commonest |\n| --- | --- | --- | --- | --- |")
     for name in config.only or SOURCES:
         reading = probe(encoder, SOURCES[name], config.drawings, config.seed)
@@ -168,4 +167,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    from model import cli
+
+    cli.run(main, cli.parse(Config))

@@ -16,8 +16,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from dataset.studies.scripts import ScriptError, markdown, start
 from model.registry import CONNECTORS, ENCODERS
 
@@ -124,4 +122,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    from model import cli
+
+    cli.run(main, cli.parse(Config))

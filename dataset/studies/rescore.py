@@ -27,11 +27,20 @@ def rescore(name: str, task: Task, rows: Sequence[dict], split: str = "test") ->
     return scores_and_rows(name, task, examples, [saved[example.prompt.id] for example in examples])
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit("python -m dataset.studies.rescore PREDICTIONS.jsonl TASK:option=value,...")
-    predictions, spec = Path(sys.argv[1]), sys.argv[2]
-    saved_rows = [json.loads(line) for line in predictions.open(encoding="utf-8")]
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise UserError("python -m dataset.studies.rescore PREDICTIONS.jsonl TASK:option=value,...")
+    predictions, spec = Path(arguments[0]), arguments[1]
+    try:
+        saved_rows = [json.loads(line) for line in predictions.open(encoding="utf-8")]
+    except ValueError as error:
+        raise UserError(f"{predictions} is not a file of predictions: {error}") from error
     new, _ = rescore(spec.partition(":")[0], TASKS.make(spec), saved_rows)
     add_scores(predictions.parent, new)
     print(f"{table(new)}\nwrote {predictions.parent / 'scores.json'}")
+
+
+if __name__ == "__main__":
+    from model import cli
+
+    cli.run(main, sys.argv[1:])

@@ -31,7 +31,6 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-import tyro
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -312,4 +311,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    from model import cli
+
+    cli.run(main, cli.parse(Config))

