@@ -120,8 +120,8 @@ class Run:
         torch.manual_seed(config.seed)
 
     def feature_cache(self, model: VLM) -> Path | None:
-        """Where features of the encoder are kept; None where it is trained, and must see pixels at every step."""
-        return None if recipe.count_trainable(model.encoder) else self.config.feature_cache
+        """Where features of the encoder are kept; None where it is trained, and must see pixels at every step, or nothing is kept."""
+        return None if self.preview_only or recipe.count_trainable(model.encoder) else self.config.feature_cache
 
     def require_same_start(self, fingerprint: str) -> None:
         """UserError where a run is resumed that began with other weights: what it compares with would be another model."""
