@@ -1,5 +1,6 @@
 """Held-out rows: which they are, that no stage trains on them, what is measured on them, and that this chooses the checkpoint."""
 
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,9 @@ from dataset.rollouts import Group, Rollout, stats
 from dataset.tasks import Example, Truncated, dialogue
 from model.best import mean_loss
 from model.registry import Default, UserError
-from tests.miniatures import OPENAI, lines, llava, talk
+from tests.conftest import TINY
+from tests.miniatures import OPENAI, lines, llava, picture, talk
+from tests.test_scripts import log_of
 
 FOLDER = Path("/pictures")
 
@@ -362,7 +365,7 @@ def test_fine_tuning_on_files_asks_a_task_only_where_the_user_names_it(pretraine
 
 def test_two_processes_hold_out_the_same_rows(pretrained, own, run_ranks, tmp_path):
     given = ("--init", pretrained[0] / "out" / "pretrain", "--data", own / "rows.jsonl", *OWN)
-    first, second = run_ranks("2-sft_vlm.py", *given, "--val_share", 0.25, cwd=tmp_path)
+    first, second = run_ranks("2-sft_vlm.py", *given, cwd=tmp_path)
     assert "held out: 16 of 40 rows" in first.out and second.out == ""
     assert set(held_out_log(tmp_path / "out" / "sft", "loss")) == {0, 1, 2, 3, 4}
     before = held_out_log(tmp_path / "out" / "sft", "loss")[0]
