@@ -242,7 +242,7 @@ def test_a_loss_without_a_reference_compares_with_nothing():
 
 def flags(kind: str = "DPO", **given):
     """The script's dataclass with these flags, by their names on the command line."""
-    return from_mapping(getattr(SCRIPT, kind)(), {"device": "cpu", "bench": "", "log_every": 1, **given}, "test")
+    return from_mapping(getattr(SCRIPT, kind)(), {"device": "cpu", "bench": "", "log_every": 1, "val_share": 0, **given}, "test")
 
 
 @pytest.fixture(autouse=True)
@@ -371,7 +371,7 @@ def pairs_file(tmp_path_factory) -> Path:
 
 def arguments(start: Path, pairs: Path, *more) -> tuple:
     return ("--algo", "dpo", "--init", start, "--data", pairs, "--bench", "", "--device", "cpu", "--batch_size", 2,
-            "--max_steps", 5, "--epochs", 1, "--save_every", 2, "--log_every", 1, "--warmup", 2, "--lr", 1e-3, *more)  # fmt: skip
+            "--val_share", 0, "--max_steps", 5, "--epochs", 1, "--save_every", 2, "--log_every", 1, "--warmup", 2, "--lr", 1e-3, *more)  # fmt: skip
 
 
 LOGGED = {"step", "seconds", "loss", "preference_loss", "sft_loss", "reward_chosen", "reward_rejected", "margin",
@@ -505,13 +505,13 @@ def test_pairs_of_the_policy_itself_begin_at_ln_2_and_are_compared_with_the_star
     *rows, _ = log_of(tmp_path / "out")
     assert len(rows) == 3 and all(LOGGED <= row.keys() for row in rows)
     assert rows[0]["preference_loss"] == pytest.approx(math.log(2), rel=1e-5) and rows[0]["margin"] == 0
-    assert rows[1]["reward_chosen"] != 0 and rows[2]["reward_chosen"] != 0 and 0 < rows[2]["accuracy"] < 1
+    assert rows[1]["reward_chosen"] != 0 and rows[2]["reward_chosen"] != 0 and 0 < rows[2]["reward"] < 1
     assert not (tmp_path / "out" / "reference.npz").exists() and changed(start, tmp_path / "out")
 
 
 @pytest.mark.parametrize("switch", ["--dry_run", "--check_data"])
 def test_looking_writes_nothing(switch, start, pairs_file, run_script, tmp_path):
-    given = ("--algo", "dpo", "--init", start, "--bench", "", "--epochs", 1, switch)
+    given = ("--algo", "dpo", "--init", start, "--bench", "", "--epochs", 1, "--val_share", 0, switch)
     done = run_script("3-rl_vlm.py", *given, "--data", pairs_file, "--batch_size", 8, cwd=tmp_path)
     assert "24 pairs, 3 steps of 8 on 1 x" in done.out
     shown = "chosen: <s><|user|>1[image]What colour is it?<|assistant|>【It is red.<|end|>】" in done.out

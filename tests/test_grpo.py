@@ -213,7 +213,7 @@ def test_a_run_whose_answers_teach_nothing_any_more_stops_in_either_family(famil
 # ---------------------------------------------------------------- the script
 
 
-LOGGED = {"step", "seconds", "reward", "accuracy", "format", "all_right", "all_wrong", "zero_variance", "truncated", "groups",
+LOGGED = {"step", "seconds", "reward", "reward_best", "reward_worst", "format", "zero_variance", "truncated", "groups",
           "sampled", "loss", "entropy", "ratio", "clipped_low", "clipped_high", "ratio_max", "logp_gap", "lr", "gradient_norm",
           "gradient_threshold", "step_left_out", "tokens_per_second"}  # fmt: skip
 
@@ -230,8 +230,8 @@ def test_a_run_writes_a_checkpoint_and_a_log_of_everything(one, start):
     rows = log_of(one)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     for row in rows[:4]:
-        lengths = {"length_right": row["accuracy"] > 0, "length_wrong": row["accuracy"] < 1}
-        assert set(row) == LOGGED | {name for name, there in lengths.items() if there}
+        differ = {"length_above", "length_below"} if row["zero_variance"] < 1 else set()
+        assert set(row) == LOGGED | differ, "of a reward of one's own, which calls no answer right"
         assert row["logp_gap"] < 1e-4 and row["ratio_max"] == pytest.approx(1, abs=1e-4) and 0 < row["entropy"]
         assert row["groups"] <= 4 <= row["sampled"] <= 16
     assert {"model.safetensors", "config.json", "tokenizer.model", "curves.png"} <= {path.name for path in one.iterdir()}
@@ -298,7 +298,7 @@ def test_a_file_of_problems_is_learned_from_and_a_config_file_says_how(start, ru
     settings = {"data": [str(samples / "eureka.jsonl"), str(samples / "lmm_r1.jsonl")], "init": str(start), "out": "run/grpo",
                 "max_steps": 2, "prompts": 2, "group_size": 2, "max_new_tokens": 4, "lr": "1e-4", "algo": "rloo:clip_high=0.3",
                 "temperature": 0.8, "bench": "arithmetic", "eval_examples": 2, "eval_every": 1, "device": "cpu",
-                "reward": "rule"}  # fmt: skip
+                "reward": "rule", "val_share": 0}  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     done = run_script("3-rl_vlm.py", "--config", tmp_path / "run.yaml", "--resample_rounds", 1, cwd=tmp_path)
     assert "8 problems, 2 updates of 2 x 2 answers on 1 x cpu" in done.out and "a loss of about 0 is normal" in done.out
@@ -318,7 +318,8 @@ def test_a_file_of_problems_is_learned_from_and_a_config_file_says_how(start, ru
 @pytest.mark.usefixtures("no_curves")
 def test_bad_rows_of_problems_are_named_once_and_their_list_stays(start, tmp_path, capsys):
     rows = [{"conversations": [{"role": "user", "content": f"{k}?"}], "answer": answer} for k, answer in enumerate("7$77")]
-    given = ("--data", lines(tmp_path / "rows.jsonl", rows), "--problems", 12, "--max_bad", 0.5, "--resample_rounds", 0)
+    given = ("--data", lines(tmp_path / "rows.jsonl", rows), "--problems", 12, "--max_bad", 0.5, "--resample_rounds", 0,
+             "--val_share", 0)
     for more in (("--max_steps", 2), ("--max_steps", 2, "--resume")):
         SCRIPT.grpo(flags(start, tmp_path / "grpo", *given, *more))
         assert capsys.readouterr().err.count("skipped ") == 1

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +22,12 @@ from dataset.own_rows import OwnRows, Verdicts, chosen_by, gold_text, measuring,
 from dataset.preferences import load_preferences
 from dataset.problems import problems
 from dataset.report import sheet
-from dataset.rewards import Reward
+from dataset.rewards import Reward, reward_function
 from dataset.rollouts import Group, Rollout, stats
 from dataset.tasks import Example, Truncated, dialogue
 from model.best import mean_loss
 from model.registry import Default, UserError
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 from tests.miniatures import OPENAI, lines, llava, picture, talk
 from tests.test_scripts import log_of
 
@@ -449,3 +450,13 @@ def test_a_quick_benchmark_replaces_neither_fuller_scores_nor_what_the_report_sa
     assert "### text" in page and "### world" in page and f"| text/n | {scores['text/n']} |" in page and "| world/n |" in page
     run_script(*given, "text", "--examples", 7, cwd=folder)
     assert json.loads((folder / "out" / "pretrain" / "scores.json").read_text())["text/n"] > scores["text/n"]
+
+
+def test_the_reward_in_the_documentation_is_one(tmp_path):
+    page = (ROOT / "dataset" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(# my_file\.py\n.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "my_file.py").write_text(code)
+    reward = reward_function(f"{tmp_path / 'my_file.py'}:short_and_right")
+    example = Example(dialogue("row", [], [("What colour?", "")]), "red", "file")
+    paid = [reward(example, answer).total for answer in ("red", "It is red.", "blue", Truncated("red"))]
+    assert paid == pytest.approx([0.997, 0.99, -0.004, 0.0])

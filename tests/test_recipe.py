@@ -282,7 +282,7 @@ def test_an_adapter_is_saved_and_gone_on_from_by_a_flag(stage_one, samples, run_
     arguments = ("2-sft_vlm.py", "--init", stage_one[0] / "out" / "pretrain", "--data", samples / "llava.json", "--max_steps", 2,
                  "--batch_size", 4, "--log_every", 1, "--device", "cpu", "--bench", "", "--warmup", 0, "--lr", 1e-3,
                  "--train.encoder", "lora:2,lr=5e-4", "--train.connector", "partial:1", "--train.llm", "lora:2",
-                 "--checkpointing")  # fmt: skip
+                 "--checkpointing", "--val_share", 0)  # fmt: skip
     run_script(*arguments, cwd=tmp_path)
     folder = tmp_path / "out" / "sft"
     first, *_ = log_of(folder)

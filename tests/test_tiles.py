@@ -389,7 +389,8 @@ def test_preferences_and_rules_go_on_with_tiles(pupil, run_script, tmp_path):
               "--max_steps", 1, "--batch_size", 2)  # fmt: skip
     pairs = lines(tmp_path / "pairs.jsonl", [{"image": f"{k}.png", "question": "What?", "chosen": "A bus.", "rejected": "A fox."}
                                              for k in range(6)])  # fmt: skip
-    run_script("3-rl_vlm.py", "--algo", "dpo", "--data", pairs, "--image_folder", pupil, *common, cwd=tmp_path)
+    run_script("3-rl_vlm.py", "--algo", "dpo", "--data", pairs, "--image_folder", pupil, "--val_share", 0, *common,
+               cwd=tmp_path)
     assert len(keys(tmp_path)) > 6 and all(".png:" in key and "#" in key for key in keys(tmp_path))
     run_script("3-rl_vlm.py", "--data", "arithmetic:rows=0", "--problems", 4, "--prompts", 2, "--group_size", 2,
                "--max_new_tokens", 4, *common, cwd=tmp_path)  # fmt: skip
