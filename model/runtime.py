@@ -120,7 +120,7 @@ class Run:
         torch.manual_seed(config.seed)
 
     def feature_cache(self, model: VLM) -> Path | None:
-        """Where features of the encoder are kept; None where it is trained, and must see pixels at every step, or nothing is kept."""
+        """Where features of the encoder are kept; None where it is trained and must see pixels at every step, and in a trial."""
         return None if self.preview_only or recipe.count_trainable(model.encoder) else self.config.feature_cache
 
     def require_same_start(self, fingerprint: str) -> None:

@@ -218,7 +218,8 @@ def test_a_damaged_file_of_a_checkpoint_is_named(name, tmp_path):
 
 @pytest.mark.parametrize(("specs", "message"), [
     ([], "--data  holds no row"), (["text:0"], "--data text:0 holds no row"),
-    (["text:-1"], "a weight is a number from 0 on, not -1"), (["text:nan"], "a weight is a number from 0 on, not nan"), (["text:inf"], "a weight is a number from 0 on, not inf"),
+    (["text:-1"], "a weight is a number from 0 on, not -1"),
+    (["text:nan"], "a weight is a number from 0 on, not nan"), (["text:inf"], "a weight is a number from 0 on, not inf"),
 ])  # fmt: skip
 def test_data_without_rows_is_refused(specs, message):
     with pytest.raises(UserError, match=message):
