@@ -22,7 +22,7 @@ from model import cli
 
 @dataclass
 class Config:
-    preset: str = "nano"  # nano: minutes on a CPU | small: 26M, GPT 512 x 8 | base: 104M, GPT 768 x 16
+    preset: str = "nano"  # nano: minutes on a CPU | small: 26M, GPT 512 x 8 | base: 104M, 768 x 16; small:hidden_size=640 resizes
     data: tuple[str, ...] = cli.data_flag(("world", "easy_vqa:0.5"))  # tasks or files, by weight: world captions.jsonl:0.5
     init: Path | None = None  # a checkpoint to start from; default: random weights
     adapter: Path | None = None  # adapter.safetensors of an earlier LoRA run from --init, to go on from

@@ -151,23 +151,6 @@ SIZES = {  # what may stand after the name of a preset; the vocabulary is the to
 }  # fmt: skip
 
 
-def sizes(text: str, where: str) -> dict[str, Any]:
-    """`hidden_size=640,num_hidden_layers=10` -> the options by name; UserError for an unknown one, or one of another type."""
-    options: dict[str, Any] = {}
-    for option in split_options(text):
-        key, value = option_and_value(option)
-        if key not in SIZES or key in options:
-            raise UserError(f"{where}: {option!r} is {'given twice' if key in options else 'no option'}. "
-                            f"Options of a preset: {', '.join(SIZES)}")
-        options[key] = typed(value, SIZES[key], f"{where}: {option!r}")
-    return options
-
-
-def is_preset(llm: LLMConfig) -> bool:
-    """Whether a language model has the sizes of a preset without options, whatever its vocabulary."""
-    return any(dataclasses.replace(llm, vocab_size=known.llm.vocab_size) == known.llm for known in PRESETS.values())
-
-
 def preset(spec: str, *, vocab_size: int, image_token_id: int, **names: Any) -> VLMConfig:
     """The config of a preset, NAME or NAME:size=value, for a tokenizer; each of `names` that is not empty replaces a part's name.
 
@@ -177,7 +160,14 @@ def preset(spec: str, *, vocab_size: int, image_token_id: int, **names: Any) -> 
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     base = PRESETS[name]
-    llm = dataclasses.replace(base.llm, **{**sizes(options, f"--preset {spec}"), "vocab_size": vocab_size})
+    sizes: dict[str, Any] = {}
+    for option in split_options(options):
+        key, value = option_and_value(option)
+        if key not in SIZES or key in sizes:
+            raise UserError(f"--preset {spec}: {option!r} is {'given twice' if key in sizes else 'no option'}. "
+                            f"Options of a preset: {', '.join(SIZES)}")
+        sizes[key] = typed(value, SIZES[key], f"--preset {spec}: {option!r}")
+    llm = dataclasses.replace(base.llm, **sizes, vocab_size=vocab_size)
     return dataclasses.replace(
         base, llm=llm, image_token_id=image_token_id, **{key: value for key, value in names.items() if value}
     )

@@ -5,7 +5,6 @@ In:  a folder, a file of weights, or OWNER/NAME on the hub.  Out: the folder on 
 
 import contextlib
 import json
-import pickle
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -123,11 +121,10 @@ def read_file(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{file} is damaged, or not a file of weights, or holds more than tensors. It is read weights-only, so "
-                        f"that no code runs: torch.save(model.state_dict(), FILE) writes such a file") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{file} is damaged, or not a file of weights: {one_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"{file} is damaged, or not a file of weights, or holds more than tensors (it is read weights-only, so "
+                        f"that no code runs; torch.save(model.state_dict(), FILE) writes tensors alone): {one_line(error, 100)}"
+                        ) from error  # fmt: skip
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{file} holds more than tensors by name: save model.state_dict() alone")
     return tensors

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model import checkpoint
-from model.config import PRESETS, LLMConfig, VLMConfig, is_preset
+from model.config import PRESETS, LLMConfig, VLMConfig
 from model.hub import local_folder, read_json, read_tensors
 from model.llm import minimind
 from model.llm.rope import scaling
@@ -63,7 +63,7 @@ class Pretrained(Start):
 
     def config(self, base: VLMConfig) -> VLMConfig:
         """The preset with this shape; <image> takes an unused row of the embedding table, or a new one at its end."""
-        if not is_preset(base.llm):
+        if all(dataclasses.replace(base.llm, vocab_size=known.llm.vocab_size) != known.llm for known in PRESETS.values()):
             raise UserError(f"{self.folder} has a shape of its own: leave out the options of --preset, or --llm")
         if self.projection:
             base = self.with_projection(base)
