@@ -167,7 +167,8 @@ def test_several_answers_to_each_row_tell_its_pass_rate_and_rl_takes_rows_by_tha
     rows[1]["pass_rate"] = 0.5
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = run_script("3-rl_vlm.py", "--data", tmp_path / "rated.jsonl", "--image_folder", samples, "--pass_rates", 0.1, 0.9,
-                      "--val_share", 0, "--dry_run", "--init", folder / "out" / "sft", "--device", "cpu", cwd=tmp_path)  # fmt: skip
+                      "--val_share", 0, "--dry_run", "--init", folder / "out" / "sft", "--device", "cpu",
+                      cwd=tmp_path)  # fmt: skip
     assert "1 problems, " in done.out
     for more in (("--samples", 3), ("--samples", 0, "--temperature", 1)):
         done = run_script("4-eval_chat.py", *given, *more, cwd=folder, expect=1)
@@ -244,7 +245,8 @@ def test_too_many_bad_rows_stop_the_run_and_say_where(samples, run_script, tmp_p
 def test_only_what_is_asked_for_moves(stage_one, samples, run_script, tmp_path):
     folder, _ = stage_one
     run_script("2-sft_vlm.py", "--init", folder / "out" / "pretrain", "--data", samples / "llava.json", "--max_steps", 2,
-               "--batch_size", 4, "--device", "cpu", "--bench", "", "--val_share", 0, "--train.llm", "freeze", "--train.encoder", "partial:1",
+               "--batch_size", 4, "--device", "cpu", "--bench", "", "--val_share", 0, "--train.llm", "freeze",
+               "--train.encoder", "partial:1",
                "--template", "pretrain", cwd=tmp_path)  # fmt: skip
     before, after = (load_file(path / "model.safetensors") for path in (folder / "out" / "pretrain", tmp_path / "out" / "sft"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
