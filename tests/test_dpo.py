@@ -371,7 +371,8 @@ def pairs_file(tmp_path_factory) -> Path:
 
 def arguments(start: Path, pairs: Path, *more) -> tuple:
     return ("--algo", "dpo", "--init", start, "--data", pairs, "--bench", "", "--device", "cpu", "--batch_size", 2,
-            "--val_share", 0, "--max_steps", 5, "--epochs", 1, "--save_every", 2, "--log_every", 1, "--warmup", 2, "--lr", 1e-3, *more)  # fmt: skip
+            "--val_share", 0,
+            "--max_steps", 5, "--epochs", 1, "--save_every", 2, "--log_every", 1, "--warmup", 2, "--lr", 1e-3, *more)  # fmt: skip
 
 
 LOGGED = {"step", "seconds", "loss", "preference_loss", "sft_loss", "reward_chosen", "reward_rejected", "margin",
