@@ -61,7 +61,6 @@ from dataset.chat import Conversation, Message
 from dataset.dialogue import Dialogue
 from dataset.evaluation import Answer, Answerer, evaluate, make_tasks
 from dataset.feedback.best_of import AnswerScorer, BestOf
-from dataset.formats.conversations import image_values
 from dataset.formats.files import FileSource
 from dataset.held_out import indices
 from dataset.mixture import load_file
@@ -256,7 +255,7 @@ class Predictions:
                 "conversations": [{"role": message.role, "content": "".join(part if isinstance(part, str) else "<image>"
                                                                             for part in message.parts)}
                                   for message in example.prompt.messages],
-                "answer": example.answer, "image_urls": [value for value in image_values(raw) if isinstance(value, str)],
+                "answer": example.answer, "image_urls": [picture.address for picture in prompt.pictures],
                 "prediction": answers[0], "reasoning": reasoning[1] if reasoning else "",
                 "predicted_answer": final_answer(answers[0]), **(solved(example, answers) if self.samples > 1 else {})}
 

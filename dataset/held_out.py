@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,10 +88,10 @@ def indices(file: FileSource, share: float, image_folder: Path | None) -> list[i
 
 
 class Selected:
-    """Selected rows of a source: `len(source)`, `source[i]`; `rows` holds their indices."""
+    """Selected rows of a source: `len(source)`, `source[i]`; `rows` holds their indices, `bad` the errors of bad ones."""
 
-    def __init__(self, source: FileSource, rows: list[int]):
-        self.source, self.rows = source, rows
+    def __init__(self, source: FileSource, rows: list[int], bad: Mapping[int, BadRow] | None = None):
+        self.source, self.rows, self.bad = source, rows, bad or {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,6 +99,8 @@ class Selected:
     def __getitem__(self, i: int) -> Any:
         if not 0 <= i < len(self):
             raise IndexError(i)
+        if self.rows[i] in self.bad:
+            raise self.bad[self.rows[i]]
         return self.source[self.rows[i]]
 
     def blocks(self) -> np.ndarray:

@@ -6,11 +6,13 @@ In:  a path, bytes or a PIL image of any mode.  Out: a `Picture`, which is opene
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ class Picture:
     """An image that is opened when it is needed. `key` identifies its content; `load()` returns it as RGB.
 
     measure        () -> (width, height) of what `load` returns, where that is cheaper than loading
+    origin         what a row holds: a file's name, a URL, or the bytes of a file; "" for a drawing
     memory_bytes   bytes that this object keeps in memory: an image, or the file that came inside a row
     """
 
@@ -33,6 +36,14 @@ class Picture:
     load: Callable[[], Image.Image] = field(compare=False, repr=False)
     measure: Callable[[], tuple[int, int]] | None = field(default=None, compare=False, repr=False)
     memory_bytes: int = field(default=0, compare=False, repr=False)
+    origin: str | bytes = field(default="", compare=False, repr=False)
+
+    @property
+    def address(self) -> str:
+        """What a row of JSON may hold to name this picture: a file's name, a URL, or data: with the file itself."""
+        if isinstance(self.origin, str) and self.origin:
+            return self.origin
+        return "data:image/*;base64," + base64.b64encode(self.origin or png(self)).decode()  # type: ignore[arg-type]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -40,18 +51,23 @@ class Picture:
         return self.measure() if self.measure else self.load().size
 
 
-def from_file(path: str | Path) -> Picture:
-    """A picture in a file. Its key holds size and time of the file, so a cache treats an edited file as a new picture."""
-    path = Path(path)
-    if not path.is_file():
+def from_file(path: str | Path, name: str = "") -> Picture:
+    """A picture in a file, whose row calls it `name`. An edited file is a new picture to a cache: the key has size and time."""
+    file = Path(path)
+    try:
+        stat = file.stat()
+    except (OSError, ValueError):
+        stat = None
+    if not stat or not S_ISREG(stat.st_mode):
         raise BadRow(f"image file missing: {path}", "check --image_folder, or remove the row")
-    stat = path.stat()
-    return Picture(f"{path}:{stat.st_size}:{stat.st_mtime_ns}", lambda: open_rgb(path), lambda: upright_size(path))
+    return Picture(f"{path}:{stat.st_size}:{stat.st_mtime_ns}", lambda: open_rgb(file), lambda: upright_size(file),
+                   origin=name or str(path))
 
 
 def from_bytes(data: bytes) -> Picture:
     """A picture from the bytes of an image file."""
-    return Picture(f"sha256:{hashlib.sha256(data).hexdigest()}", lambda: open_rgb(data), lambda: upright_size(data), len(data))
+    return Picture(f"sha256:{hashlib.sha256(data).hexdigest()}", lambda: open_rgb(data), lambda: upright_size(data), len(data),
+                   data)
 
 
 def from_image(image: Image.Image) -> Picture:

@@ -19,7 +19,8 @@ import numpy as np
 from dataset import held_out
 from dataset.bad_rows import BadRow, BadRows
 from dataset.batches import Batches, blocks
-from dataset.formats.files import READERS, FileSource
+from dataset.formats.files import FileSource
+from dataset.formats.folders import HUB, downloaded, sources
 from dataset.held_out import HeldOut, HeldOutRow, Selected
 from dataset.processor import Processor
 from dataset.protocols import Run, Source
@@ -70,30 +71,25 @@ class Mixture:
 
 def load(path: str | Path, image_folder: str | Path | None = None, allow_urls: bool = False, need_answer: bool = True,
          kind: type[FileSource] = FileSource) -> Source:
-    """The rows of a file, or of every data file in a folder.
+    """The rows of a file, or of every data file in a folder, or of a data set on the hub, hf:OWNER/NAME.
 
     image_folder   the folder of the images, which no row may leave; default: that of the file
     need_answer    False also accepts rows that end with a question, for inference
     kind           the class that reads rows: conversations, or preferences (dataset/preferences.py)
     Raises FileNotFoundError, UserError or TypeError when nothing can be read.
     """
-    path = Path(path)
+    path = downloaded(str(path)) if str(path).startswith(HUB) else Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in READERS)
-        if not files:
-            raise FileNotFoundError(f"no {', '.join(READERS)} file in {path}")
-        return Mixture([(load(file, image_folder, allow_urls, need_answer, kind), 1) for file in files])
+        made = sources(path, lambda file: load_file(file, image_folder, allow_urls, need_answer, kind))
+        return Mixture([(source, 1) for source in made])
     return load_file(path, image_folder, allow_urls, need_answer, kind)
 
 
 def load_file(path: Path, image_folder: str | Path | None = None, allow_urls: bool = False, need_answer: bool = True,
               kind: type[FileSource] = FileSource) -> FileSource:
-    """The rows of one file; the rest as in `load`."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no data at {path}; give a file or folder of {', '.join(READERS)}")
-    if path.suffix not in READERS:
-        raise UserError(f"{path}: unknown format {path.suffix!r}; known: {', '.join(READERS)}")
-    return kind(path, Path(image_folder or path.parent), allow_urls, need_answer)
+    """The rows of one file, after a line about what it holds; the rest as in `load`."""
+    folder = Path(image_folder or (path if path.is_dir() else path.parent))
+    return kind(path, folder, allow_urls, need_answer).tell()
 
 
 def name_and_weight(spec: str) -> tuple[str, float]:

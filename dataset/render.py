@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dataset.bad_rows import BadRow
+from dataset.bad_rows import BadRow, require_unicode
 from dataset.chat import Document, Message, Prefill, Template
 from dataset.images import Picture
 from dataset.tokenizer import Tokenizer
@@ -76,6 +76,8 @@ class Renderer:
     def segments(self, name: str, messages: Sequence[Message]) -> list[Segment]:
         """The beginning of a document, then every turn in full. BadRow names this row where a picture does not open."""
         try:
+            for message in messages:
+                require_unicode(message.text)
             return list(self.turns(messages))
         except BadRow as bad:
             bad.where = bad.where or name
@@ -98,7 +100,8 @@ class Renderer:
                 elif is_answer or not self.template.drop_user_text:
                     yield Segment(self.tokenizer.encode(part), is_answer and not isinstance(part, Prefill))
             if is_answer:
-                yield Segment(self.markup(self.template.stop), True)
+                only_read = bool(message.parts) and all(isinstance(part, Prefill) for part in message.parts)
+                yield Segment(self.markup(self.template.stop), not only_read)
             yield Segment(self.markup(after), False)
 
     def markup(self, text: str) -> list[int]:

@@ -66,7 +66,7 @@ def openai(*content, **more):
     (llava("<image><image>", image="a.png, b.png"), ["RED", "BLUE"]),  # adjacent
     (llava("From <image> to <image>?", image=["b.png", "a.png"]), ["From ", "BLUE", " to ", "RED", "?"]),
     (llava("What?", images=["a.png", "b.png"]), ["RED", "BLUE", "What?"]),
-    (llava("What is an <image> tag?\n"), ["What is an <image> tag?\n"]),  # no image: text stays text
+    (llava("What is a <video> tag?\n"), ["What is a <video> tag?\n"]),  # no placeholder: text stays text
     (llava("Hello", image=None), ["Hello"]),
     (llava("<image>What?", image={"bytes": None, "path": "a.png"}), ["RED", "What?"]),
     (llava("<image>What?", image=URLS["blue"]), ["BLUE", "What?"]),
@@ -101,6 +101,8 @@ def test_mm_eureka_rows_keep_their_gold_answer(folder):
         {"id": "1", "conversations": question, "answer": "4", "image_urls": [f"file://{folder}/a.png"]},
         {"id": "2", "conversations": [{"role": "user", "content": "2 + 2?"}], "answer": 4, "image_urls": []},
     )
+    assert [contents(one)[1:] for one in source] == [[("assistant", ["4"])]] * 2  # to learn from; and to be asked:
+    source = load(source.path, need_answer=False)
     assert [contents(one) for one in source] == [[("user", ["RED", "How many?"])], [("user", ["2 + 2?"])]]
     assert [one.answer for one in source] == ["4", "4"]
 
@@ -108,7 +110,7 @@ def test_mm_eureka_rows_keep_their_gold_answer(folder):
 def test_lmm_r1_rows_hold_their_messages_as_a_string(folder):
     content = [{"type": "image", "image": f"file://{folder}/b.png"}, {"type": "text", "text": "How many?"}]
     row = {"id": "1", "message": json.dumps([{"role": "user", "content": content}]), "answer": "$4$"}
-    result = written(folder, row)[0]
+    result = load(written(folder, row).path, need_answer=False)[0]
     assert (contents(result), result.answer) == ([("user", ["BLUE", "How many?"])], "$4$")
 
 
@@ -161,6 +163,7 @@ BROKEN = {
     "null value": (llava("Hi", None), "value is a NoneType"),
     "more placeholders": (llava("<image><image>", image="a.png"), "2 <image> placeholders but 1 images"),
     "fewer placeholders": (llava("<image>?", image=["a.png", "b.png"]), "1 <image> placeholders but 2 images"),
+    "placeholder, no image": (llava("An <image> tag?", pic_no="a.png"), "1 <image> .* 0 images .* `conversations`, `pic_no`"),
     "placeholder, null image": (llava("<image>?", image=None), "1 <image> placeholders but 0 images"),
     "images inside and beside": (openai({"type": "image", "image": "a.png"}, images=["a.png"]), "0 <image> .* 1 images"),
     "unknown content part": (openai({"type": "video"}), "unknown content part"),

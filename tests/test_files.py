@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from dataset.bad_rows import BadRow, BadRows
 from dataset.batches import blocks
-from dataset.formats import files
+from dataset.formats import files, tables
 from dataset.formats.files import rewrite
 from dataset.mixture import load
 from model.registry import UserError
@@ -37,7 +37,7 @@ def test_blank_lines_and_a_missing_last_line_end_are_not_rows(tmp_path):
 
 
 def test_parquet_keeps_few_row_groups_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_GROUP_BYTES", 1000)
+    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", 1000)
     parquet.write_table(minimind_tables(20)[0], tmp_path / "data.parquet", row_group_size=2)
     source, most = load(tmp_path / "data.parquet"), 0
     for i in np.random.default_rng(0).permutation(20):
@@ -50,7 +50,7 @@ def test_parquet_keeps_few_row_groups_in_memory(tmp_path, monkeypatch):
 def test_a_huge_row_group_is_refused_with_the_command_that_splits_it(tmp_path, monkeypatch):
     parquet.write_table(minimind_tables(20)[1], tmp_path / "data.parquet", use_dictionary=False)
     rewrite(tmp_path / "data.parquet", tmp_path / "small.parquet", rows=2)
-    monkeypatch.setattr(files, "MAX_GROUP_BYTES", 3000)
+    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", 3000)
     with pytest.raises(UserError, match=r"python -m dataset.formats.files .*data.parquet"):
         load(tmp_path / "data.parquet")
     source = load(tmp_path / "small.parquet")

@@ -1,164 +1,208 @@
-"""Rows to conversations: every published format.
+"""Rows to conversations, in every form that is read: the one reader of rows for all stages.
 
-In:  a row of LLaVA, TinyLLaVA, MiniMind-V, OpenAI-style messages, MM-EUREKA, LMM-R1, or {"text"}.
+In:  a row: turns, a question and its answer, a caption, or a text (dataset/README.md lists the forms).
 Out: a `Conversation`, or `BadRow` with the reason and the remedy.
+
+A row means the same in every stage. What differs is what it is for: to learn from (pretraining, SFT), or to be asked (RL,
+inference). A `text` alone, or beside a picture, is learned as it stands, and asked as the user's question.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections import Counter
 from typing import Any
 
-from dataset.bad_rows import BadRow
-from dataset.chat import Conversation, Message
-from dataset.images import Picture, from_bytes
-
-PLACEHOLDER = "<image>"
-ROLE_NAMES = {
-    "human": "user", "user": "user",
-    "gpt": "assistant", "assistant": "assistant",
-    "system": "system",
-}  # fmt: skip
-TURN_FIELDS = ("conversations", "messages", "message")
-IMAGE_FIELDS = ("image", "images", "image_urls", "image_bytes")
-
-Find = Callable[[str], Picture]  # the name of an image in a row -> its picture
-Turn = tuple[str, list]  # a role, and its parts: text, Picture, or None as the slot for the row's next image
-
-
-def decode(text: str | bytes, name: str):
-    """The value of a JSON text in a row; BadRow where it is not JSON."""
-    try:
-        return json.loads(text)
-    except ValueError as error:  # JSONDecodeError, or bytes that are not UTF-8
-        raise BadRow(f"{name} is not JSON: {error}", "repair or remove the row") from error
+from dataset.bad_rows import BadRow, require_unicode
+from dataset.chat import Conversation, Message, Prefill
+from dataset.formats.fields import (
+    ANSWER,
+    CAPTION,
+    CHOSEN,
+    NO_READER,
+    QUESTION,
+    REJECTED,
+    SOLUTION,
+    SYSTEM,
+    TURNS,
+    Fields,
+    decode,
+)
+from dataset.formats.row_pictures import PLACEHOLDER, SLOT, Find, Turn, fill, split
+from dataset.formats.turns import check_order, turn
 
 
 def conversation(row: Any, id: str, find: Find, need_answer: bool) -> Conversation:
-    """The conversation of a row in any known format; raises BadRow.
+    """The conversation of a row (an object, or its `Fields`) in any known form; raises BadRow.
 
-    need_answer   the last turn must be the assistant's, unless the row has a gold "answer" (RL data)
+    need_answer   the row is to learn from: it ends with an answer, and its `answer` is learned where it ends with a question.
+                  False: it is to be asked, and has a user's turn; its `answer` is the gold answer
     """
-    if not isinstance(row, dict):
-        raise BadRow(f"the row is a {type(row).__name__}, not an object", 'write {"conversations": [...]}')
-    gold = row.get("answer")
-    # In a row without images "<image>" is ordinary text.
-    marked = any(field in row for field in IMAGE_FIELDS)
-    if "text" in row and not any(field in row for field in TURN_FIELDS):
-        turns = [turn({"role": "assistant", "content": row["text"]}, find, marked)]  # every token is learned
-    else:
-        turns = [turn(raw, find, marked) for raw in raw_turns(row)]
-        check_order([role for role, _ in turns], need_answer and gold is None)
-    fill(turns, [picture(value, find) for value in image_values(row)])
+    fields = row if isinstance(row, Fields) else Fields(row)
+    raw = raw_turns(fields, need_answer)
+    if raw is None:
+        caption = caption_parts(fields, find, need_answer)
+        return finished([("assistant", caption)], None, id, fields, find)
+    turns = [turn(one, find, fields, need_answer) for one in raw]
+    complete = bool(turns) and turns[-1][0] == "assistant"
+    gold, answer = gold_and_answer(fields, complete, need_answer)
+    if answer is not None:
+        turns.append(("assistant", [answer]))
+    turns = with_system(turns, fields)
+    check_order([role for role, _ in turns], need_answer)
+    return finished(turns, gold, id, fields, find)
+
+
+def finished(turns: list[Turn], gold: str | None, id: str, fields: Fields, find: Find) -> Conversation:
+    """The conversation of these turns with the row's pictures. BadRow for an empty turn, half a character, or a video."""
+    if fields.has(NO_READER) and fields.take(NO_READER):
+        raise BadRow("the row has a video or a sound, which is not read", "give pictures of it in its place, or remove the row")
+    fill(turns, fields, find)
     messages = tuple(Message(role, tuple(parts)) for role, parts in turns)
-    try:
-        "".join(message.text for message in messages).encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"text is not Unicode: {error}", "repair the row: it holds half of a surrogate pair") from error
-    if any(message.role == "assistant" and not message.text.strip() for message in messages):
-        raise BadRow("empty answer", "write the answer, or remove the row")
-    return Conversation(id, messages, None if gold is None else str(gold))
+    texts = [message.text for message in messages]
+    require_unicode("".join(texts) + (gold or ""))
+    learned, answered = False, False
+    for (role, parts), text in zip(turns, texts):
+        if role == "assistant":
+            answered, learned = True, learned or not all(isinstance(part, Prefill) for part in parts)
+        if role != "system" and not text.strip() and (role == "assistant" or not parts or isinstance(parts[0], str)):
+            raise BadRow(f"empty {'answer' if role == 'assistant' else 'question'}", "write it, or remove the row")
+    if answered and not learned:
+        raise BadRow("nothing to learn: no answer has a weight", "give one answer the weight 1, or remove the row")
+    return Conversation(id, messages, gold)
 
 
-def raw_turns(row: dict) -> list:
-    """The turns as the row has them: a list, or a JSON string of one."""
-    field = next((name for name in TURN_FIELDS if name in row), None)
-    if field is None:
-        raise BadRow("missing conversations", 'a row has "conversations", "messages", "message" or "text"')
-    turns = decode(row[field], field) if isinstance(row[field], str) else row[field]
+# ---------------------------------------------------------------- which turns a row has
+
+
+def raw_turns(fields: Fields, need_answer: bool) -> list | None:
+    """The turns of a row as it writes them; None for a caption or a text, which has none."""
+    if fields.has(TURNS):
+        return turn_list(fields)
+    if (texts := fields.values.get("texts")) and isinstance(texts[1], list) and isinstance(texts[1][0], dict):
+        return of_texts(fields)
+    if fields.has(QUESTION):
+        return of_question(fields)
+    if "text" in fields and (not need_answer or fields.has(ANSWER + SOLUTION)):
+        return [{"role": "user", "content": fields.take(("text",))}]
+    if fields.has((*CAPTION, "texts")):
+        return None
+    if "error" in fields:  # a line of predictions that has none
+        raise BadRow(f"the row had no answer: {fields.take(('error',))}", "repair it in the file that was answered")
+    if fields.has(CHOSEN + REJECTED):
+        raise BadRow("the row is a preference", "learn from it with 3-rl_vlm.py --algo dpo")
+    hint = "a question" if fields.has(ANSWER + SOLUTION) else "conversations"
+    raise BadRow(f"missing {hint} in a row of {fields.named()}",
+                 'a row has "conversations", "messages", "question", "caption" or "text"')
+
+
+def turn_list(fields: Fields) -> list:
+    """The turns of a row that has a list of them, also as a JSON string."""
+    name = next(name for name in TURNS if name in fields)
+    turns = fields.take((name,))
+    if isinstance(turns, str):
+        turns = decode(turns, name)
     if not isinstance(turns, list):
-        raise BadRow(f"{field} is a {type(turns).__name__}, not a list", "write a list of turns")
+        raise BadRow(f"{name} is a {type(turns).__name__}, not a list", "write a list of turns")
     if not turns:
-        raise BadRow(f"empty {field}", "remove the row")
+        raise BadRow(f"empty {name}", "remove the row")
     return turns
 
 
-def turn(raw: Any, find: Find, marked: bool) -> Turn:
-    """One turn in LLaVA's form ("from", "value") or OpenAI's ("role", "content")."""
-    if not isinstance(raw, dict):
-        raise BadRow(f"a turn is a {type(raw).__name__}, not an object", 'write {"from": ..., "value": ...}')
-    name, content = raw.get("from", raw.get("role")), raw.get("value", raw.get("content"))
-    if not isinstance(name, str) or name not in ROLE_NAMES:
-        raise BadRow(f"unknown role {name!r}", f"known roles: {', '.join(ROLE_NAMES)}")
-    role = ROLE_NAMES[name]
-    if isinstance(content, str):
-        return role, split(content) if marked and role == "user" else [content]
-    if isinstance(content, list):
-        return role, [part for raw_part in content for part in content_part(raw_part, find, marked and role == "user")]
-    raise BadRow(f"the {name} value is a {type(content).__name__}, not a string", "write the turn as text")
+def of_texts(fields: Fields) -> list[dict]:
+    """The turns of the_cauldron: [{"user", "assistant"}, ...]."""
+    turns = []
+    for exchange in fields.take(("texts",)):
+        if not isinstance(exchange, dict) or not {"user", "assistant"} <= exchange.keys():
+            raise BadRow("texts is not a list of exchanges", 'write {"user": ..., "assistant": ...}')
+        turns += [{"role": role, "content": exchange[role]} for role in ("user", "assistant")]
+        for key in exchange.keys() - {"user", "assistant"}:
+            fields.skip(f"texts.{key}")
+    return turns
 
 
-def split(text: str) -> list[str | None]:
-    """Text split at its placeholders: "<image>\\nWhat?" -> [None, "What?"]. A line break beside one is layout, not text."""
-    before, *others = text.split(PLACEHOLDER)
-    if not others:
-        return [text]
-    parts: list[str | None] = [before]
-    for other in others:
-        parts += [None, other]
-    stripped = [part if part is None else part.strip("\n") for part in parts]
-    return [part for part in stripped if part != ""]
+def of_question(fields: Fields) -> list[dict]:
+    """The turns of a question, with Alpaca's `input` below it and earlier (question, answer) pairs of `history` before it.
+
+    TRL writes turns as `prompt` and `completion`: lists of them.
+    """
+    instruction = "instruction" in fields
+    question = fields.take(QUESTION)
+    if isinstance(question, list):
+        completion = next((name for name in SOLUTION if isinstance(fields.values.get(name, ("", None))[1], list)), None)
+        return [*question, *(fields.take((completion,)) if completion else [])]
+    if instruction and isinstance(question, str) and isinstance(more := fields.take(("input",)), str) and more:
+        question = f"{question}\n{more}"
+    turns = []
+    for exchange in fields.take(("history",)) or []:
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise BadRow("history is not a list of pairs", "write [[question, answer], ...]")
+        turns += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), exchange)]
+    return [*turns, {"role": "user", "content": question}]
 
 
-def content_part(raw: Any, find: Find, marked: bool) -> list:
-    """The parts of one element of an OpenAI-style content list. An image without an address takes the row's next image."""
-    kind = raw.get("type") if isinstance(raw, dict) else None
-    if kind == "text" and isinstance(raw.get("text"), str):
-        return split(raw["text"]) if marked else [raw["text"]]
-    if kind in ("image", "image_url"):
-        address = next((raw[key] for key in ("image_url", "image", "url", "path") if key in raw), None)
-        if isinstance(address, dict) and "url" in address:
-            address = address["url"]
-        return [None if address is None else picture(address, find)]
-    raise BadRow(f"unknown content part {str(raw)[:80]}", 'parts have "type": "text", "image" or "image_url"')
+def caption_parts(fields: Fields, find: Find, need_answer: bool) -> list:
+    """The parts of a caption or a text: all of it is learned."""
+    value = fields.take((*CAPTION, "texts"))
+    if not need_answer:
+        raise BadRow("a caption and no question", 'write the question as "question", or as "text"')
+    if isinstance(value, list) and value:
+        if len(value) > 1:
+            fields.skip("captions[1:]")
+        value = value[0]
+    if not isinstance(value, str):
+        raise BadRow(f"the caption is a {type(value).__name__}, not a string", "write it as text")
+    if value.startswith("{") and '"chosen"' in value:
+        raise BadRow("the row is a preference", "learn from it with 3-rl_vlm.py --algo dpo")
+    if fields.images() is not None:
+        return split(value, find)
+    if SLOT.search(value) and len(fields.keys) > 1 + ("id" in fields):  # a text on its own is free to speak of <image>
+        raise BadRow(f"{PLACEHOLDER} but no image in a row of {fields.named()}", "name the picture in the field image")
+    return [value]
 
 
-def image_values(row: dict) -> list:
-    """The images beside a row's turns, as written: names, bytes, or {"bytes", "path"}; [] where the field is null."""
-    value: Any = next((row[field] for field in IMAGE_FIELDS if row.get(field)), [])
-    if isinstance(value, str) and ":" not in value:  # "a.jpg, b.jpg"; a URL may contain commas
-        return [name.strip() for name in value.split(",")]
-    return value if isinstance(value, list) else [value]
+def with_system(turns: list[Turn], fields: Fields) -> list[Turn]:
+    """The turns behind the row's `system`, if it has one."""
+    text = fields.take(SYSTEM)
+    if not text:
+        return turns
+    if not isinstance(text, str):
+        raise BadRow(f"system is a {type(text).__name__}, not a string", "write it as text")
+    if turns and turns[0][0] == "system":
+        raise BadRow("two systems: a field beside the turns and a turn", "remove one of them")
+    return [("system", [text]), *turns]
 
 
-def picture(value: Any, find: Find) -> Picture:
-    """An image as a row has it: a name, the bytes of a file, or {"bytes", "path"} as on the Hugging Face hub."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return from_bytes(value)
-    if isinstance(value, str):
-        return find(value)
-    raise BadRow(f"an image is a {type(value).__name__}", "write a file name, a list of them, or the file's bytes")
+# ---------------------------------------------------------------- gold answers
 
 
-def fill(turns: list[Turn], pictures: list[Picture]) -> None:
-    """Put the row's pictures into its slots, in place; without placeholders, before the user's first words."""
-    slots = sum(part is None for _, parts in turns for part in parts)
-    inline = any(isinstance(part, Picture) for _, parts in turns for part in parts)
-    if slots == 0 and not inline:
-        first = next((parts for role, parts in turns if role == "user"), turns[0][1])
-        first[:0] = pictures
-    elif slots != len(pictures):
-        raise BadRow(
-            f"{slots} {PLACEHOLDER} placeholders but {len(pictures)} images",
-            f"write {PLACEHOLDER} once for every image, or leave it out to put images first; an image may not be null",
-        )
-    else:
-        remaining = iter(pictures)
-        for _, parts in turns:
-            parts[:] = [next(remaining) if part is None else part for part in parts]
+def gold_and_answer(fields: Fields, complete: bool, need_answer: bool) -> tuple[str | None, str | None]:
+    """(gold answer, answer to learn) of a row; the latter where its turns do not end with one.
+
+    A solution beside the answer is what is learned, and the answer what is compared.
+    """
+    value = fields.take(ANSWER)
+    solution = None if complete or (value is not None and not need_answer) else fields.take(SOLUTION)
+    gold = gold_text(solution if value is None else value)
+    if complete or not need_answer or (value is None and solution is None):
+        return gold, None
+    learned = solution if solution is not None else value
+    if isinstance(learned, list):  # several people's answers: what most of them said
+        learned = Counter(map(gold_text, learned)).most_common(1)[0][0] if learned else ""
+    return gold, gold_text(learned) or ""
 
 
-def check_order(roles: list[str], need_answer: bool) -> None:
-    """BadRow unless the roles are [system] user assistant user assistant ..."""
-    turns = roles[1:] if roles[0] == "system" else roles
-    for i, role in enumerate(turns):
-        expected = ("user", "assistant")[i % 2]
-        if role != expected:
-            raise BadRow(f"roles out of order: turn {i + 1} is the {role}'s, not the {expected}'s", "repair the row")
-    if not turns:
-        raise BadRow("no turn but the system's", "add a question and its answer")
-    if need_answer and turns[-1] != "assistant":
-        raise BadRow("the last turn is not the assistant's", "add the answer, or remove the turn")
+def gold_text(value: Any) -> str | None:
+    """A gold answer as text. Several, of which any is right, become a JSON list. BadRow where it is no text and no number."""
+    if isinstance(value, dict) and value.get("answer") is not None:
+        value = value["answer"]
+    if isinstance(value, list):
+        texts = list(dict.fromkeys(text for one in value if (text := gold_text(one)) is not None))
+        return texts[0] if len(texts) == 1 else json.dumps(texts, ensure_ascii=False) if texts else None
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        kind = "NaN" if value != value else f"a {type(value).__name__}"
+        raise BadRow(f"the answer is {kind}: {value!r}", "write it as a text or a number")
+    return str(value)

@@ -20,6 +20,7 @@ import tyro
 
 from dataset.bad_rows import BadRow
 from dataset.formats.files import FileSource
+from dataset.formats.survey import tell
 from dataset.held_out import Selected
 from dataset.mixture import Mixture, load
 from dataset.protocols import Source
@@ -43,25 +44,26 @@ def pass_rate(row: Any) -> float | None:
 def by_pass_rate(source: Source, low: float, high: float) -> Selected | Mixture:
     """The rows with a pass rate from `low` to `high`, bounds included, and the rows without one.
 
-    A broken row stays in: reading it from the source raises the error.
+    A broken row, and one whose rate is not a share, stays in: reading it raises the error.
     """
     if not 0 <= low <= high <= 1:
         raise UserError(f"pass rates: 0 <= low <= high <= 1, not {low} and {high}")
     if isinstance(source, Mixture):
         return Mixture([(by_pass_rate(part, low, high), 1) for part in source.sources])
-    if isinstance(source, Selected):
-        return Selected(source.source, [i for i in source.rows if inside(source.source, i, low, high)])
-    if not isinstance(source, FileSource):
+    file, candidates = (source.source, source.rows) if isinstance(source, Selected) else (source, range(len(source)))
+    if not isinstance(file, FileSource):
         raise TypeError(f"{type(source).__name__} has no rows with pass rates")
-    return Selected(source, [i for i in range(len(source)) if inside(source, i, low, high)])
-
-
-def inside(source: FileSource, i: int, low: float, high: float) -> bool:
-    try:
-        rate = pass_rate(source.rows[i])
-    except BadRow:
-        return True
-    return rate is None or low <= rate <= high
+    rows, bad = [], {}
+    for i in candidates:
+        try:
+            rate = pass_rate(file.row(i))
+        except BadRow as error:
+            error.where = f"{file.path}:{i + 1}"
+            rate, bad[i] = None, error
+        if rate is None or low <= rate <= high:
+            rows.append(i)
+    tell(f"{file.path}: {len(rows):,} of {len(source):,} rows have a pass rate from {low} to {high}, or none")
+    return Selected(file, rows, bad)
 
 
 @dataclass
@@ -77,7 +79,11 @@ def main(config: Config) -> None:
         raise UserError(f"{config.path} is a folder: name one of its files")
     rates: Counter[str] = Counter()
     for i in range(len(source)):
-        rate = pass_rate(source.rows[i])
+        try:
+            rate = pass_rate(source.row(i))
+        except BadRow:
+            rates["broken"] += 1
+            continue
         rates["unknown" if rate is None else f"{rate:.1f}"] += 1
     for name, count in sorted(rates.items()):
         print(f"{name:>8} {count:>8,}")

@@ -28,6 +28,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000"
 PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # a PNG may state its orientation in one of these chunks
 
 
+BITS = (8, 10, 12, 14, 16, 24, 32)  # of a grey value, in cameras, scanners and files
+
+
 # The errors of PIL for a broken file. They are caught around the decoding alone: anywhere else they are bugs.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -55,13 +58,26 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """A PIL image of any mode as RGB, turned upright by its EXIF data, with transparent parts over white."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits per pixel; PIL's own conversion would clip everything above 255 to white
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):  # PIL's own conversion would clip everything above 255 to white
+        image = Image.fromarray(eight_bits(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8, scaled by the range of their kind: the fewest bits that hold the brightest.
+
+    A camera's 12 bits in a file of 16 would be nearly black as 16. Fractions are taken for 0..1 if none is larger.
+    """
+    fractions = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float64)).clip(0)
+    brightest = values.max(initial=0)
+    tops = [1 if fractions else 255, *(2**bits - 1 for bits in BITS)]
+    top = next((top for top in tops if brightest <= top), brightest)
+    return np.round(values * (255 / top)).astype(np.uint8)
 
 
 def upright_size(source: Path | bytes) -> tuple[int, int]:

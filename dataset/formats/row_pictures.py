@@ -1,0 +1,102 @@
+"""The pictures of a row: as values beside or inside its turns, and the placeholders that say where they stand.
+
+In:  values as rows have them: names, base64, bytes, {"bytes", "path"}; texts with <image>.  Out: pictures in their places.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+from dataset.bad_rows import BadRow
+from dataset.formats.fields import Fields, decode
+from dataset.images import Picture, from_bytes
+from dataset.vision.decoding import FORMATS
+
+PLACEHOLDER = "<image>"
+# Other models' placeholders: Qwen2-VL, InternLM-XComposer, Llama 3.2. Qwen-VL writes the picture's path between two tags.
+SLOT = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image(?:_pad)?\|>|<ImageHere>|<img>(.*?)</img>",
+                  re.IGNORECASE | re.DOTALL)  # fmt: skip
+NUMBERED = re.compile(r"<image[ _]?\d+>", re.IGNORECASE)
+NO_SLOT = re.compile(r"^<(?:video|audio)>|<(?:video|audio)>$", re.IGNORECASE | re.MULTILINE)  # alone; inside a line it is HTML
+BLANK_BYTES = 512  # a picture of more is not MiniMind-V's blank one
+
+Find = Callable[[str], Picture]  # the name of an image in a row -> its picture
+Turn = tuple[str, list]  # a role, and its parts: text, Picture, or None as the slot for the row's next image
+
+
+def image_values(value: Any) -> list:
+    """The images of a field as written: names, bytes, or {"bytes", "path"}; [] where the field is missing."""
+    if value is None:
+        return []
+    if isinstance(value, str) and value.startswith("["):  # a list in a cell of a table
+        value = decode(value, "the list of images")
+    if isinstance(value, str) and ":" not in value:  # "a.jpg, b.jpg"; a URL may contain commas
+        return [name.strip() for name in value.split(",")]
+    return value if isinstance(value, list) else [value]
+
+
+def picture(value: Any, find: Find) -> Picture:
+    """An image as a row has it: a name, the bytes of a file, or {"bytes", "path"} as on the Hugging Face hub."""
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), None)
+    if isinstance(value, bytes):
+        return from_bytes(value)
+    if isinstance(value, str):
+        return find(value)
+    raise BadRow(f"an image is a {type(value).__name__}", "write a file name, a list of them, or the file's bytes")
+
+
+def is_blank(value: Any) -> bool:
+    """Whether an image is the 8 x 8 black one with which MiniMind-V fills rows of text alone."""
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes) or len(data) > BLANK_BYTES:
+        return False
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size == (8, 8) and max(image.convert("L").tobytes()) <= 2  # JPEG may miss black by a little
+    except (OSError, ValueError, SyntaxError):
+        return False  # it is a bad row once it is opened as a picture
+
+
+def split(text: str, find: Find) -> list:
+    """Text split at its placeholders: "<image>\\nWhat?" -> [None, "What?"]. A line break beside one is layout, not text."""
+    if "<" not in text:
+        return [text]
+    if bad := NUMBERED.search(text) or NO_SLOT.search(text):
+        raise BadRow(f"{bad[0]} is a placeholder that is not read", f"write {PLACEHOLDER} once for every picture, in their order")
+    parts: list = []
+    end = 0
+    for slot in SLOT.finditer(text):
+        parts += [text[end:slot.start()], None if slot[1] is None else find(slot[1].strip())]
+        end = slot.end()
+    if not parts:
+        return [text]
+    stripped = [part.strip("\n") if isinstance(part, str) else part for part in [*parts, text[end:]]]
+    return [part for part in stripped if part != ""]
+
+
+def fill(turns: list[Turn], fields: Fields, find: Find) -> None:
+    """Put the row's pictures into its slots, in place; without placeholders, before the user's first words."""
+    values = image_values(fields.images())
+    slots = sum(part is None for _, parts in turns for part in parts)
+    inline = any(isinstance(part, Picture) for _, parts in turns for part in parts)
+    if slots == 0 and values and all(map(is_blank, values)):
+        return
+    pictures = [picture(value, find) for value in values]
+    if slots == 0 and not inline:
+        first = next((parts for role, parts in turns if role == "user"), turns[0][1])
+        first[:0] = pictures
+    elif slots != len(pictures):
+        raise BadRow(
+            f"{slots} {PLACEHOLDER} placeholders but {len(pictures)} images in a row of {fields.named()}",
+            f"write {PLACEHOLDER} once for every image, or leave it out to put images first; an image may not be null",
+        )
+    else:
+        remaining = iter(pictures)
+        for _, parts in turns:
+            parts[:] = [next(remaining) if part is None else part for part in parts]
