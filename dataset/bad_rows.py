@@ -11,6 +11,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from tqdm import tqdm
+
 from model.registry import UserError
 
 
@@ -68,7 +70,7 @@ class BadRows:
         self.names.add(bad.where)
         self.reasons[kind(bad.reason)] += 1
         if self.report:
-            print(f"skipped {bad}", file=sys.stderr)
+            tqdm.write(f"{'bad row:' if self.check else 'skipped'} {bad}", file=sys.stdout if self.check else sys.stderr)
         if self.report and self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from dataset import held_out
-from dataset.bad_rows import BadRow, BadRows
+from dataset.bad_rows import BadRows
 from dataset.batches import Batches, blocks
+from dataset.check_data import check_data
 from dataset.formats.files import FileSource
 from dataset.formats.folders import HUB, downloaded, sources
-from dataset.held_out import HeldOut, HeldOutRow, Selected
+from dataset.held_out import HeldOut, HeldOutRow, Rows, Selected
 from dataset.processor import Processor
 from dataset.protocols import Run, Source
 from model.registry import TASKS, UserError
@@ -178,7 +179,7 @@ def split(source: Source, flags: HeldOutFlags, print0: Callable[[str], None]) ->
 
 def training_batches(source: Source, processor: Processor, config: TrainingFlags, run: Run, *,
                      pairs: bool = False) -> tuple[Batches, int, HeldOut]:
-    """(micro-batches, optimizer steps, held-out rows) of a run. Prints rows and steps, and the first rows with --check_data.
+    """(micro-batches, optimizer steps, held-out rows) of a run. Prints rows and steps; with --check_data every row is checked.
 
     pairs   the rows are preferences, and a batch holds two documents of each
     The features of a frozen encoder are computed here, unless the run stops before training.
@@ -196,19 +197,8 @@ def training_batches(source: Source, processor: Processor, config: TrainingFlags
     if all_files and steps < FEW_STEPS and not config.optim.max_steps:
         run.print0(f"{steps} steps are few to learn from, and a pass over these rows takes {math.ceil(len(batches) / per_step)}: "
                    f"raise --epochs")
-    if run.config.check_data:
-        preview(source, lambda row: f"{row.id}: {processor.marked(render(row))}", run.print0)
+    if run.config.check_data and run.is_main:
+        check_data(source, processor, render, run, Rows(rows) if rows else None)
     if not run.preview_only:
         processor.images.prepare(partial(batches.pictures, steps * per_step), run.config.feature_cache_gb, run.print0)
     return batches, steps, HeldOut(rows, all_files, processor, render, config.batch_size, bad_rows)
-
-
-def preview(source: Source, show: Callable[[Any], str], print0: Callable[[str], None], rows: int = 3) -> None:
-    """Print the first rows of each part of a mixture as `show` writes them, and the reason for a bad row."""
-    ends = source.ends if isinstance(source, Mixture) else [len(source)]
-    for begin, end in zip((0, *ends), ends):
-        for row in range(begin, min(begin + rows, end)):
-            try:
-                print0(f"{show(source[row])}\n")
-            except BadRow as bad:
-                print0(f"bad row: {bad}\n")

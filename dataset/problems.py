@@ -106,8 +106,11 @@ def problems(flags: ProblemFlags, run: Run, check: Check = lambda prompt: None) 
     trained, rows = split(Mixture([(source, 1) for source in files.values()]), run.config, run.print0)
     sources = dict(zip(files, trained.sources if isinstance(trained, Mixture) else ()))
 
+    read: list[BadRows] = []  # of each file
+
     def of_file(source: Source, count: int) -> list[Problem]:
-        return of_rows(source, count, reward, BadRows(listed, len(source), run.config.max_bad, run.is_main), check)
+        read.append(BadRows(listed, len(source), run.config.max_bad, run.is_main, check=run.config.check_data))
+        return of_rows(source, count, reward, read[-1], check)
 
     found: list[Problem] = []
     for name, weight in specs:
@@ -115,12 +118,20 @@ def problems(flags: ProblemFlags, run: Run, check: Check = lambda prompt: None) 
         if name in tasks:
             found += of_task(tasks[name], count, reward)
         else:
-            found += of_file(sources[name] if flags.pass_rates == (0.0, 1.0) else by_pass_rate(sources[name], *flags.pass_rates),
-                             count)
+            source = sources[name]
+            if flags.pass_rates != (0.0, 1.0):
+                source = by_pass_rate(source, *flags.pass_rates)
+            if count < len(source):
+                run.print0(f"{name}: the first {count:,} of {len(source):,} rows are asked (--problems)")
+            found += of_file(source, count)
+    asked = [problem.example for problem in of_file(Rows(rows), run.config.eval_examples)]
+    for bad_rows in read if run.config.check_data else []:
+        for reason, times in bad_rows.reasons.most_common():
+            run.print0(f"  {times:,} bad: {reason}")
+        bad_rows.require_few()
     if not found:
         raise UserError(f"no problem in {', '.join(flags.data)}: give --data a task or a file with answers, "
                         f"--problems above 0, and --pass_rates wide enough")
-    asked = [problem.example for problem in of_file(Rows(rows), run.config.eval_examples)]
     if reward and run.config.bench:
         asked += [example for task in tasks.values() for example in task.examples("val", run.config.eval_examples)]
     return found, OwnRows(asked, reward or answer_reward(matches_gold), ruled=not reward) if asked else None

@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,17 +139,15 @@ class Processor(Renderer):
         return [results[k] for k in range(len(documents))]
 
     def marked(self, item: Document | Pair) -> str:
-        """A document or pair as text: what is learned in 【brackets】, each picture as one [image]. --check_data prints it."""
+        """A document or pair as text: what is learned in 【brackets】, each picture as one [image]; a typed <image> as it is."""
         if isinstance(item, Pair):
             return f"{item.id}\nchosen: {self.marked(item.chosen)}\nrejected: {self.marked(item.rejected)}"
-        text, was_learned = "", False
-        run: list[int] = []
-        for token, learned in [*zip(item.input_ids, item.learn), (-1, not item.learn[-1])]:
-            if learned != was_learned:
-                part = self.tokenizer.decode_all(run) if run else ""
-                text, run, was_learned = text + (f"【{part}】" if was_learned and run else part), [], learned
-            run.append(token)
-        return re.sub(r"(<image>)+", "[image]", text)
+        text = ""
+        for (is_image, learned), group in groupby(zip(item.input_ids, item.learn),
+                                                  lambda pair: (pair[0] == self.tokenizer.image, pair[1])):
+            part = "[image]" if is_image else self.tokenizer.decode_all([token for token, _ in group])
+            text += f"【{part}】" if learned else part
+        return text
 
     # ------------------------------------------------------------ answers
 

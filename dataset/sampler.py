@@ -149,6 +149,9 @@ def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: 
     run.print0(f"{len(found):,} problems, {updates} updates of {flags.prompts} x {flags.group_size} answers "
                f"on {run.world_size} x {run.device}")
     if run.config.check_data:
+        lengths = [len(processor.prompt(problem.prompt)) for problem in found]
+        pictures = sum(bool(problem.prompt.pictures) for problem in found)
+        run.print0(f"checked: {pictures:,} with pictures, {sum(lengths):,} tokens, the longest {max(lengths):,}")
         for problem in found[:: -(-len(found) // 6)]:  # from all parts of --data
             prompt = processor.prompt(problem.prompt)
             run.print0(f"{prompt.id}\n{processor.marked(prompt)}\nright: {problem.example.answer}\n")

@@ -111,7 +111,8 @@ class RunFlags:
     device: str = "auto"  # auto | cpu | cuda | mps
     wandb: bool = False  # log to Weights & Biases as well
     dry_run: bool = False  # print parameters, rows, steps, and by two trial steps time and memory; save nothing
-    check_data: bool = False  # print some rows of each --data as the model reads them, what is learned in 【brackets】, and stop
+    check_data: bool = False  # read every row and picture, print counts, what is bad, and rows as they are learned, and stop
+    check_rows: CountOrZero = 0  # rows of each --data that --check_data reads; 0: all
 
 
 @dataclass

@@ -30,7 +30,8 @@ class PictureFinder:
         self.folder, self.allow_urls, self.zips = folder, allow_urls, Zips(folder)
         self.roots = [os.path.realpath(folder)]
         # In the hub's cache a file of a snapshot is a link to a blob beside it.
-        self.roots += [os.path.realpath(parent.parent / "blobs") for parent in folder.absolute().parents if parent.name == "snapshots"]
+        snapshots = [parent for parent in folder.absolute().parents if parent.name == "snapshots"]
+        self.roots += [os.path.realpath(parent.with_name("blobs")) for parent in snapshots]
 
     def __call__(self, name: str) -> Picture:
         """The picture of a name; BadRow where there is none."""

@@ -34,7 +34,7 @@ class Zips:
         return self.found[folder]
 
     def find(self, name: str) -> Picture | None:
-        """The picture of a name such as `train2017/1.jpg`, in train2017.zip, with or without that folder inside, or another zip."""
+        """The picture of a name such as `train2017/1.jpg`: in train2017.zip, with or without that folder inside, or another."""
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if ".." in parts:
             return None
