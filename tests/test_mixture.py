@@ -5,7 +5,7 @@ import pytest
 
 from dataset.batches import blocks
 from dataset.chat import Conversation, Message
-from dataset.mixture import Mixture, load, mixture, name_and_weight, preview
+from dataset.mixture import Mixture, load, mixture, name_and_weight
 from model.registry import UserError
 from tests.miniatures import llava
 from tests.test_conversations import written
@@ -62,13 +62,3 @@ def test_tasks_and_files_are_mixed_by_weight_and_a_task_without_data_for_a_stage
     assert sorted(mixed[k].messages[0].text for k in range(5, 9)) == ["One", "One", "Two", "Two"]
     with pytest.raises(UserError, match="the task 'reflection' has no data for pretrain: leave it out of --data"):
         mixture(["world:rows=2", "reflection"], "pretrain", None, allow_urls=False)
-
-
-def test_a_preview_shows_the_first_rows_of_every_part_and_what_is_bad(tmp_path):
-    rows = written(tmp_path, llava("Fine"), llava("No image", image="none.png"))
-    printed = []
-    preview(Mixture([(named("a", 5), 1), (rows, 1)]), lambda row: row.id, printed.append)
-    (bad,) = [text for text in printed if text.startswith("bad row: ")]
-    assert bad.startswith(f"bad row: {rows.path}:2: image file missing: ") and len(printed) == 3 + 2
-    assert {text.strip() for text in printed} >= {f"{rows.path}:1"}
-    assert sum(text.startswith("a:") for text in printed) == 3
