@@ -140,6 +140,9 @@ def make_sampler(flags: RolloutFlags, run: Run, processor: Processor, generate: 
     for name in ("prompts", "group_size", "batch_size"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} is at least 1, not {getattr(flags, name)}")
+    if flags.pass_rates[0] > flags.pass_rates[1]:
+        raise UserError(f"--pass_rates are the lowest and the highest, as in 0.1 0.9, not {flags.pass_rates[0]} "
+                        f"{flags.pass_rates[1]}")
     if updates < 1:
         raise UserError(f"--max_steps is at least 1, not {flags.optim.max_steps}")
     if flags.temperature <= 0:

@@ -38,7 +38,8 @@ class Config:
 def stage(config: Config, script: str, out: Path, *arguments) -> str:
     """Run stage 1 or 2 with the shared settings and return what it printed."""
     return start(script, "--out", out, "--max_steps", config.steps, "--batch_size", config.batch_size, "--seed", config.seed,
-                 "--device", config.device, "--log_every", max(1, config.steps // 20), "--bench", "", *arguments)  # fmt: skip
+                 "--device", config.device, "--log_every", max(1, config.steps // 20), "--bench", "",
+                 "--overwrite", *arguments)  # fmt: skip
 
 
 def row(config: Config, name: str, connector: str, recipe: str) -> dict:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from model.registry import ALGORITHMS
+from model.registry import ALGORITHMS, UserError
 from model.rl.algorithms import Algorithm
 
 
@@ -49,6 +49,11 @@ class PPO(Algorithm):
     lam: float = 0.95
     advantage: str = field(default="dr_grpo", init=False)  # not an option here: the critic gives the advantages
     has_critic = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.lam <= 1:
+            raise UserError(f"lam is between 0 and 1, not {self.lam}")
 
     @property
     def needs_groups(self) -> bool:
