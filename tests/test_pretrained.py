@@ -310,3 +310,21 @@ def test_weights_of_a_folder_are_read_without_running_code(tmp_path):
     torch.save({"model": hf}, tmp_path / "x.pth")
     with pytest.raises(Exception, match="[Ww]eights.only"):
         loaded(tmp_path)
+
+
+@pytest.mark.parametrize(("fact", "message"), [
+    (("add_rope_scaling_type", "linear"), "rope.scaling.type = 'linear', which is not converted"),
+    (("add_rope_dimension_count", 2), "rope.dimension_count = 2"), (("add_expert_count", 4), "expert_count = 4"),
+])  # fmt: skip
+def test_settings_of_a_gguf_that_change_the_mathematics_are_refused(fact, message, tmp_path):
+    library = pytest.importorskip("gguf", reason="pip install gguf")
+    name, value = fact
+    writer = library.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_embedding_length(24)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    getattr(writer, name)(library.RopeScalingType(value) if value == "linear" else value)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        write()
+    with pytest.raises(UserError, match=message):
+        gguf.convert(tmp_path / "x.gguf", tmp_path / "out")
