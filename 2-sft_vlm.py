@@ -18,7 +18,7 @@ from pathlib import Path
 
 from model import cli
 
-MIXTURE = ("world:1.45", "easy_vqa:1.5", "arithmetic:read=1600,direct=0.45", "arithmetic:text=true,rows=1200,lists=1000",
+MIXTURE = ("world:1.6", "easy_vqa:1.5", "arithmetic:read=1600,direct=0.45", "arithmetic:text=true,rows=1200,lists=1000",
            "text:1.25", "world_unknown")
 
 

@@ -6,16 +6,17 @@ from collections import Counter
 
 import pytest
 
+from dataset.chat import Prefill
 from dataset.tasks.easy_vqa import EasyVQA, EasyVQAWords, kind_and_names, reworded
 from dataset.tasks.text import SMALL_TALK, small_talk
 from dataset.tasks.world import World
-from dataset.tasks.world_unknown import WorldUnknown, unknown
+from dataset.tasks.world_unknown import SOMETHING, WorldUnknown, unknown
 from dataset.tasks.world_words import WorldWords
-from dataset.world import wordings
+from dataset.world import inventories, wordings
 from dataset.world.openmoji import LANGUAGES, categories
 from dataset.world.phrases import AROUND, FRAMES, PHRASES, PLACE_PHRASES, REQUEST, SIDE_PHRASES
 from dataset.world.questions import KINDS, PAIR_KINDS, names
-from dataset.world.wordings import expand, fill, plain, split_of, typed, word
+from dataset.world.wordings import expand, fill, interrupted, invented, plain, split_of, typed, word
 
 BUS, KEY = (category for category in categories() if category.en in ("bus", "key"))
 
@@ -68,6 +69,27 @@ def test_what_is_held_out_is_never_drawn_for_training(language, kind):
         assert not {wording.text for wording in drawn[split]} & {wording.text for wording in drawn["train"]} - {plainest}
         held_out = {wording.held_out for wording in drawn[split]} - {"the whole"}
         assert {split_of(piece) for piece in held_out} <= {split}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_invented_word_is_no_word_for_a_picture(language):
+    made = {invented(language, random.Random(k)) for k in range(30_000)}
+    assert len(made) > 3_000 and not made & set(AROUND[language]["noun"])
+
+
+def test_some_trained_wordings_hold_invented_words_and_those_of_the_benchmark_none(monkeypatch):
+    monkeypatch.setattr(wordings, "invented", lambda language, rng: {"en": "SPLORF", "zh": "〇〇"}[language])
+    for language, strange in (("en", "splorf"), ("zh", "〇〇")):
+        texts = {split: [word("where", language, about(language), split, random.Random(k)).text.lower() for k in range(400)]
+                 for split in wordings.SPLITS}  # fmt: skip
+        assert 8 < sum(strange in text for text in texts["train"]) < 100
+        assert not [text for text in texts["val"] + texts["test"] if strange in text]
+
+
+def test_words_around_a_question_leave_it_whole():
+    texts = [interrupted("Where is the bus?", "en", random.Random(k)) for k in range(60)]
+    assert all("where is the bus" in text.lower() and len(text) > 20 for text in texts)
+    assert {text.startswith("Where") for text in texts} == {True, False}
 
 
 def test_a_tenth_of_all_wordings_is_held_out_for_the_test():
@@ -127,6 +149,18 @@ def test_what_people_say_is_held_out_too(language):
         said = {split: {small_talk(kind, language, split, random.Random(k))[0].strip(" ?!.？！。,").lower() for k in range(150)}
                 for split in ("train", "test")}  # fmt: skip
         assert len(said["train"]) > 10 and said["test"]
+
+
+def test_half_of_the_rows_about_unknown_things_are_inventories_of_known_and_unknown_drawings():
+    task, seen = WorldUnknown(), Counter[str]()
+    rows = [row for i in range(120) if isinstance((row := task.row(i)).messages[1].parts[0], Prefill)]
+    assert 40 < len(rows) < 80
+    for row in rows:
+        language = "en" if row.messages[0].text == inventories.ASK["en"]["what"] else "zh"
+        places, answers = row.messages[1].parts[0::2], row.messages[1].parts[1::2]
+        assert len({place.strip(", ，") for place in places}) == len(answers) == inventories.LENGTH
+        seen.update("unknown" if SOMETHING[language] in answer else "known" for answer in answers)
+    assert 0.2 < seen["unknown"] / seen.total() < 0.5
 
 
 def test_unknown_names_and_drawings_of_the_test_are_never_trained():

@@ -362,6 +362,10 @@ def inventory_truth(kind: str, asked: str, shown: list[Scene], language: str) ->
     if kind == "relation":  # the question about the same pair
         asked = re.sub(" (left|right) of ", r" to the \1 of ", asked)
         return [truth(f"Is {asked}?" if language == "en" else f"{asked[:-2]}的{asked[-2:]}吗？", shown[0], language)]
+    if kind == "exists_at":
+        name, at = asked.split(" at the ") if language == "en" else asked.split("的", 1)[::-1]
+        found = called(shown[0], re.sub("^an? ", "", name), language)
+        return [yes(at in [PLACES[language][3 * row + column] for row, column in map(place, found)], language)]
     found = [called(one, re.sub("^(an?|the) ", "", asked), language) for one in shown]
     if kind == "place":
         cells = [PLACES[language][3 * row + column] for row, column in map(place, found[0])]

@@ -20,8 +20,9 @@ from model.registry import TASKS
 
 # Kinds of inventories. Stage 1 has only two, because more kinds at once are learned more slowly.
 PRETRAIN_INVENTORIES = ("place", "exists")
-SFT_INVENTORIES = ("place", "count", "what", *4 * ("relation",), "which_picture", *2 * ("together",), *2 * ("change",))
-WEIGHTS = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 1, "exists_at": 2, "compare": 3, "relation": 4}  # hard: often
+SFT_INVENTORIES = ("place", "count", "what", "exists_at", *5 * ("relation",),
+                   "which_picture", *2 * ("together",), *3 * ("change",))
+WEIGHTS = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 2, "exists_at": 2, "compare": 3, "relation": 4}  # hard: often
 WORDLESS = 0.08  # share of the captions that are asked for by a picture without a word
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # requests <think>...</think><answer>...</answer>
 
@@ -99,7 +100,7 @@ class World(Task):
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
         language = rng.choice(LANGUAGES)
-        form = rng.choices(("account", "questions", "pair", "inventory"), (27, 21, 21, 31))[0]
+        form = rng.choices(("account", "questions", "pair", "inventory"), (22, 25, 20, 33))[0]
         if form == "inventory":
             return self.inventory(f"world/sft/{i}", SFT_INVENTORIES, i, language, rng)
         if form == "pair":

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataset.chat import Conversation
 from dataset.tasks import Example, Generated, Task, dialogue, means, normal
 from dataset.tasks.world import World, picture
-from dataset.world import questions
+from dataset.world import inventories, questions
 from dataset.world.openmoji import LANGUAGES, Category, categories, with_article
 from dataset.world.phrases import PLACE_PHRASES
 from dataset.world.questions import Question
@@ -24,6 +24,7 @@ from dataset.world.wordings import split_of
 from model.registry import TASKS
 
 SOMETHING = {"en": "something I do not know", "zh": "我不认识的东西"}
+INVENTORIES = 0.5  # share of the rows that are inventories
 ABOUT_A_NAME = ("exists", "exists", "where", "count")  # kinds of questions about an unknown name
 
 
@@ -68,7 +69,7 @@ class WorldUnknown(Task):
 
     size = 300  # scenes of the test set
 
-    def __init__(self, rows: int = 2_000, scenes: int = 1_500):
+    def __init__(self, rows: int = 5_000, scenes: int = 2_500):
         self.rows, self.scenes, self.world = rows, scenes, World()
 
     def train(self, stage: str) -> Generated | None:
@@ -79,8 +80,10 @@ class WorldUnknown(Task):
         return with_a_stranger(base, split, random.Random(f"stranger/{split}/{i}"))
 
     def row(self, i: int) -> Conversation:
-        """A scene with a stranger: what it is, what known things are, and two unknown names."""
+        """An inventory of known and unknown drawings, or a scene with a stranger: what it is, known things, two unknown names."""
         rng = random.Random(f"world_unknown/{i}")
+        if rng.random() < INVENTORIES:
+            return self.inventory(i, rng)
         scene, stranger = self.scene("train", i % self.scenes)
         language = rng.choice(LANGUAGES)
         known = [obj for obj in scene.objects if obj is not stranger]
@@ -89,6 +92,20 @@ class WorldUnknown(Task):
         turns = [(question.worded("train", rng).text, question.answer) for question in asked]
         rng.shuffle(turns)
         return dialogue(f"world_unknown/train/{i}", [picture(scene)], turns)
+
+    def inventory(self, i: int, rng: random.Random) -> Conversation:
+        """What is at each place of a crowded scene, about half of whose drawings are unknown."""
+        language, replaced = rng.choice(LANGUAGES), random.Random(f"strangers/{i % self.scenes}")
+        scene = self.world.crowded(i % self.scenes)
+        cells = set()
+        for _ in range(len(scene.objects) // 2):
+            scene, stranger = with_a_stranger(scene, "train", replaced)
+            cells.add(stranger.cell)
+        items = [(inventories.place(cell, language),
+                  SOMETHING[language] if cell in cells else inventories.what([scene], cell, language))
+                 for cell in rng.sample(range(9), inventories.LENGTH)]
+        return inventories.conversation(f"world_unknown/train/{i}", [picture(scene)], inventories.ASK[language]["what"],
+                                        inventories.joined(items, language))
 
     def known(self, obj: Object, language: str, rng: random.Random) -> Question:
         """A question about a known thing beside the stranger."""

@@ -14,21 +14,22 @@ from collections.abc import Sequence
 from dataset.chat import Conversation, Message, Prefill
 from dataset.images import Picture
 from dataset.world.openmoji import Category, categories, plural, with_article
-from dataset.world.questions import SIDES, WORDS, changed, named, related, single_objects
+from dataset.world.questions import SIDES, WORDS, changed, named, placed, related, single_objects
 from dataset.world.scenes import Scene
 from dataset.world.words import PLACES
 
-ONE_SCENE = ("place", "exists", "count", "what", "relation")  # kinds; "what" names places, "relation" pairs of objects
+# Kinds; "what" names places, "exists_at" a thing and a place, "relation" pairs of objects.
+ONE_SCENE = ("place", "exists", "count", "what", "exists_at", "relation")
 TWO_SCENES = ("which_picture", "together", "change")  # kinds; "change" names places, the others objects
-LENGTH = 6  # lines of an inventory of places or relations
+LENGTH = 6  # lines of an inventory of places, things at places, or relations
 ASK = {
     "en": {"place": "Give the place of each.", "exists": "Check for each.", "count": "Count each.",
-           "what": "What is at each place?", "relation": "Check each pair.",
+           "what": "What is at each place?", "exists_at": "Check each place.", "relation": "Check each pair.",
            "which_picture": "In which picture is each?", "together": "Count each in both pictures together.",
            "change": "Compare each place."},
     "zh": {"place": "说出每个的位置。", "exists": "检查每个。", "count": "数一数每个。",
-           "what": "每个位置是什么？", "relation": "检查每一对。", "which_picture": "每个在哪张图里？",
-           "together": "数一数两张图里的每个。", "change": "比较每个位置。"},
+           "what": "每个位置是什么？", "exists_at": "检查每个位置。", "relation": "检查每一对。",
+           "which_picture": "每个在哪张图里？", "together": "数一数两张图里的每个。", "change": "比较每个位置。"},
 }
 IN_WHICH = {"en": ("neither", "the first", "the second", "both"), "zh": ("都没有", "第一张", "第二张", "都有")}
 ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -43,16 +44,23 @@ def conversation(id: str, pictures: Sequence[Picture], question: str, lines: Seq
 
 def lines(kind: str, scenes: Sequence[Scene], language: str, rng: random.Random, which: str) -> list[tuple[str, str]]:
     """The lines of an inventory, in random order: [("a bus", " yes"), (", an ant", " no")]; [] where no relation is clear."""
-    comma, space = (", ", " ") if language == "en" else ("，", "")
     if kind in ("what", "change"):
         describe = {"what": what, "change": change}[kind]
         items = [(place(cell, language), describe(scenes, cell, language)) for cell in rng.sample(range(9), LENGTH)]
+    elif kind == "exists_at":
+        items = list(dict(exists_at(scenes[0], language, rng, which) for _ in range(LENGTH)).items())
     elif kind == "relation":
         items = list(dict(line for _ in range(LENGTH) if (line := relation(scenes[0], language, rng))).items())
     else:
         selected = names(kind, scenes, rng, which)
         rng.shuffle(selected)
         items = [(name(kind, category, language), answer(kind, scenes, category, language)) for category in selected]
+    return joined(items, language)
+
+
+def joined(items: Sequence[tuple[str, str]], language: str) -> list[tuple[str, str]]:
+    """Names and their answers with what stands between them: [("a bus", " yes"), (", an ant", " no")]."""
+    comma, space = (", ", " ") if language == "en" else ("，", "")
     return [(comma * (i > 0) + prefill, space + learned) for i, (prefill, learned) in enumerate(items)]
 
 
@@ -64,6 +72,14 @@ def relation(scene: Scene, language: str, rng: random.Random) -> tuple[str, str]
     words = SIDES[language][side]
     prefill = (f"the {a.category.en} {words} the {b.category.en}" if language == "en"
                else f"{a.category.zh}在{b.category.zh}{words}")
+    return prefill, WORDS[language]["yes" if yes else "no"]
+
+
+def exists_at(scene: Scene, language: str, rng: random.Random, which: str) -> tuple[str, str]:
+    """("a bus at the top left", "yes"), ("左上的公交车", "是")."""
+    category, cell, yes = placed(scene, rng, which)
+    prefill = (f"{with_article(category.en)} at {place(cell, language)}" if language == "en"
+               else f"{place(cell, language)}的{category.zh}")
     return prefill, WORDS[language]["yes" if yes else "no"]
 
 

@@ -117,16 +117,20 @@ def exists(scene: Scene, language: str, rng: random.Random, which: str) -> Quest
     return Question("exists", language, names(category, language), WORDS[language]["yes" if yes else "no"])
 
 
-def exists_at(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
-    """Whether a thing is at a place; if not, it is mostly there, but at another place."""
+def placed(scene: Scene, rng: random.Random, which: str) -> tuple[Category, int, bool]:
+    """(a thing, a cell, whether it is there); if not, the thing is mostly in the scene, but elsewhere."""
     obj = rng.choice(scene.objects)
-    category, cell = obj.category, obj.cell
-    if not (yes := rng.random() < 0.5):
-        elsewhere = sorted(set(range(9)) - {other.cell for other in scene.objects if other.category == category})
-        if elsewhere and rng.random() < 0.6:
-            cell = rng.choice(elsewhere)
-        else:
-            category = absent(scene, rng, which)
+    if rng.random() < 0.5:
+        return obj.category, obj.cell, True
+    elsewhere = sorted(set(range(9)) - {other.cell for other in scene.objects if other.category == obj.category})
+    if elsewhere and rng.random() < 0.6:
+        return obj.category, rng.choice(elsewhere), False
+    return absent(scene, rng, which), obj.cell, False
+
+
+def exists_at(scene: Scene, language: str, rng: random.Random, which: str) -> Question:
+    """Whether a thing is at a place."""
+    category, cell, yes = placed(scene, rng, which)
     asked = {**names(category, language), "at": PLACE_PHRASES[language][cell]}
     return Question("exists_at", language, asked, WORDS[language]["yes" if yes else "no"])
 

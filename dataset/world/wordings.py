@@ -25,12 +25,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dataset.world.openmoji import LANGUAGES
+from dataset.world.openmoji import LANGUAGES, categories
 from dataset.world.phrases import AROUND, FRAMES, PHRASES, REQUEST
 
 SPLITS = {"test": 0.1, "val": 0.15, "train": 1.0}  # a text is in the first split whose bound is above its hash
 PUT = {"question": 5, "command": 2, "clause": 2, "noun": 2}  # how often phrases are put in each way
-PLAIN = 0.15  # share of the trained questions in the plainest wording
+PLAIN = 0.3  # share of the trained questions in the plainest wording
+INVENTED = 0.15  # share of the trained words for the picture that are invented
+INTERRUPTED = 0.05  # share of the trained wordings with invented words around them
+SYLLABLE = (tuple("b c d f g k l m n p r s t v sk st tr sp br cl".split()), tuple("aeiou"),
+            ("", "n", "r", "l", "t", "ck", "tch", "m", "sh"))  # of invented English words: beginning, vowel, end
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,30 @@ def typed(text: str, language: str, rng: random.Random) -> str:
     return text + " " * (rng.random() < 0.06)
 
 
+def invented(language: str, rng: random.Random) -> str:
+    """A word that nobody knows, "splorfen". People use words that were never trained: those around a request must not matter."""
+    if language == "zh":
+        made = "".join(rng.choices(unrelated_characters(), k=2))
+    else:
+        made = "".join(rng.choice(sounds) for _ in range(rng.randint(1, 3)) for sounds in SYLLABLE)
+    return invented(language, rng) if made in AROUND[language]["noun"] else made  # "sk-e-tch" is held out
+
+
+@functools.cache
+def unrelated_characters() -> tuple[str, ...]:
+    """The Chinese characters in the names of all emoji."""
+    return tuple(sorted({character for category in categories("all") for character in category.zh if "一" <= character <= "龥"}))
+
+
+def interrupted(text: str, language: str, rng: random.Random) -> str:
+    """A wording with a few invented words before or behind it: "Borten gil, where is the bus?"."""
+    words = (" " if language == "en" else "").join(invented(language, rng) for _ in range(rng.randint(1, 3)))
+    comma = rng.choice((", ", ": ", " ") if language == "en" else ("，", "：", ""))
+    if rng.random() < 0.7:
+        return words.capitalize() + comma + text
+    return text.rstrip(MARKS) + comma.replace(":", ",").replace("：", "，") + words + (text[-1] if text[-1] in MARKS else "")
+
+
 def word(kind: str, language: str, names: Mapping[str, str], split: str, rng: random.Random) -> Wording:
     """A wording of a kind: of "train" a trained one, of "val" or "test" one that no stage trains.
 
@@ -122,16 +150,25 @@ def word(kind: str, language: str, names: Mapping[str, str], split: str, rng: ra
     if split == "train" and rng.random() < PLAIN:
         return Wording(plain(kind, language, names))
     phrases = PHRASES[language][kind]
+
+    def choose(options: Sequence[str]) -> str:
+        if split == "train" and options is AROUND[language]["noun"] and rng.random() < INVENTED:
+            return invented(language, rng)
+        return rng.choice(options)
+
     while True:
         put = rng.choices(tuple(phrases), [PUT[put] for put in phrases])[0]
         frame = rng.choice(FRAMES[language][put])
         pieces: list[str] = []
-        whole = expand(frame.replace("_", rng.choice(phrases[put])), language, rng.choice, pieces)
+        whole = expand(frame.replace("_", rng.choice(phrases[put])), language, choose, pieces)
         parts = splits_of(kind, whole, pieces, language)
         strictest = next(name for name in SPLITS if name in parts.values())  # one held-out piece holds the wording out
         if strictest == split:
             held_out = next(part for part, belongs in parts.items() if belongs == split) if split != "train" else ""
-            return Wording(typed(fill(whole, language, names, rng.choice), language, rng), held_out)
+            text = fill(whole, language, names, rng.choice)
+            if split == "train" and rng.random() < INTERRUPTED:
+                text = interrupted(text, language, rng)
+            return Wording(typed(text, language, rng), held_out)
 
 
 if __name__ == "__main__":
