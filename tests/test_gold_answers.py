@@ -19,7 +19,7 @@ RIGHT = [
     ("3.14", ["3.14", "3.141", "3.135", "\\pi", "157/50"]), ("78.54", ["78.54", "78.5398", "25\\pi", "25π"]),
     ("25\\pi", ["25π", "25 \\pi", "25pi", "25*π", "50π/2", "\\frac{50\\pi}{2}", "$25\\pi$", "25π cm^2"]),
     ("\\frac{\\pi}{4}", ["π/4", "pi/4", "\\frac{\\pi}{4}", "1/4 π"]), ("-π", ["-π", "-1π"]),
-    ("B", ["B", "b", "(B)", "B.", "(b)", "B)", "Ｂ"]),
+    ("B", ["B", "b", "(B)", "B.", "(b)", "B)", "Ｂ", "the answer is B"]),
     ("up, left, left", ["up, left, left", "U L L", "ULL", "上左左", "Up Left Left", "up→left→left", "up,left,left."]),
     ("left", ["left", "Left", "左"]), ("red circle", ["red circle", "Red  Circle", "red circle."]),
     ("三角形", ["三角形", "三角形。"]),
@@ -30,7 +30,7 @@ WRONG = [
     ("12", ["3*4", "3 × 4", "13, 12", "1,2", "12 12"]), ("144", ["12^2", "12²", "12**2"]),
     ("100/3", ["33.33", "33.3333333333", "33"]), ("1/2", ["1/3", "1/2/1", "2", "1 2"]), ("0.5", ["0.54", "0.6", "0"]),
     ("25\\pi", ["78.54", "25", "π25", "2π5", "25ππ", "24π", "25 pie"]), ("25", ["25π"]),
-    ("B", ["A", "AB", "A or B", "B, C", "the answer is B", "B. C", "K"]),
+    ("B", ["A", "AB", "A or B", "B, C", "the answer is A", "B. C", "K"]),
     ("up, left, left", ["up, left", "left, left, up", "up, left, left, left", "up left or left", "up, jump, left"]),
     ("red circle", ["circle", "a red circle or a blue one", "red circle, blue circle"]),
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from dataset.processor import Processor
 from dataset.rewards import Reward, answer_reward
 from dataset.rollouts import Group, RolloutBatch, add_to_tokens, as_rollout, share_out, stats
 from dataset.sampler import Sampler
-from dataset.tasks import Example, Task, Truncated, dialogue
+from dataset.tasks import Example, Task, Truncated, dialogue, exact
 from model.generate import Answer, generate
 from model.losses import score
 from model.registry import TASKS
@@ -157,9 +157,16 @@ def test_a_task_whose_score_does_not_read_the_final_answer_is_not_a_task_to_rewa
         def examples(self, split, n):
             return [Example(dialogue(f"{split}/{k}", [], [("1?", "")]), "1", "kind") for k in range(n)]
 
-    with pytest.raises(ValueError, match="the score of Bare does not look for the final answer"):
-        of_task(Bare(), 2, None)
-    assert len(of_task(Bare(), 2, reward=lambda example, answer: Reward(0.0, 0.0, 0.5))) == 2
+    class Deaf(Bare):
+        def score(self, example, answer):
+            return exact(example, answer)
+
+    with pytest.raises(ValueError, match="the score of Deaf does not look for the final answer"):
+        of_task(Deaf(), 2, None)
+    assert len(of_task(Deaf(), 2, reward=lambda example, answer: Reward(0.0, 0.0, 0.5))) == 2
+    (item, _) = of_task(Bare(), 2, None)  # exact match, the score of a task without one, looks there
+    assert [item.reward(item.example, f"<think>.</think><answer>{body}</answer>").total for body in ("1", "2")] == [1.1, 0.1]
+    assert [Bare().score(item.example, text) for text in ("1", "1.", "2", "<answer>1")] == [1, 1, 0, 0]
 
 
 def test_a_task_that_pays_for_something_else_than_right_answers_still_counts_the_right_ones():

@@ -12,26 +12,29 @@ import unicodedata
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-SAME = str.maketrans({"−": "-", "–": "-", "—": "-", "﹣": "-", "。": ".", "∶": ":", "：": ":", "º": "°", "⁄": "/", "∕": "/", "’": "'", "′": "'",
-                      "“": '"', "”": '"', "「": '"', "」": '"', "⩽": "≤", "≦": "≤", "⩾": "≥", "≧": "≥", "⋅": "·", "∙": "·"})  # fmt: skip
+ALIKE = str.maketrans(dict(zip("−–—﹣。∶：º⁄∕’′“”「」⩽≦⩾≧⋅∙", "----.::°//''\"\"\"\"≤≤≥≥··")))  # signs that look alike
 COMMANDS = [(re.compile(pattern), text) for pattern, text in [
-    (r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-z])|\\!", ""), (r"\\(?:quad|qquad)(?![a-z])|\\[,;: ]", " "),
-    (r"(?<![\w*])\*\*([^*]+)\*\*(?![\w*])|\$([^$]+)\$(?!\d)", r"\1\2"), (r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathbb|operatorname|mbox|rm)\s*\{([^{}]*)\}", r"\1"),
-    (r"\^\s*\{?\s*\\circ\s*\}?|\\circ(?![a-z])|\\degree", "°"), (r"\\[dtc]frac", r"\\frac"), (r"\{,\}", ","), (r"\\%", "%"),
-    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"), (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"), (r"(\\frac\s*\{[^{}]*\})\s*(\w)", r"\1{\2}"),
-    (r"\\(?:leq?|leqslant)(?![a-z])|<=", "≤"), (r"\\(?:geq?|geqslant)(?![a-z])|>=", "≥"), (r"\\(?:neq?)(?![a-z])|!=", "≠"),
-    (r"\\lt(?![a-z])", "<"), (r"\\gt(?![a-z])", ">"), (r"[+]?\\infty|[+]∞", "∞"), (r"\\cup(?![a-z])", "∪"), (r"\\in(?![a-z])", "∈"),
-    (r"\\pm(?![a-z])|\+/-", "±"), (r"\\(?:varnothing|emptyset)", "∅"), (r"\\angle(?![a-z])", "∠"), (r"(?<=[)\]])\s*[Uu]\s*(?=[(\[])", "∪"),
+    (r"(?<![\w*])\*\*([^*]+)\*\*(?![\w*])", r"\1"),  # bold type in Markdown
+    (r"\$([^$]+)\$(?!\d)", r"\1"),  # mathematics, but not "$5 and $6"
+    (r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathbb|operatorname|mbox|rm)\s*\{([^{}]*)\}", r"\1"),
+    (r"\\(?:left|right|displaystyle|[bB]ig[lr]?)(?![a-z])|\\!", ""), (r"\\q?quad(?![a-z])|\\[,;: ]", " "), (r"\{,\}", ","),
+    (r"\\[dtc]frac", r"\\frac"), (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"), (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
+    (r"(\\frac\s*\{[^{}]*\})\s*(\w)", r"\1{\2}"), (r"\^\s*\{?\s*\\circ\s*\}?|\\circ(?![a-z])|\\degree", "°"), (r"\\%", "%"),
+    (r"\\(?:leq?|leqslant)(?![a-z])|<=", "≤"), (r"\\(?:geq?|geqslant)(?![a-z])|>=", "≥"), (r"\\neq?(?![a-z])|!=", "≠"),
+    (r"\\lt(?![a-z])", "<"), (r"\\gt(?![a-z])", ">"), (r"\+?\\infty|\+∞", "∞"), (r"\\in(?![a-z])", "∈"),
+    (r"\\cup(?![a-z])|(?<=[)\]])\s*[Uu]\s*(?=[(\[])", "∪"), (r"\\pm(?![a-z])|\+/-", "±"), (r"\\(?:varnothing|emptyset)", "∅"),
+    (r"\\angle(?![a-z])", "∠"),
 ]]  # fmt: skip
 PAIRS = [re.compile(pattern, re.DOTALL) for pattern in [
     r"<answer>(.*)</answer>", r"\$+([^$]+)\$+", r"\\\((.*)\\\)", r"\\\[(.*)\\\]", r"\\(?:boxed|fbox)\s*\{(.*)\}", r"`+([^`]*)`+",
     r"\*{1,3}([^*]*)\*{1,3}", r"__([^_]*)__", r'"([^"]*)"', r"'([^']*)'"]]  # fmt: skip
-LEAD = re.compile(
-    r"#{1,6}\s*|[:,=]\s*|(?:(?:so|therefore|thus|hence|and)\b,?\s*)?(?:the\s+)?(?:(?:final|correct|right)\s+)?"
-    r"(?:answer|result|solution|ans)\s*(?:\bis\b\s*:?|:|=|\bis\b)\s*|(?:it\s+is|it's|there\s+(?:is|are))\s+|"
-    r"(?:所以|因此|故|则)?,?(?:本题|正确|最终|最后)?的?(?:答案|结果)\s*(?:是|为)?\s*:?\s*|(?:这是|它是)|(?:一共|总共|共)有?(?=\s*[\d一二两三四五六七八九十])|"
-    r"(?:(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?|i\s+(?:choose|pick)|所以|因此|(?:本题|我|正确)?[应故]?选择?(?:项)?是?)\s*:?\s*)(?=\W{0,3}[A-Ja-j](?![A-Za-z]))",
-    re.IGNORECASE)  # fmt: skip
+LEAD = re.compile("|".join([  # what announces an answer, without a doubt in it
+    r"#{1,6}\s*|[:,=]\s*", r"(?:it\s+is|it's|there\s+(?:is|are))\s+", r"这是|它是|[一总]?共有?(?=\s*[\d一二两三四五六七八九十])",
+    r"(?:(?:so|therefore|thus|hence|and)\b,?\s*)?(?:the\s+)?(?:(?:final|correct|right)\s+)?(?:answer|result|solution|ans)\s*"
+    r"(?:\bis\b\s*:?|:|=)\s*",
+    r"(?:所以|因此|故|则)?,?(?:本题|正确|最终|最后)?的?(?:答案|结果)\s*[是为]?\s*:?\s*",
+    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?|i\s+(?:choose|pick)|所以|因此|"
+    r"(?:本题|我|正确)?[应故]?选择?项?是?)\s*:?\s*(?=\W{0,3}[A-Ja-j](?![A-Za-z]))"]), re.IGNORECASE)  # fmt: skip
 
 
 def narrow(text: str) -> str:
@@ -40,7 +43,7 @@ def narrow(text: str) -> str:
         text = re.sub(r"[⁰¹²³⁴-⁹⁻⁺]+", lambda match: f"^{{{match[0].translate(SUPERSCRIPTS)}}}", text)
         text = re.sub(r"[₀-₉]+", lambda match: f"_{{{match[0].translate(SUBSCRIPTS)}}}", text)
         text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)  # 1½ is 1 1/2
-        text = "".join(char for char in unicodedata.normalize("NFKC", text.translate(SAME)).translate(SAME)
+        text = "".join(char for char in unicodedata.normalize("NFKC", text.translate(ALIKE)).translate(ALIKE)
                        if unicodedata.category(char) != "Cf")  # fmt: skip
     if not text.isalnum():
         for pattern, replacement in COMMANDS:
@@ -77,7 +80,7 @@ def normal(text: str) -> str:
         for pair in PAIRS:
             if (match := pair.fullmatch(text)) and is_closed(match[1]):
                 text = match[1].strip()
-        if text[:1] in ("(", "{", "[") and text[-1:] in (")", "}", "]") and is_closed(text[1:-1]) and len(split(text[1:-1], LIST)) == 1:
+        if BRACKETED.fullmatch(text) and is_closed(text[1:-1]) and len(split(text[1:-1], LIST)) == 1:
             text = text[1:-1].strip()  # (x + 1), but not (3, 4)
         if match := LEAD.match(text):
             text = text[match.end():] or text
@@ -86,6 +89,7 @@ def normal(text: str) -> str:
     return text
 
 
+BRACKETED = re.compile(r"\(.*\)|\{.*\}|\[.*\]")
 LIST = re.compile(r"\s*(?:[,;、∪]|\b(?:and|or)\b|[和与及或])\s*")
 POINT = re.compile(r"[A-Z]'?\s*(\([^()]*,[^()]*\))")
 NAME = re.compile(r"((?:[∠△]\s*)?[A-Za-zα-ω\u4e00-\u9fff][\w'{}\u4e00-\u9fff]{0,12}(?:\s?\([a-z]\))?)\s*(?:=|∈)\s*([^=]+)")
@@ -109,7 +113,7 @@ def letter(text: str) -> str:
 
 
 def choice(text: str) -> tuple[str, str]:
-    """(letter, text) of a choice: "B. 30" -> ("B", "30"), "B" -> ("B", ""), "30" -> ("", "30"). Of two choices neither is read."""
+    """(letter, text) of a choice: "B. 30" -> ("B", "30"), "B" -> ("B", ""), "30" -> ("", "30"). Two are none."""
     if alone := letter(text):
         return alone, ""
     match = CHOICE.fullmatch(text)

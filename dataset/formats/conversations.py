@@ -29,6 +29,7 @@ from dataset.formats.fields import (
     Fields,
     decode,
 )
+from dataset.formats.gold_answers import gold_text
 from dataset.formats.row_pictures import PLACEHOLDER, SLOT, Find, Turn, fill, split
 from dataset.formats.turns import check_order, turn
 
@@ -184,25 +185,20 @@ def gold_and_answer(fields: Fields, complete: bool, need_answer: bool) -> tuple[
     """
     value = fields.take(ANSWER)
     solution = None if complete or (value is not None and not need_answer) else fields.take(SOLUTION)
-    gold = gold_text(solution if value is None else value)
+    gold = answer_text(solution if value is None else value)
     if complete or not need_answer or (value is None and solution is None):
         return gold, None
     learned = solution if solution is not None else value
     if isinstance(learned, list):  # several people's answers: what most of them said
-        learned = Counter(map(gold_text, learned)).most_common(1)[0][0] if learned else ""
-    return gold, gold_text(learned) or ""
+        learned = Counter(map(answer_text, learned)).most_common(1)[0][0] if learned else ""
+    return gold, answer_text(learned) or ""
 
 
-def gold_text(value: Any) -> str | None:
-    """A gold answer as text. Several, of which any is right, become a JSON list. BadRow where it is no text and no number."""
+def answer_text(value: Any) -> str | None:
+    """An answer as text; of several any is right: a JSON list. BadRow where it is no text and no number."""
     if isinstance(value, dict) and value.get("answer") is not None:
         value = value["answer"]
     if isinstance(value, list):
-        texts = list(dict.fromkeys(text for one in value if (text := gold_text(one)) is not None))
-        return texts[0] if len(texts) == 1 else json.dumps(texts, ensure_ascii=False) if texts else None
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        kind = "NaN" if value != value else f"a {type(value).__name__}"
-        raise BadRow(f"the answer is {kind}: {value!r}", "write it as a text or a number")
-    return str(value)
+        texts = list(dict.fromkeys(text for one in value if (text := answer_text(one)) is not None))
+        value = texts[0] if len(texts) == 1 else texts or None
+    return None if value is None else gold_text(value)

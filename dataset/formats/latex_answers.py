@@ -26,8 +26,10 @@ LATEX = re.compile(r"\\[a-zA-Z]+|[\^_=√≥≤≠<>±]|\d\s*[+*]\s*\d|[{}]|sqrt
 ALGEBRA = re.compile(r"(?=.*[A-Za-zα-ω])(?=.*[\d+*/()-])(?!.*[A-Za-z]{3})[\dA-Za-zα-ω+*/().,\s·×-]+")
 MEASURED = re.compile(r"(.*[}\d)])(\s*)([A-Za-zμΩ°\u4e00-\u9fff].*)")
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-OPERATORS = ("*", "^", "/", "=", "\\sqrt", "!")
+OPERATORS = ("*", "^", "/", "=", "\\sqrt", "!", "|")
 COMMAND = re.compile(r"\\[a-zA-Z]+")
+COSTLY = {"\\binom", "\\dbinom", "\\tbinom", "\\sum", "\\prod", "\\int", "\\lim"}
+NUMBER = re.compile(r"[0-9]+")
 POWER = re.compile(r"\^(?:\{-?\w{1,2}\}|\w(?!\^))")  # of one or two characters; a tower of powers does not match
 
 
@@ -92,18 +94,32 @@ def operators(text: str) -> tuple[set[str], int]:
 def is_small(gold: str, answer: str) -> bool:
     """Whether an answer costs math-verify no more work than the gold answer does.
 
-    math-verify evaluates what it reads, and 9^{9^{9}} or 99!!! would never end. So an answer may not be much longer than the gold,
-    nor have a command that it lacks, a factorial, or more powers; its powers are short or occur in the gold.
+    math-verify evaluates what it reads, and 9^{9^{9}} or 99!!! would never end. So an answer has the letters of the gold, no
+    command that it lacks, no number of many more digits, no factorial, and is not much longer. It has no more powers: those are
+    short or occur in the gold, and not above its largest number or 10, as (x+9)^{99} would be multiplied out. Sums and binomials
+    are compared as texts alone.
     """
+    known = {*COMMAND.findall(gold)} - COSTLY | {"\\pi", *(["\\frac"] if "/" in gold else [])}
+    if not set(COMMAND.findall(answer)) <= known or letters(answer) != letters(gold):
+        return False
     answer, gold = re.sub(r"\s", "", answer), re.sub(r"\s", "", gold)
+    numbers = [int(digits) for digits in NUMBER.findall(gold)]
+    if any(len(digits) > len(str(max(numbers, default=0))) + 3 for digits in NUMBER.findall(answer)):
+        return False
+    if any(int(power) > max([10, *numbers]) for power in re.findall(r"\^\{?-?([0-9]+)", answer)):
+        return False
     powers = re.findall(r"\^(?:\{[^{}^]*\}|\w)", gold)
     rest = POWER.sub("", answer)
     for power in powers:
         rest = rest.replace(power, "")
     groups = [len(re.findall(r"[})\]]\^", text)) for text in (answer, gold)]
-    known = {*COMMAND.findall(gold), "\\pi", *(["\\frac"] if "/" in gold else [])}
-    return (len(answer) <= 3 * len(gold) + 20 and set(COMMAND.findall(answer)) <= known and "!" not in answer
-            and "^" not in rest and answer.count("^") <= gold.count("^") and groups[0] <= groups[1])
+    return (len(answer) <= 3 * len(gold) + 20 and "!" not in answer and "^" not in rest
+            and answer.count("^") <= gold.count("^") and groups[0] <= groups[1])
+
+
+def letters(text: str) -> set[str]:
+    """The variables of a formula, which equal formulas share."""
+    return set(re.findall(r"[A-Za-zα-ω]", COMMAND.sub("", text).replace("°", "")))
 
 
 def same_formula(one: Formula, other: Formula) -> bool:

@@ -9,7 +9,7 @@ import re
 
 CLOCK = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?\s*([ap]\.?m\.?)?", re.IGNORECASE)
 HOUR = re.compile(r"(1[0-2]|[1-9])\s*(?:([ap]\.?m\.?)|o'?\s?clock)", re.IGNORECASE)
-CHINESE_CLOCK = re.compile(r"(上午|早上|凌晨|下午|晚上|傍晚)?\s*(\d{1,2})\s*[点时]\s*(?:(半)|一?(?<=一)?(刻)|(\d{1,2})分?|整|钟)?")
+CHINESE_CLOCK = re.compile(r"(上午|早上|凌晨|下午|晚上|傍晚)?\s*(\d{1,2})\s*[点时]\s*(?:(半)|(一刻)|(\d{1,2})分?|整|钟)?")
 MONTHS = "january february march april may june july august september october november december".split()
 NAME = rf"({'|'.join(f'{month[:3]}(?:{month[3:]})?' for month in MONTHS)})\.?"
 DATES = [re.compile(pattern, re.IGNORECASE) for pattern in [

@@ -22,8 +22,8 @@ MIXED = re.compile(r"([+-]?)\s*([0-9]+)\s*(\s[0-9]+\s*/\s*[0-9]+|\\frac\s*\{\s*[
 POWER = re.compile(rf"(?:{SIGNED}\s*(?:×|·|\*|x|\\times|\\cdot)\s*)?10\s*\^\s*\{{?\s*\(?([+-]?[0-9]{{1,2}})\)?\s*\}}?")
 EXPONENT = re.compile(rf"{SIGNED}[eE]([+-]?[0-9]{{1,2}})")
 PI = re.compile(r"\s*(?:\*|·|×|\\cdot|\\times)?\s*(?:\\pi|π|pi)(?![a-z])\s*")
-WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen " \
-        "nineteen twenty".split()  # fmt: skip
+WORDS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+         "eighteen nineteen twenty").split()  # fmt: skip
 WORD = re.compile(rf"({'|'.join(WORDS)})(?![\w-])", re.IGNORECASE)
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
 SCALED = re.compile(rf"({DIGITS})\s*(hundred|thousand|million|billion|[百千万亿])(?![a-z])")
@@ -60,7 +60,7 @@ def rational(text: str) -> Quantity | None:
     """`12`, `1,234`, `-0.5`, `1/2`, `\\frac{1}{2}`, `1 1/2`, `1.2 × 10^3` or `1.2e3`; None for any other text."""
     text = text.strip()
     if match := DECIMAL.fullmatch(text):
-        return decimal(*match.groups())
+        return decimal(match[1], match[2])
     if match := RATIO.fullmatch(text):
         value = fraction(match[1], match[2], match[4])
         return value if value is None else Quantity(-value if match[3] == "-" else value)
@@ -117,7 +117,7 @@ def in_digits(text: str) -> str:
         if match := HAN.match(text.lstrip("-")):
             text = "-" * text.startswith("-") + of_han(match[0]) + text.lstrip("-")[match.end():]
     if match := SCALED.match(text):
-        text = f"{fraction('', match[1]) * SCALES[match[2]]}{text[match.end():]}"
+        text = f"{decimal('', match[1]).value * SCALES[match[2]]}{text[match.end():]}"
     return text
 
 
@@ -129,7 +129,7 @@ def quantity(text: str) -> Quantity | None:
         return result
     if money := MONEY.match(text):
         result, paid = number(money[1] + text[money.end():]), unit(money[2].replace("\\", "").replace("US$", "$"))
-        return result and paid and replace(result, unit=paid)
+        return replace(result, unit=paid) if result and paid else None
     digits = in_digits(re.sub(r"\s*\(([^()\d]+)\)$", r" \1", text))  # 5 (cm)
     match = SIGNS.match(digits)
     if not match or not (result := number(match[0])):

@@ -77,7 +77,8 @@ megabyte 1       MB
 gigabyte 1       GB
 """
 NEUTRAL = "unit 单位 个 分 点"  # a dimension that fits every other: "12 square units" is 12 cm^2
-MEASURES = "个只张条本头匹辆支枝把棵朵颗块件台座位名根片粒种页盒瓶杯袋包箱篮艘架束串对双份组幅副套节层排行列道题次回处间栋口枚盏顶"  # 三只猫
+MEASURES = ("个只张条本头匹辆支枝把棵朵颗块件台座位名根片粒种页盒瓶杯袋包箱篮艘架束串对双份组幅副套节层排"  # 三只猫
+            "行列道题次回处间栋口枚盏顶")  # fmt: skip
 SPEEDS = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "km/hr": "km/h"}
 NO_NOUN = re.compile(  # words behind a number that take it back, add to it, or make it a date
     r"\b(or|and|to|so|not|no|maybe|perhaps|probably|possibly|roughly|about|around|approx\w*|nearly|almost|likely|guess|think|"

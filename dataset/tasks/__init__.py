@@ -14,8 +14,8 @@ To add a task, put one file into this folder (README.md, "Adding a part", has a 
     python 3-rl_vlm.py --data brightness                           rewards answers to its "train" questions by their score
     python 4-eval_chat.py --model out/sft --bench brightness       scores its "test" questions
 
-Keep the splits apart: train on nothing that "val" or "test" asks. For RL, `score` must read the final answer in
-<answer>...</answer>; `reasoning.ReasoningTask` does that, and has what such tasks share.
+Keep the splits apart: train on nothing that "val" or "test" asks. For RL, a `score` of your own must read the final answer in
+<answer>...</answer>, as exact match does; `reasoning.ReasoningTask` has what tasks with reasoning share.
 """
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ class Task:
         raise NotImplementedError
 
     def score(self, example: Example, answer: str) -> float:
-        """How right an answer is, 0..1. For RL it reads the final answer in <answer>...</answer>."""
-        return exact(example, answer)
+        """How right an answer is, 0..1: whether what stands between its answer tags, or all of it without them, is exact."""
+        inside = body(answer)
+        return exact(example, answer if inside is None else inside)
 
     def reward(self, example: Example, answer: str) -> float:
         """The reward in RL of an answer with the right tags; override it where that is not the score."""
@@ -130,6 +131,13 @@ def dialogue(id: str, pictures: Sequence[Picture], turns: Sequence[tuple[str, st
 def normal(text: str) -> str:
     """An answer as `exact` compares it: in lower case, without outer blanks and a final stop."""
     return text.strip().rstrip(".。").strip().lower()
+
+
+def body(answer: str) -> str | None:
+    """The text between the answer tags; None where a tag is missing."""
+    _, opened, rest = answer.partition("<answer>")
+    inside, closed, _ = rest.partition("</answer>")
+    return inside if opened and closed else None
 
 
 def exact(example: Example, answer: str) -> float:

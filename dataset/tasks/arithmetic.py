@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from dataset.chat import Conversation, Message, Prefill
 from dataset.images import Picture
-from dataset.tasks import Example, Generated, Task, dialogue, exact, means, reasoning
+from dataset.tasks import Example, Generated, dialogue, means, reasoning
+from dataset.tasks.reasoning import ReasoningProblem, ReasoningTask
 from dataset.tasks.world import THINK
 from dataset.world import drawings
 from dataset.world.openmoji import LANGUAGES
@@ -74,18 +75,15 @@ LOOK_AGAIN = {"en": " Wait, look again: ", "zh": "等等，再看："}
 
 
 @dataclass(frozen=True)
-class Sum:
-    """Numbers to add, as `dice` or digits in a picture, or in words (no picture)."""
+class Sum(ReasoningProblem):
+    """Numbers to add, as `dice` or digits in a picture (kind "image"), or in words (kind "text")."""
 
-    pictures: list[Picture]
-    question: str
     numbers: list[int]
-    language: str
     dice: bool
 
 
 @TASKS.register("arithmetic")
-class Arithmetic(Task):
+class Arithmetic(ReasoningTask):
     """Sums of 2 to 4 drawn digits or dice, or of numbers in words; answers come with their reasoning.
 
     rows      sums to learn from in stage 2; RL begins after them
@@ -101,13 +99,12 @@ class Arithmetic(Task):
     new_words true: sums in pictures are asked for in wordings that no stage trains (dataset/world/wordings.py)
     """
 
-    size = 500  # problems of the test set
+    name = "arithmetic"
 
     def __init__(self, rows: int = 2_600, text: bool | None = None, recheck: float = 0.0, read: int = 0, direct: float = 0.0,
                  lists: int = 0, first: int = 0, new_words: bool = False):
-        self.new_words = new_words
-        self.rows, self.text, self.recheck, self.read, self.direct, self.lists = rows, text, recheck, read, direct, lists
-        self.first = reasoning.check_first("arithmetic", first)
+        super().__init__(rows, text, first, direct)
+        self.recheck, self.read, self.lists, self.new_words = recheck, read, lists, new_words
 
     def problem(self, split: str, i: int) -> Sum:
         """Problem i of a split, in a picture or in words."""
@@ -115,11 +112,14 @@ class Arithmetic(Task):
         dice = rng.random() < 0.5
         values = sample_numbers(split, rng, dice)
         language = rng.choice(LANGUAGES)
-        if reasoning.in_words(self.text, i):
-            return Sum([], "+".join(map(str, values)) + ("=?" if language == "en" else "等于多少？"), values, language, dice)
-        picture, wordings = drawn(dice, values, rng.random()), split if self.new_words else "train"
-        question = word("sum", language, NAMES[language][dice], wordings, rng).text
-        return Sum([picture], question, values, language, dice)
+        pictures: tuple[Picture, ...] = ()
+        if self.words_only(i):
+            question = "+".join(map(str, values)) + ("=?" if language == "en" else "等于多少？")
+        else:
+            pictures, wordings = (drawn(dice, values, rng.random()),), split if self.new_words else "train"
+            question = word("sum", language, NAMES[language][dice], wordings, rng).text
+        return Sum("image" if pictures else "text", language, pictures, question, running_sum(values), str(sum(values)),
+                   tuple(sorted(values)), listed(values), values, dice)
 
     def train(self, stage: str) -> Generated | None:
         return Generated(self.rows + self.read + self.lists, self.row) if stage == "sft" else None
@@ -156,9 +156,9 @@ class Arithmetic(Task):
         problem = self.problem("train", i)
         values, language = problem.numbers, problem.language
         prompt = dialogue(f"arithmetic/train/{i}", problem.pictures, [(problem.question + THINK[language], "")])
-        conclusion = f"{running_sum(values)}</think><answer>{sum(values)}</answer>"
-        if problem.pictures and is_direct_row(i, self.direct, problem.dice):
-            conclusion = f"{listed(values)}</think><answer>{sum(values)}</answer>"
+        is_direct = problem.pictures and is_direct_row(i, self.direct, problem.dice)
+        thoughts = problem.direct_thoughts if is_direct else problem.thoughts
+        conclusion = f"{thoughts}</think><answer>{problem.answer}</answer>"
         parts: tuple[str, ...] = (f"<think>{conclusion}",)
         rng = random.Random(f"recheck/{i}")
         if problem.pictures and rng.random() < self.recheck:
@@ -166,21 +166,6 @@ class Arithmetic(Task):
             reading = Prefill(f"<think>{listed(wrong)}") if rng.random() < 0.5 else f"<think>{listed(values)}"
             parts = (reading, LOOK_AGAIN[language] + conclusion)
         return Conversation(prompt.id, (*prompt.messages, Message("assistant", parts)))
-
-    def examples(self, split: str, n: int) -> list[Example]:
-        examples = []
-        for i in (reasoning.problem_index(split, k, self.first) for k in range(n)):
-            problem = self.problem(split, i)
-            prompt = dialogue(f"arithmetic/{split}/{i}", problem.pictures, [(problem.question + THINK[problem.language], "")])
-            kind = "image" if problem.pictures else "text"
-            examples.append(Example(prompt, str(sum(problem.numbers)), kind, (problem.language,)))
-        return examples
-
-    def score(self, example: Example, answer: str) -> float:
-        """1 if the right sum stands between the answer tags; a missing tag is a wrong answer."""
-        thoughts, opened, rest = answer.partition("<answer>")
-        inside, closed, _ = rest.partition("</answer>")
-        return exact(example, inside) if opened and closed else 0.0
 
     def summary(self, examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
         return {"accuracy": sum(scores) / len(scores), **means(examples, scores, lambda example: [example.kind])}

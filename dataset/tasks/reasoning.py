@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dataset.chat import Conversation
 from dataset.images import Picture
-from dataset.tasks import Example, Generated, Task, dialogue, exact, guessing, means
+from dataset.tasks import Example, Generated, Task, body, dialogue, exact, guessing, means
 from dataset.tasks.world import THINK
 from dataset.world.drawings import Drawing
 from model.registry import UserError
@@ -55,13 +55,6 @@ def split_of(*state) -> str:
 def drawn(key: str, draw: Callable[[random.Random], Drawing], seed: float) -> Picture:
     """A picture that is drawn when it is needed; it depends on the key and the seed alone."""
     return Picture(f"{key}:{seed}", lambda: draw(random.Random(seed)).image)
-
-
-def body(answer: str) -> str | None:
-    """The text between the answer tags; None where a tag is missing."""
-    _, opened, rest = answer.partition("<answer>")
-    inside, closed, _ = rest.partition("</answer>")
-    return inside if opened and closed else None
 
 
 def in_words(text: bool | None, i: int) -> bool:
