@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -132,11 +133,12 @@ def test_a_gold_answer_is_a_text_or_a_number_or_a_list_of_them(folder, answer, g
 
 
 @pytest.mark.parametrize(("answer", "name"), [
-    (float("nan"), "NaN"), (float("inf"), "a float"), (True, "a bool"), ({"x": 1}, "a dict"), ([None, False], "a bool"),
+    (float("nan"), "nan, not"), (float("inf"), "inf, not"), (True, "True, a bool"), ({"x": 1}, "{'x': 1}, a dict"),
+    ([None, False], "None, a NoneType"), ([], "[], a list"), ([["3"]], "[['3']], a list"),
 ])  # fmt: skip
 def test_other_gold_answers_are_refused_by_name(folder, answer, name):
     for need_answer in (True, False):
-        with pytest.raises(BadRow, match=f"the answer is {name}"):
+        with pytest.raises(BadRow, match=re.escape(f"the gold answer is {name}")):
             one(folder, {"question": "2 + 2?", "answer": answer}, need_answer)
 
 

@@ -9,8 +9,6 @@ inference). A `text` alone, or beside a picture, is learned as it stands, and as
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from typing import Any
 
@@ -185,20 +183,20 @@ def gold_and_answer(fields: Fields, complete: bool, need_answer: bool) -> tuple[
     """
     value = fields.take(ANSWER)
     solution = None if complete or (value is not None and not need_answer) else fields.take(SOLUTION)
-    gold = answer_text(solution if value is None else value)
+    gold = text_of_answer(solution if value is None else value)
     if complete or not need_answer or (value is None and solution is None):
         return gold, None
     learned = solution if solution is not None else value
     if isinstance(learned, list):  # several people's answers: what most of them said
-        learned = Counter(map(answer_text, learned)).most_common(1)[0][0] if learned else ""
-    return gold, answer_text(learned) or ""
+        learned = Counter(map(text_of_answer, learned)).most_common(1)[0][0] if learned else ""
+    return gold, text_of_answer(learned) or ""
 
 
-def answer_text(value: Any) -> str | None:
+def text_of_answer(value: Any) -> str | None:
     """An answer as text; of several any is right: a JSON list. BadRow where it is no text and no number."""
-    if isinstance(value, dict) and value.get("answer") is not None:
-        value = value["answer"]
-    if isinstance(value, list):
-        texts = list(dict.fromkeys(text for one in value if (text := answer_text(one)) is not None))
-        value = texts[0] if len(texts) == 1 else texts or None
+    several = value if isinstance(value, list) else [value]
+    texts = [one["answer"] if isinstance(one, dict) and one.get("answer") is not None else one for one in several]
+    if value and isinstance(value, list) and not any(isinstance(one, list) for one in texts):
+        texts = list(dict.fromkeys(map(gold_text, texts)))
+    value = texts[0] if len(texts) == 1 and not isinstance(texts[0], list) else texts
     return None if value is None else gold_text(value)
