@@ -72,7 +72,7 @@ def coerced(old: Any, value: Any, where: str, kind: Any) -> Any:
         return Path(value)
     if isinstance(old, int | float | str):
         try:
-            return type(old)(value)
+            return str(value) if isinstance(old, str) else type(old)(value)  # str: given, no longer a Default
         except (TypeError, ValueError) as error:
             raise SystemExit(f"{where}: {value!r} is not a {type(old).__name__}") from error
     return value

@@ -1,5 +1,6 @@
 """Held-out rows: which they are, that no stage trains on them, what is measured on them, and that this chooses the checkpoint."""
 
+import dataclasses
 import json
 import random
 import re
@@ -25,6 +26,7 @@ from dataset.report import sheet
 from dataset.rewards import Reward, reward_function
 from dataset.rollouts import Group, Rollout, stats
 from dataset.tasks import Example, Truncated, dialogue
+from model import cli
 from model.best import mean_loss
 from model.registry import Default, UserError
 from tests.conftest import ROOT, TINY
@@ -167,6 +169,16 @@ def test_preferences_are_held_out_by_their_prompts(tmp_path):
 ])  # fmt: skip
 def test_tasks_are_not_asked_where_all_data_are_files_unless_the_user_asks_for_them(bench, data, tasks):
     assert list(make_tasks(bench, data)) == tasks
+
+
+def test_a_benchmark_in_a_file_of_flags_is_one_that_the_user_asks_for(tmp_path):
+    @dataclasses.dataclass
+    class Config:
+        run: cli.SharedFlags = cli.shared("out", "world", eval_every=0, eval_examples=1, save_every=1, log_every=1)
+
+    (tmp_path / "run.yaml").write_text("bench: world\n")
+    given = cli.parse(Config, ["--config", str(tmp_path / "run.yaml")]).run.bench
+    assert list(make_tasks(given, ["rows.jsonl"])) == ["world"] and isinstance(cli.parse(Config, []).run.bench, Default)
 
 
 def test_what_chooses_the_checkpoint_is_what_is_trained():
