@@ -6,6 +6,7 @@
     python 4-eval_chat.py --data rows.jsonl --val_share 0.02            the same of the rows that training held out
     python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1      the same, with the pass rate of each row
     python 4-eval_chat.py --bench world,easy_vqa                        test scores, with the blank and shuffled controls
+    python 4-eval_chat.py --bench all                                   every benchmark whose files are there (dataset/README.md)
     python 4-eval_chat.py --bench hallucination --best_of 8 --reference out/sft --temperature 0.7
 
 In:  --model; by default the first that exists of out/grpo, out/dpo, out/sft and out/pretrain, whatever its age.
@@ -57,9 +58,10 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 import torch
 
 from dataset.bad_rows import BadRow
+from dataset.benchmarks import benchmarks
 from dataset.chat import Conversation, Message
 from dataset.dialogue import Dialogue
-from dataset.evaluation import Answer, Answerer, evaluate, make_tasks
+from dataset.evaluation import Answer, Answerer, evaluate
 from dataset.feedback.best_of import AnswerScorer, BestOf
 from dataset.formats.files import FileSource
 from dataset.held_out import indices
@@ -276,7 +278,7 @@ def benchmark(config: Config, folder: Path, answer: Answer) -> None:
     """Score every task on its test split: numbers to scores.json, answers to predictions-TASK.jsonl, both to the report."""
     started, page, title = time.time(), folder.parent / "report.md", f"Test scores of {folder.name}"
     folder.mkdir(exist_ok=True)  # best of N has a folder of its own, so its scores do not replace those of one answer
-    for name, task in make_tasks(config.bench).items():  # all tasks are made first: a wrong name fails before any scoring
+    for name, task in benchmarks(config.bench).items():  # all tasks are made first: a wrong name fails before any scoring
         task_started = time.time()
         new, rows = evaluate(name, task, "test", answer, config.examples or task.size, controls=config.controls)
         new[f"{name}/seconds"] = round(time.time() - task_started, 1)
@@ -287,12 +289,15 @@ def benchmark(config: Config, folder: Path, answer: Answer) -> None:
             continue
         with (folder / f"predictions-{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        examples = task.examples("test", 40)
+        add_scores(folder, new)  # before anything is drawn
+        for upload, answered in task.submission(rows).items():
+            (folder / upload).write_text(json.dumps(answered, ensure_ascii=False), encoding="utf-8")
+            print(f"wrote {folder / upload}")
+        examples = task.examples("test", min(40, config.examples or 40))
         examples = random.Random(config.seed).sample(examples, min(24, len(examples)))
         answers, questions = answer([example.prompt for example in examples]), [(task, example) for example in examples]
         image = poster(folder / f"{name}.png", page, questions, answers)
         parts = {**subsections(page, title), name: f"{image}{sheet(folder / name, page, questions, {'answer': answers})}"}
-        add_scores(folder, new)
         section(page, title, "\n\n".join([table(bench_scores(folder)), *(f"### {part}\n\n{parts[part]}" for part in parts)]))
     print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. "
           f"Next: python web_demo.py --model {config.model or checkpoint.latest()}")

@@ -38,11 +38,12 @@ def subsections(file: Path, title: str) -> dict[str, str]:
     return dict(zip(parts[1::2], (body.strip() for body in parts[2::2])))
 
 
-NOT_SHARES = re.compile(r"(^|/)(length(_\w+)?|seconds|mmhal/score(_\w+)?|loss|reward|margin)( before)?$")  # ratings: 0 to 6
+NOT_SHARES = re.compile(r"(^|/)(length(_\w+)?|seconds|loss|reward|margin|mmhal/score(_\w+)?"  # ratings from 0 to 6
+                        r"|mme/(perception|cognition|score_\w+)|gqa/distribution)( before)?$")  # points up to 2000, chi-square
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric, "task/name", is a share of 1, not a length, a time, a rating, a loss or a reward."""
+    """Whether a metric, "task/name", is a share of 1, not a length, a time, a rating, points, a loss or a reward."""
     return NOT_SHARES.search(metric) is None
 
 

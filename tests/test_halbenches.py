@@ -360,7 +360,7 @@ def test_the_file_without_answers_to_compare_with_is_told_apart(refomb_file, tmp
     file.write_text(file.read_text().replace("GPT-4V 2.", ""))
     task = TASKS.make(refomb_file)
     assert "refomb: answers will be saved and not judged" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="row 2 has no answer to compare with: it needs RefoMB_gpt4v_dev.jsonl"):
+    with pytest.raises(ValueError, match="row 2 has no answer to compare with: it needs gpt4v_RefoMB_dev_0521.jsonl"):
         task.examples("test", 99)
     assert task.measure(task.examples("test", 2), ["a", "b"]) == ([None, None], {"judged": 0})
 

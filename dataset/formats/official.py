@@ -1,17 +1,21 @@
-"""The official files of a benchmark: rows, and the picture of a row.
+"""The official files of a benchmark: its folder, its rows, and the picture of a row.
 
-In:  a path from a task's option.  Out: rows or pictures; an error of one line for a missing file, with its source.
+In:  a path from a task's option.  Out: rows or pictures; an error of one line for a missing or a wrong file, with its source.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataset.images import Picture, from_file
 from dataset.vision.loading import from_base64
 from model.registry import UserError
+
+BENCHMARKS = Path("benchmarks")  # a folder for each benchmark, in the place of path=
 
 
 def existing(path: str | Path, option: str, source: str) -> Path:
@@ -23,19 +27,94 @@ def existing(path: str | Path, option: str, source: str) -> Path:
     return Path(path)
 
 
+@dataclass(frozen=True)
+class Folder:
+    """The folder of a benchmark's official files.
+
+    task     the name of the task, for messages
+    path     its option path=; "": benchmarks/TASK
+    source   the project that the files come from
+    images   its option images=: a folder of pictures elsewhere; "": they lie in the folder itself
+    """
+
+    task: str
+    path: str
+    source: str
+    images: str = ""
+
+    @property
+    def root(self) -> Path:
+        return Path(self.path) if self.path else BENCHMARKS / self.task
+
+    def find(self, *names: str) -> Path | None:
+        """The first of these files or folders that exists; None if none does."""
+        return next((self.root / name for name in names if (self.root / name).exists()), None)
+
+    def file(self, *names: str) -> Path:
+        """The first of these files or folders that exists; FileNotFoundError says what is missing, whose it is, and its place."""
+        if (found := self.find(*names)) is None:
+            others = f" (or {' or '.join(names[1:])})" if names[1:] else ""
+            raise FileNotFoundError(f"{self.task}: {names[0]}{others} of {self.source} is missing: put it into {self.root}, "
+                                    f"or name its folder with {self.task}:path=FOLDER")  # fmt: skip
+        return found
+
+    def picture(self, names: Sequence[str], folders: Sequence[str], source: str) -> Picture:
+        """The picture with one of these names in images=, or else in one of these folders below the root."""
+        roots = [Path(self.images)] if self.images else [self.root / folder for folder in folders]
+        for root in roots:
+            for name in names:
+                if (root / name).is_file():
+                    return from_file(root / name)
+        raise FileNotFoundError(f"{self.task}: no picture {' or '.join(names)} in {' or '.join(map(str, roots))}: it is one of "
+                                f"{source}; another folder is {self.task}:images=FOLDER")  # fmt: skip
+
+
+def content(file: Path, hook: Callable[[dict], Any] | None = None) -> Any:
+    """The value in a json file; `hook` replaces every object, the inner ones first. UserError for a file that is not json."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_hook=hook)
+    except ValueError as error:
+        raise UserError(f"{file} is not json ({error}): download the file again") from error
+
+
 def rows(file: Path) -> list[dict]:
     """The objects of a json list or of json lines, whatever the file's name is; UserError names the bad line."""
-    text = file.read_text(encoding="utf-8")
-    if text.lstrip().startswith("["):
-        return json.loads(text)
+    with file.open(encoding="utf-8-sig", errors="replace") as start:
+        if start.read(100).lstrip().startswith("["):
+            return content(file)
     parsed = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: some answers contain U+2028
-        if line.strip():
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
+        if line.strip():  # split by "\n", not splitlines: some answers contain U+2028
             try:
                 parsed.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise UserError(f"{file}:{number} is not json ({error}): download the file again") from error
     return parsed
+
+
+def checked(rows: Any, fields: Sequence[str], file: Path, source: str) -> list[dict]:
+    """The rows, each with all of these fields. UserError names the first row that lacks one, and the file that is wanted."""
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{file} holds no list of rows: it is not {source}")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or any(field not in row for field in fields):
+            missing = [field for field in fields if not isinstance(row, dict) or field not in row]
+            raise UserError(f"{file}: row {number} has no {', '.join(missing)}: it is not {source}")
+    return rows
+
+
+def by_id(file: Path, fields: Sequence[str], source: str) -> list[dict]:
+    """The rows of a json file {id: row}, each with its key as `id`; UserError as `checked` raises it."""
+    value = content(file)
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds no object of rows by their ids: it is not {source}")
+    return checked([{**row, "id": key} if isinstance(row, dict) else row for key, row in value.items()], fields, file, source)
+
+
+def of_first(rows: Iterable[dict], key: Callable[[dict], Hashable], n: int) -> list[dict]:
+    """The rows of the first n pictures; `key` tells the picture of a row."""
+    seen: dict[Hashable, int] = {}
+    return [row for row in rows if seen.setdefault(key(row), len(seen)) < n]
 
 
 def picture(row: dict, names: Sequence[str], folder: str, source: str) -> Picture:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dataset.chat import Conversation, Message
 from dataset.images import Picture
@@ -96,6 +97,10 @@ class Task:
     def mark(self, example: Example, answer: str) -> str:
         """✓ where the answer is right, else ✗: what stands before it in the report."""
         return "✓" if self.score(example, answer) == 1 else "✗"
+
+    def submission(self, rows: Sequence[dict]) -> dict[str, Any]:
+        """File name -> its json content, for an evaluation elsewhere, from rows as 4-eval_chat.py saves them; {}: none."""
+        return {}
 
     def guess(self, examples: Sequence[Example]) -> float | None:
         """The score of a model that never looks at the picture; None if unknown."""

@@ -1,8 +1,8 @@
 """RefoMB (arXiv 2405.17220): a judge compares each answer with GPT-4V's, by a dense description of the picture.
 
-    python 4-eval_chat.py --bench refomb:path=RefoMB_gpt4v_dev.jsonl,images=refomb,judge=http://localhost:8000/v1,model=NAME
+    python 4-eval_chat.py --bench refomb:path=gpt4v_RefoMB_dev_0521.jsonl,images=refomb,judge=http://localhost:8000/v1,model=NAME
 
-path      RefoMB_gpt4v_dev.jsonl of github.com/RLHF-V/RLAIF-V (eval/data): the 99 questions with GPT-4V's answers
+path      gpt4v_RefoMB_dev_0521.jsonl of github.com/RLHF-V/RLAIF-V (eval/data): the 99 questions with GPT-4V's answers
 images    its pictures, named as at the end of `image_url`
 swap      true: judge every pair in both orders and average the two verdicts, since judges may prefer the first answer;
           default: judge once with GPT-4V first, as the original does
@@ -22,7 +22,7 @@ from dataset.judge import Failure, Judge, failures, judge_or_none, message
 from dataset.tasks import Example, Task, dialogue, means
 from model.registry import TASKS, UserError
 
-SOURCE = "RefoMB_gpt4v_dev.jsonl of github.com/RLHF-V/RLAIF-V (eval/data)"
+SOURCE = "gpt4v_RefoMB_dev_0521.jsonl of github.com/RLHF-V/RLAIF-V (eval/data)"
 COMPARE = """Two vision-language models, A and B, answered a question about a picture. You do not see the picture; the description
 below says everything that is in it. Decide which answer is better.
 
