@@ -283,8 +283,8 @@ def refomb_file(tmp_path):
         picture(tmp_path / f"test_{i}.jpg", "white")
         rows.append({"image_url": f"https://thunlp.oss-cn-qingdao.aliyuncs.com/test_{i}.jpg", "question": f"Question {i}?",
                      "description": f"Dense {i}.", "type": kind, "split": "dev", "id": i, "answer": f"GPT-4V {i}."})  # fmt: skip
-    lines(tmp_path / "RefoMB_gpt4v_dev.jsonl", rows)
-    return f"refomb:path={tmp_path / 'RefoMB_gpt4v_dev.jsonl'},images={tmp_path}"
+    lines(tmp_path / "gpt4v_RefoMB_dev_0521.jsonl", rows)
+    return f"refomb:path={tmp_path / 'gpt4v_RefoMB_dev_0521.jsonl'},images={tmp_path}"
 
 
 @pytest.mark.parametrize(("reply", "ours", "points"), [
@@ -356,7 +356,7 @@ def test_swapping_keeps_what_a_fair_judge_says_and_needs_both_verdicts(refomb_fi
 
 
 def test_the_file_without_answers_to_compare_with_is_told_apart(refomb_file, tmp_path, capsys):
-    file = tmp_path / "RefoMB_gpt4v_dev.jsonl"
+    file = tmp_path / "gpt4v_RefoMB_dev_0521.jsonl"
     file.write_text(file.read_text().replace("GPT-4V 2.", ""))
     task = TASKS.make(refomb_file)
     assert "refomb: answers will be saved and not judged" in capsys.readouterr().out

@@ -70,7 +70,7 @@ class MMMU(Task):
             raise UserError(f"mmmu: split={split}, images={images}: validation, dev or test, and 0 to 7 pictures")
         self.folder, self.split, self.images = Folder("mmmu", path, SOURCE), split, images
 
-    def rows(self) -> list[dict]:
+    def questions(self) -> list[dict]:
         """The questions in the official order: subjects by name, then numbers."""
         from pyarrow import ArrowInvalid, parquet
 
@@ -91,7 +91,7 @@ class MMMU(Task):
 
     def examples(self, split: str, n: int) -> list[Example]:
         """The first n questions, the subjects in turns; tags: subject, and the options or the right answers."""
-        rows = self.rows()
+        rows = self.questions()
         places: dict[str, int] = {}
         for row in rows:
             subject = subject_and_number(row["id"])[0]

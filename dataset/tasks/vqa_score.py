@@ -28,7 +28,7 @@ someone'll someone's something'd something'd've something'll that's there'd ther
 they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've
 who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll
 you're you've""".split()
-CONTRACTIONS = {word[:k] + word[k + 1:]: word for word in CONTRACTED for k, letter in enumerate(word) if letter == "'"}
+CONTRACTIONS = {word[:k] + word[k + 1 :]: word for word in CONTRACTED for k, letter in enumerate(word) if letter == "'"}
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the other way round in the official list
 
 
