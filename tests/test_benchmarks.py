@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 
 import pyarrow as pa
 import pytest
@@ -14,6 +15,7 @@ from dataset.report import table
 from dataset.studies.rescore import rescore
 from dataset.tasks import gqa, mme, mmmu_answers, mmvet, pope, scienceqa, vqa_score
 from model.registry import TASKS, UserError
+from tests.conftest import ROOT
 from tests.miniatures import lines, picture
 from tests.test_halbenches import judged
 
@@ -498,6 +500,33 @@ def test_a_wrong_file_is_told_in_one_line(folder, name, file, text, message, req
     with pytest.raises(UserError, match=message) as told:
         TASKS.make(f"{name}:path={root}").examples("test", 99)
     assert "\n" not in str(told.value)
+
+
+def test_a_file_that_is_no_text_is_told_in_one_line(pope_folder, mme_folder):
+    for name, file in (("pope", "coco/coco_pope_random.json"), ("mme", "MME_Benchmark_release_version/OCR/1.txt")):
+        (pope_folder / file).write_bytes(b"\x89PNG\xff\xfe")
+        with pytest.raises(UserError, match="is not text in UTF-8 .*: download the file again"):
+            TASKS.make(f"{name}:path={pope_folder}").examples("test", 99)
+
+
+def test_scores_and_uploads_are_written_before_anything_is_drawn(mmvet_folder, tmp_path):
+    """And what is drawn are pictures of --examples: of the three questions two are asked, and the third has no picture."""
+    listed = json.loads((mmvet_folder / "mm-vet.json").read_text())
+    saved(mmvet_folder / "mm-vet.json", {**listed, "v1_2": {**listed["v1_2"], "imagename": "missing.png"}})
+    script = runpy.run_path(str(ROOT / "4-eval_chat.py"))
+    config = script["Config"](bench=f"mmvet:path={mmvet_folder}", examples=2, controls=0)
+    drawn = []
+
+    def poster(file, page, questions, answers):
+        drawn.extend(json.loads((file.parent / "scores.json").read_text()))
+        assert (file.parent / "mmvet.json").is_file() and len(questions) == 2
+        raise OSError("no space left")
+
+    script["benchmark"].__globals__["poster"] = poster
+    with pytest.raises(OSError, match="no space left"):
+        script["benchmark"](config, tmp_path / "sft", lambda prompts: ["a"] * len(prompts))
+    assert {"mmvet/n", "mmvet/judged", "mmvet/contains"} <= set(drawn)
+    assert len((tmp_path / "sft" / "predictions-mmvet.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_missing_picture_names_the_folders_and_the_project(pope_folder):

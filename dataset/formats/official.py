@@ -69,22 +69,30 @@ class Folder:
                                 f"{source}; another folder is {self.task}:images=FOLDER")  # fmt: skip
 
 
+def text(file: Path) -> str:
+    """The text of a file, without a byte order mark; UserError for one that is not UTF-8, such as a picture or an archive."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not text in UTF-8 ({error}): download the file again") from error
+
+
 def content(file: Path, hook: Callable[[dict], Any] | None = None) -> Any:
     """The value in a json file; `hook` replaces every object, the inner ones first. UserError for a file that is not json."""
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"), object_hook=hook)
-    except ValueError as error:
+        return json.loads(text(file), object_hook=hook)
+    except json.JSONDecodeError as error:
         raise UserError(f"{file} is not json ({error}): download the file again") from error
 
 
 def rows(file: Path) -> list[dict]:
     """The objects of a json list or of json lines, whatever the file's name is; UserError names the bad line."""
-    with file.open(encoding="utf-8-sig", errors="replace") as start:
-        if start.read(100).lstrip().startswith("["):
-            return content(file)
+    whole = text(file)
+    if whole.lstrip().startswith("["):
+        return content(file)
     parsed = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
-        if line.strip():  # split by "\n", not splitlines: some answers contain U+2028
+    for number, line in enumerate(whole.split("\n"), 1):  # not splitlines: some answers contain U+2028
+        if line.strip():
             try:
                 parsed.append(json.loads(line))
             except json.JSONDecodeError as error:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from dataset.formats.official import Folder
+from dataset.formats.official import Folder, text
 from dataset.images import from_file
 from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.vqa_score import SHORT
@@ -38,7 +38,7 @@ def mme_answer(answer: str) -> str | None:
 
 def questions(file: Path) -> list[tuple[str, str]]:
     """The two (question, yes or no) of a picture. UserError for another number, or another answer."""
-    lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    lines = [line for line in text(file).split("\n") if line.strip()]
     pairs = [tuple(part.strip() for part in line.rsplit("\t", 1)) for line in lines]
     if len(pairs) != 2 or any(len(pair) != 2 or pair[1].lower() not in ("yes", "no") for pair in pairs):
         raise UserError(f"{file}: two lines, each a question, a tab and Yes or No, are expected: download MME again")
