@@ -16,7 +16,8 @@ from dataset.world import inventories, wordings
 from dataset.world.openmoji import LANGUAGES, categories
 from dataset.world.phrases import AROUND, FRAMES, PHRASES, PLACE_PHRASES, REQUEST, SIDE_PHRASES
 from dataset.world.questions import KINDS, PAIR_KINDS, names
-from dataset.world.wordings import expand, fill, interrupted, invented, plain, split_of, typed, word
+from dataset.world.wordings import expand, fill, interrupted, invented, openings, plain, split_of, typed, word
+from model.registry import TASKS
 
 BUS, KEY = (category for category in categories() if category.en in ("bus", "key"))
 
@@ -141,6 +142,19 @@ def test_official_questions_are_read_and_asked_again_in_other_words():
         assert (official.answer, official.prompt.pictures, official.question) == (new.answer, new.prompt.pictures, new.question)
         assert official.prompt.messages[-1].text != new.prompt.messages[-1].text
     assert len({reworded("is there a circle?", "train", random.Random(k)) for k in range(100)}) > 60
+
+
+@pytest.mark.parametrize("name", ["geometry", "perception", "sokoban"])
+def test_a_reasoning_task_is_asked_in_many_ways_of_which_some_are_held_out(name):
+    def starts(examples) -> set[str]:
+        asked = [(example.question, example.prompt) for example in examples if example.prompt.pictures]
+        return {prompt.messages[0].text.lower().replace("，", ",").partition(question[:6].lower())[0] for question, prompt in asked}
+
+    trained, new = TASKS.make(name), TASKS.make(f"{name}:new_words=true")
+    rows = {row.messages[0].text for i in range(60) if (row := trained.train("sft")[i]).pictures}
+    assert len(rows) > 12 and starts(trained.examples("test", 60)) > {""}
+    held_out = {opening.replace("，", ",") for language in LANGUAGES for opening in openings(language, "test")}
+    assert starts(new.examples("test", 60)) <= held_out and not starts(trained.examples("test", 60)) & held_out
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

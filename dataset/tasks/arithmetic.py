@@ -103,8 +103,8 @@ class Arithmetic(ReasoningTask):
 
     def __init__(self, rows: int = 2_600, text: bool | None = None, recheck: float = 0.0, read: int = 0, direct: float = 0.0,
                  lists: int = 0, first: int = 0, new_words: bool = False):
-        super().__init__(rows, text, first, direct)
-        self.recheck, self.read, self.lists, self.new_words = recheck, read, lists, new_words
+        super().__init__(rows, text, first, direct, new_words)
+        self.recheck, self.read, self.lists = recheck, read, lists
 
     def problem(self, split: str, i: int) -> Sum:
         """Problem i of a split, in a picture or in words."""
@@ -120,6 +120,10 @@ class Arithmetic(ReasoningTask):
             question = word("sum", language, NAMES[language][dice], wordings, rng).text
         return Sum("image" if pictures else "text", language, pictures, question, running_sum(values), str(sum(values)),
                    tuple(sorted(values)), listed(values), values, dice)
+
+    def asked(self, problem: ReasoningProblem, id: str, split: str) -> str:
+        """The question with the request to think: it was put in words with its problem."""
+        return problem.question + THINK[problem.language]
 
     def train(self, stage: str) -> Generated | None:
         return Generated(self.rows + self.read + self.lists, self.row) if stage == "sft" else None

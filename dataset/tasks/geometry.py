@@ -130,8 +130,9 @@ class Geometry(ReasoningTask):
     kinds = ("angle", "area", "perimeter", "l_area", "hypotenuse")
     held_out = ("l_perimeter",)
 
-    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, direct: float = 0.0):
-        super().__init__(rows, text, first, direct)
+    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, direct: float = 0.0,
+                 new_words: bool = False):
+        super().__init__(rows, text, first, direct, new_words)
 
     def problem(self, split: str, i: int) -> ReasoningProblem:
         rng = random.Random(f"geometry/{split}/{i}")

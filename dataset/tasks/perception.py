@@ -238,8 +238,9 @@ class Perception(ReasoningTask):
     kinds = ("count", "compare", "largest", "together", "highest")
     held_out = ("shapes_together",)
 
-    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, direct: float = 0.0):
-        super().__init__(rows, text, first, direct)
+    def __init__(self, rows: int = 1_000, text: bool | None = None, first: int = 0, direct: float = 0.0,
+                 new_words: bool = False):
+        super().__init__(rows, text, first, direct, new_words)
 
     def problem(self, split: str, i: int) -> ReasoningProblem:
         rng = random.Random(f"perception/{split}/{i}")

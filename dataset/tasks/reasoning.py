@@ -18,6 +18,7 @@ from dataset.images import Picture
 from dataset.tasks import Example, Generated, Task, body, dialogue, exact, guessing, means
 from dataset.tasks.world import THINK
 from dataset.world.drawings import Drawing
+from dataset.world.wordings import opened
 from model.registry import UserError
 
 STATES = {"test": 0.15, "val": 0.3, "train": 1.0}  # a state is in the first split whose bound is above its hash
@@ -86,6 +87,7 @@ class ReasoningTask(Task):
     text    true: all problems in words; false: none; default: every third
     first   index of the first problem of `train`, for stage 2 and RL
     direct  share of the picture rows that give the answer without steps, as people do; RL finds out whether that habit pays
+    new_words  true: questions about pictures are opened in words that no stage trains (dataset/world/wordings.py)
     """
 
     name = ""
@@ -93,12 +95,20 @@ class ReasoningTask(Task):
     kinds: Sequence[str] = ()  # trained and tested
     held_out: Sequence[str] = ()  # tested only
 
-    def __init__(self, rows: int, text: bool | None, first: int, direct: float):
+    def __init__(self, rows: int, text: bool | None, first: int, direct: float, new_words: bool = False):
         self.rows, self.text, self.first, self.direct = rows, text, check_first(self.name, first), direct
+        self.new_words = new_words
 
     def problem(self, split: str, i: int) -> ReasoningProblem:
         """Problem i of a split."""
         raise NotImplementedError
+
+    def asked(self, problem: ReasoningProblem, id: str, split: str) -> str:
+        """The question as somebody types it, with the request to think; a problem in words keeps its own."""
+        question, rng = problem.question, random.Random(f"opening/{id}")
+        if problem.pictures:
+            question = opened(question, problem.language, split if self.new_words else "train", rng).rstrip()
+        return question + THINK[problem.language]
 
     def words_only(self, i: int) -> bool:
         return in_words(self.text, i)
@@ -117,8 +127,8 @@ class ReasoningTask(Task):
         i = problem_index("train", i, self.first)
         problem = self.problem("train", i)
         thoughts = problem.direct_thoughts if problem.pictures and is_direct(i, self.direct) else problem.thoughts
-        answer = f"<think>{thoughts}</think><answer>{problem.answer}</answer>"
-        return dialogue(f"{self.name}/train/{i}", problem.pictures, [(problem.question + THINK[problem.language], answer)])
+        id, answer = f"{self.name}/train/{i}", f"<think>{thoughts}</think><answer>{problem.answer}</answer>"
+        return dialogue(id, problem.pictures, [(self.asked(problem, id, "train"), answer)])
 
     # ------------------------------------------------------------ to be scored by
 
@@ -126,10 +136,10 @@ class ReasoningTask(Task):
         """n problems of a split; those of `train` are prompts for RL."""
         examples = []
         for i in (problem_index(split, k, self.first) for k in range(n)):
-            problem = self.problem(split, i)
-            prompt = dialogue(f"{self.name}/{split}/{i}", problem.pictures, [(problem.question + THINK[problem.language], "")])
+            id, problem = f"{self.name}/{split}/{i}", self.problem(split, i)
+            prompt = dialogue(id, problem.pictures, [(self.asked(problem, id, split), "")])
             tags = (problem.language, "image" if problem.pictures else "text")
-            examples.append(Example(prompt, problem.answer, problem.kind, tags))
+            examples.append(Example(prompt, problem.answer, problem.kind, tags, problem.question))
         return examples
 
     def score(self, example: Example, answer: str) -> float:

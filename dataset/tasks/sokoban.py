@@ -258,8 +258,8 @@ class Sokoban(ReasoningTask):
     name = "sokoban"
 
     def __init__(self, rows: int = 1_000, text: bool | None = None, boxes: int = 1, walls: int = 1, most: int = 6,
-                 reward: str = "solved", first: int = 0, plays: int = 0, direct: float = 0.0):
-        super().__init__(rows, text, first, direct)
+                 reward: str = "solved", first: int = 0, plays: int = 0, direct: float = 0.0, new_words: bool = False):
+        super().__init__(rows, text, first, direct, new_words)
         self.plays = plays
         if reward not in REWARDS:
             raise UserError(f"sokoban: reward is one of {', '.join(REWARDS)}, not {reward!r}")

@@ -171,6 +171,20 @@ def word(kind: str, language: str, names: Mapping[str, str], split: str, rng: ra
             return Wording(typed(text, language, rng), held_out)
 
 
+@functools.cache
+def openings(language: str, split: str) -> tuple[str, ...]:
+    """What may stand before a whole question, "please tell me: ", in a split. What is common is trained."""
+    frames = [frame for frame in FRAMES[language]["question"] if frame[-2] == "_" and len(frame) > 2 and "<" not in frame]
+    return tuple(frame[:-2] for frame in frames if (split_of(frame) if frame in uncommon_frames(language) else "train") == split)
+
+
+def opened(text: str, language: str, split: str, rng: random.Random) -> str:
+    """A question that has words of its own, as somebody types it: of "train" with a trained opening, else with a held-out one."""
+    if split == "train" and rng.random() < PLAIN:
+        return text
+    return typed(rng.choice(openings(language, split)) + text, language, rng)
+
+
 if __name__ == "__main__":
     names = {"it": "the bus", "its": "the bus's", "one": "a bus", "many": "buses", "name": "bus", "others": "keys",
              "other": "the key", "side": "left of", "at": "at the top left"}  # fmt: skip
