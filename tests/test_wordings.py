@@ -148,7 +148,8 @@ def test_official_questions_are_read_and_asked_again_in_other_words():
 def test_a_reasoning_task_is_asked_in_many_ways_of_which_some_are_held_out(name):
     def starts(examples) -> set[str]:
         asked = [(example.question, example.prompt) for example in examples if example.prompt.pictures]
-        return {prompt.messages[0].text.lower().replace("，", ",").partition(question[:6].lower())[0] for question, prompt in asked}
+        texts = [(question[:4].lower(), prompt.messages[0].text.lower().replace("，", ",")) for question, prompt in asked]
+        return {text.partition(first)[0] for first, text in texts}
 
     trained, new = TASKS.make(name), TASKS.make(f"{name}:new_words=true")
     rows = {row.messages[0].text for i in range(60) if (row := trained.train("sft")[i]).pictures}
