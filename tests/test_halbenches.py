@@ -53,7 +53,12 @@ def no_key(monkeypatch):
                                                          "fire hydrant": "fire hydrant"}),
     ("Buses wait at the bus stop; the train station is empty.", {"bus": "bus"}),
     ("The toilet seat is up.", {"toilet seat": "toilet"}),
-    ("a seat by the window", {}),
+    ("a seat by the window", {"seat": "chair"}),
+    ("The seat of the toilet is up.", {"toilet": "toilet"}),
+    ("A doctor, two thieves and a vessel", {"doctor": "person", "thief": "person", "vessel": "boat"}),
+    ("under a streetlight", {"streetlight": "traffic light"}),
+    ("a male lion and a computer game", {}),
+    ("A recliner and ravens", {"recliner": "couch", "raven": "bird"}),
     ("An orange cat and two oranges.", {"cat": "cat", "orange": "orange"}),
     ("An orange lies on a table.", {"orange": "orange", "table": "dining table"}),
     ("An orange.", {"orange": "orange"}),
@@ -188,6 +193,14 @@ def test_pictures_may_lie_in_a_folder(hal_files, tmp_path):
     picture(tmp_path / "COCO_val2014_000000000009.jpg", "blue")
     (example,) = object_halbench.ObjectHalBench(rows, hal_files[1], tmp_path).examples("test", 1)
     assert example.prompt.pictures[0].load().size == (40, 30)
+
+
+def test_an_answer_of_three_words_names_nothing_and_goes_to_no_judge(hal_files):
+    task = object_halbench.ObjectHalBench(*hal_files)
+    (example,) = task.examples("test", 1)
+    assert task.extracted([example] * 2, ["A red dog.", "Here a red dog."]) == [{}, {"dog": "dog"}]
+    assert judged(task, lambda text: '["dog"]').extracted([example] * 2, ["a dog", "There is a dog."]) == [{}, {"dog": "dog"}]
+    assert len(task.judge.asked) == 1
 
 
 # ---------------------------------------------------------------- MMHal-Bench

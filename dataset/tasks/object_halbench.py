@@ -8,8 +8,9 @@ images        COCO's pictures, if the question file does not contain them
 judge, model, key    a judge that extracts the objects of an answer, as in the paper; default: a rule extracts them
 
 rsp = answers that name an absent object / answers that name any of the 80.  men = absent objects / objects, each counted once
-per answer. An object is present if it has a mask in the picture or is named in one of its human captions. The paper's
-extractor is GPT-3.5; with the rule (`by_rule` 1) scores are close to its scores, not equal.
+per answer; an answer of three words or fewer names none. An object is present if it has a mask in the picture or is named in
+one of its human captions. The paper's extractor is GPT-3.5; with the rule (`by_rule` 1) scores are close to its scores, not
+equal: the synonyms are the same, and which words of an answer are objects is decided by rules.
 """
 
 from __future__ import annotations
@@ -31,42 +32,53 @@ from model.registry import TASKS, UserError
 SOURCE = "the question file of Object HalBench, obj_halbench_300_with_image.jsonl of github.com/RLHF-V/RLAIF-V (eval/data)"
 COCO = "the folder with instances_*2014.json and captions_*2014.json of COCO 2014 (cocodataset.org, trainval annotations)"
 
-# The 80 classes with their synonyms, in the singular. After "-": phrases that contain such a name but mean no object.
+# The 80 classes with their synonyms, in the singular: all that RLAIF-V's synonyms_refine.txt has, misspelt ones too, and more.
+# After "-": phrases that contain such a name but mean no object.
 SYNONYMS = """
 person: man, woman, child, boy, girl, kid, baby, toddler, infant, guy, lady, gentleman, adult, teenager, individual, human,
  player, batter, catcher, pitcher, umpire, referee, skier, snowboarder, surfer, skateboarder, skater, rider, cyclist, biker,
  bicyclist, motorcyclist, pedestrian, passenger, spectator, driver, worker, chef, waiter, waitress, officer, policeman,
- firefighter, fireman, soldier, farmer, tourist, student, bride, groom, mother, father, son, daughter, athlete, swimmer, jockey,
- cowboy, runner, golfer, fisherman, vendor, shopper
-bicycle: bike, mountain bike, tricycle
-car: automobile, sedan, suv, taxi, cab, van, minivan, hatchback, jeep, limousine, convertible, police car
-motorcycle: motorbike, scooter, moped, dirt bike, motor bike, motor scooter
-airplane: plane, aeroplane, aircraft, jet, airliner, jetliner, biplane, seaplane, passenger jet
-bus: minibus, school bus, double decker, trolleybus
-train: locomotive, tram, streetcar, subway train, passenger train, freight train, train car
-truck: pickup, pickup truck, lorry, fire truck, firetruck, fire engine, tow truck, dump truck, garbage truck, semi truck
-boat: ship, sailboat, canoe, kayak, yacht, ferry, rowboat, gondola, speedboat, dinghy, motorboat, barge, fishing boat
-traffic light: stoplight, stop light, traffic signal
+ firefighter, fireman, soldier, farmer, tourist, student, bride, groom, mother, father, son, daughter, athlete, swimmer,
+ jockey, cowboy, runner, golfer, fisherman, vendor, shopper, baker, sister, brother, cop, male, female, traveler, foreigner,
+ caller, offender, coworker, trespasser, patient, politician, grandchild, serviceman, walker, drinker, doctor, thief, buyer,
+ camper, solider, hunter, villager
+bicycle: bike, mountain bike, tricycle, unicycle, minibike, trike
+car: automobile, sedan, suv, taxi, cab, van, minivan, hatchback, jeep, limousine, convertible, police car, coupe, taxicab,
+ limo
+motorcycle: motorbike, scooter, moped, dirt bike, motor bike, motor scooter, motor cycle
+airplane: plane, aeroplane, aircraft, jet, airliner, jetliner, biplane, seaplane, passenger jet, monoplane, airbus
+bus: minibus, school bus, double decker, trolleybus, trolley
+train: locomotive, tram, streetcar, subway train, passenger train, freight train, train car, tramway, caboose
+truck: pickup, pickup truck, lorry, fire truck, firetruck, fire engine, tow truck, dump truck, garbage truck, semi truck,
+ hauler
+boat: ship, sailboat, canoe, kayak, yacht, ferry, rowboat, gondola, speedboat, dinghy, motorboat, barge, fishing boat, liner,
+ powerboat, skiff, catamaran, pontoon, houseboat, vessel, trawler, ferryboat, watercraft, tugboat, schooner, sailboard,
+ paddleboat, lifeboat, freighter, steamboat, riverboat, battleship, steamship
+traffic light: stoplight, stop light, traffic signal, street light, streetlight
 fire hydrant: hydrant
 stop sign:
 parking meter:
-bench: park bench
+bench: park bench, pew
 bird: duck, goose, seagull, gull, pigeon, parrot, owl, eagle, hawk, swan, penguin, ostrich, flamingo, sparrow, crow, peacock,
- pelican, robin, heron, cockatoo, dove, stork, parakeet, finch, falcon, woodpecker, hummingbird, hen, rooster
+ pelican, robin, heron, cockatoo, dove, stork, parakeet, finch, falcon, woodpecker, hummingbird, hen, rooster, waterfowl,
+ mallard, seabird, osprey, blackbird, fowl, shorebird, egret, chickadee, quail, bluebird, kingfisher, buzzard, willet,
+ bluejay, cormorant, loon, gosling, waterbird, pheasant, sandpiper, raven, turkey, oriole, cowbird, warbler, magpie,
+ cockatiel, lorikeet, puffin, vulture, condor, macaw, peafowl, songbird
 cat: kitten, kitty, tabby, feline
-dog: puppy, pup, poodle, dachshund, bulldog, terrier, collie, labrador, retriever, german shepherd, sheepdog, corgi, pug, beagle,
- husky, hound, chihuahua, spaniel, dalmatian, canine
-horse: pony, foal, mare, stallion, colt
-sheep: lamb, ewe, ram
-cow: cattle, bull, calf, ox, heifer
+dog: puppy, pup, poodle, dachshund, bulldog, terrier, collie, labrador, retriever, german shepherd, sheepdog, corgi, pug,
+ beagle, husky, hound, chihuahua, spaniel, dalmatian, canine, schnauzer, rottweiler, pitbull, doggie, doberman, mutt, doggy,
+ weimaraner, cocker, greyhound, brindle, whippet
+horse: pony, foal, mare, stallion, colt, racehorse, equine, palomino, mustang, clydesdale, bronc, bronco
+sheep: lamb, ewe, ram, goat
+cow: cattle, bull, calf, ox, heifer, holstein, buffalo, zebu, bison
 elephant:
 bear: polar bear, grizzly, grizzly bear, brown bear, black bear, bear cub, panda, panda bear
 zebra:
 giraffe:
 backpack: rucksack, knapsack, back pack, book bag
 umbrella: parasol
-handbag: purse, hand bag, pocketbook, tote bag
-tie: necktie, bow tie, bowtie, neck tie
+handbag: purse, hand bag, pocketbook, tote bag, wallet, briefcase
+tie: necktie, bow tie, bowtie, neck tie, bow
 suitcase: luggage, suit case, baggage
 frisbee: flying disc
 skis: ski, pair of skis
@@ -75,40 +87,40 @@ sports ball: ball, baseball, basketball, football, volleyball, softball, soccer 
 kite:
 baseball bat: bat
 baseball glove: mitt, baseball mitt, catcher's mitt
-skateboard: skate board, longboard
-surfboard: surf board
+skateboard: skate board
+surfboard: surf board, longboard, skimboard, shortboard, wakeboard
 tennis racket: racket, racquet, tennis racquet
 bottle: wine bottle, beer bottle, water bottle, bottle of wine, bottle of water
 wine glass: wineglass, glass of wine
 cup: mug, teacup, coffee cup, coffee mug, cup of coffee
 fork:
-knife:
+knife: pocketknife, knive
 spoon: teaspoon, tablespoon
-bowl:
+bowl: container
 banana:
 apple:
-sandwich: burger, hamburger, cheeseburger, panini
+sandwich: burger, hamburger, cheeseburger, panini, sub
 orange: tangerine, clementine, mandarin
 broccoli:
 carrot:
 hot dog: hotdog, frankfurter, corn dog
 pizza:
-donut: doughnut
-cake: cupcake, cheesecake, birthday cake, wedding cake
-chair: armchair, stool, barstool, bar stool, recliner, rocking chair, lounge chair
-couch: sofa, loveseat, futon, settee
+donut: doughnut, bagel
+cake: cupcake, cheesecake, birthday cake, wedding cake, shortcake, coffeecake, pancake
+chair: armchair, stool, barstool, bar stool, rocking chair, lounge chair, seat
+couch: sofa, loveseat, futon, settee, recliner, chesterfield
 potted plant: houseplant, house plant, flower pot, flowerpot
 bed: bunk bed
 dining table: table, desk, coffee table, kitchen table, picnic table, side table
-toilet: toilet seat, toilet bowl, toilet tank, urinal, commode
-tv: television, television set, tv set, monitor, computer monitor, flat screen tv
-laptop: laptop computer, notebook computer
+toilet: toilet seat, toilet bowl, toilet tank, urinal, commode, lavatory, potty
+tv: television, television set, tv set, monitor, computer monitor, flat screen tv, televison
+laptop: laptop computer, notebook computer, computer, notebook, netbook, lenovo, macbook
 mouse: computer mouse
 remote: remote control, tv remote, wii remote
 keyboard: computer keyboard
-cell phone: phone, cellphone, mobile phone, smartphone, iphone, smart phone
+cell phone: phone, cellphone, mobile phone, smartphone, iphone, smart phone, telephone, phon
 microwave: microwave oven
-oven: stove
+oven: stove, stovetop
 toaster:
 sink: washbasin
 refrigerator: fridge, freezer
@@ -116,19 +128,21 @@ book: novel, textbook
 clock: alarm clock, wall clock, clock tower
 vase:
 scissors: scissor, pair of scissors
-teddy bear: teddy, stuffed bear, stuffed animal
+teddy bear: teddy, stuffed bear, stuffed animal, teddybear
 hair drier: hair dryer, hairdryer, blow dryer
 toothbrush: tooth brush
 -: train station, train track, train platform, bus stop, bus station, boat dock, boat house, ski slope, ski lift, ski resort,
- ski pole, ski boot, ski suit, ski jump, ski goggles, car park, car seat, bird house, bird feeder, dog house, horse trailer, bed
- sheet, toilet paper, toilet brush, home plate, book shelf, table cloth, table tennis, pizza box, computer keyboard tray, cup
- holder, chair lift, ball game, ball field, bike rack, bike lane, bike helmet, cat food, dog food, bear market, phone booth
+ ski pole, ski boot, ski suit, ski jump, ski goggles, car park, car seat, bird house, bird feeder, dog house, horse trailer,
+ bed sheet, toilet paper, toilet brush, home plate, book shelf, table cloth, table tennis, pizza box, computer keyboard tray,
+ cup holder, chair lift, ball game, ball field, bike rack, bike lane, bike helmet, cat food, dog food, bear market, phone
+ booth
 """
-IRREGULAR = {"person": "people", "child": "children", "mouse": "mice", "knife": "knives", "calf": "calves", "goose": "geese",
-             "ox": "oxen", "sheep": "sheep", "skis": "skis", "scissors": "scissors"}  # fmt: skip
+IRREGULAR = {"person": "people", "child": "children", "mouse": "mice", "knife": "knives", "calf": "calves", "thief": "thieves",
+             "goose": "geese", "ox": "oxen", "sheep": "sheep", "skis": "skis", "scissors": "scissors"}  # fmt: skip
 # Names that mean no object before another noun: an orange cat, a baseball game. They count at the end of a sentence, before
 # one of the words in AFTER_A_NOUN, and before a word with -ing ("a football flying").
-ATTRIBUTIVE = {"orange", "baseball", "basketball", "football", "volleyball", "softball", "ski"}
+ATTRIBUTIVE = {"orange", "baseball", "basketball", "football", "volleyball", "softball", "ski", "male", "female", "patient",
+               "computer", "container", "notebook", "bow", "brindle"}  # fmt: skip
 AFTER_A_NOUN = set("""and or but in on at is are was were has have with without near to from by of off next beside behind
 under over above below between into onto that which who while as for up down around against inside outside can lie lies sit
 sits""".split())  # fmt: skip
@@ -173,6 +187,8 @@ def objects(text: str) -> dict[str, str]:
             continue
         if coco_class != "-":
             result.setdefault(name, coco_class)
+    if "toilet" in result:
+        result.pop("seat", None)  # "the seat of the toilet" is no chair
     return result
 
 
@@ -260,11 +276,17 @@ class ObjectHalBench(Task):
         return examples
 
     def extracted(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, str] | Failure]:
-        """The objects of each answer, by the rule or the judge."""
+        """The objects of each answer, by the rule or the judge; none in an answer of three words or fewer, as officially."""
+        long = [k for k, answer in enumerate(answers) if len(answer.split()) > 3]
+        found: list[dict[str, str] | Failure] = [{} for _ in answers]
         if self.judge is None:
-            return [objects(answer) for answer in answers]
-        prompts = [EXTRACT.format(question=e.prompt.messages[-1].text, answer=a) for e, a in zip(examples, answers, strict=True)]
-        return [listed(reply) for reply in self.judge.ask([[message(text)] for text in prompts])]
+            extracted: list = [objects(answers[k]) for k in long]
+        else:
+            prompts = [EXTRACT.format(question=examples[k].prompt.messages[-1].text, answer=answers[k]) for k in long]
+            extracted = [listed(reply) for reply in self.judge.ask([[message(text)] for text in prompts])]
+        for k, named in zip(long, extracted, strict=True):
+            found[k] = named
+        return found
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
         """rsp, men, cover; length in words; by_rule: 1 if the rule extracted the objects, 0 if the judge did.
