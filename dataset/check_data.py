@@ -104,7 +104,7 @@ def check_data(source: Source, processor: Processor, render: Callable[[Any], Any
     render     row -> document or pair, cut to --max_length
     held_out   rows that should not be trained on: those that are, too, are counted
     """
-    parts = getattr(source, "sources", [source])
+    parts = list(leaves(source))
     limit = run.config.check_rows or None
     total = sum(min(len(part), limit or len(part)) for part in parts)
     bad_rows = BadRows(None, total, run.config.max_bad, check=True)
@@ -126,7 +126,7 @@ def check_data(source: Source, processor: Processor, render: Callable[[Any], Any
             found.held_out += row_key(item) in keys
             if len(found.shown) < SHOWN:
                 found.shown.append(f"{item.id}: {processor.marked(rendered)}")
-        tell(getattr(part, "path", None), found, bad_rows.reasons - before, run.print0, held_out is not None)
+        tell(name_of(part), found, bad_rows.reasons - before, run.print0, held_out is not None)
     bar.close()
     bad_rows.require_few()
 
@@ -156,9 +156,22 @@ def good_rows(source: Source) -> Iterator[Any]:
             continue
 
 
-def tell(name: Any, found: Counts, reasons: Any, print0: Callable[[str], None], compared: bool) -> None:
+def leaves(source: Source) -> Iterator[Source]:
+    """The parts of a mixture, and of the mixtures in it."""
+    for part in getattr(source, "sources", []):
+        yield from leaves(part)
+    if not hasattr(source, "sources"):
+        yield source
+
+
+def name_of(source: Source) -> str:
+    """The path of a file, or of the file that these rows were chosen from."""
+    return str(getattr(source, "path", None) or getattr(getattr(source, "source", None), "path", "a task"))
+
+
+def tell(name: str, found: Counts, reasons: Any, print0: Callable[[str], None], compared: bool) -> None:
     """Print the counts of one part, its bad rows by reason, and rows as they are learned."""
-    print0(f"\nchecked {name or 'a task'}: {found.rows:,} good rows, {found.with_pictures:,} with pictures "
+    print0(f"\nchecked {name}: {found.rows:,} good rows, {found.with_pictures:,} with pictures "
            f"({found.pictures:,} pictures), {found.turns:,} turns, {found.tokens:,} tokens, {found.learned:,} of them learned")
     if found.cut:
         print0(f"  {found.cut:,} rows lose learned tokens to --max_length")

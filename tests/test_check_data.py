@@ -74,7 +74,7 @@ def test_rows_that_are_cut_are_counted(tmp_path, rows):
 
 def test_check_rows_reads_less_of_each_part(tmp_path, rows):
     parts = [load(lines(tmp_path / f"{name}.jsonl", rows[:4])) for name in "ab"]
-    text = checked(Mixture([(part, 2) for part in parts]), check_rows=3)
+    text = checked(Mixture([(parts[0], 2), (Mixture([(parts[1], 1)]), 0.5)]), check_rows=3)
     assert [f"checked {part.path}: 3 good rows" in text for part in parts] == [True, True]
 
 

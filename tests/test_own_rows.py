@@ -119,6 +119,7 @@ def test_a_text_beside_a_picture_is_the_users_question_where_rows_are_asked(fold
     ({"messages": [{"role": "system", "content": "Hi"}]}, "no turn but"), ({"text": ""}, "empty question"),
     ({"id": "x:1", "error": "rows.jsonl:1: image file missing"}, "the row had no answer: rows.jsonl:1: image file missing"),
     ({"image": "a.png", "chosen": "a", "rejected": "b"}, "the row is a preference"),
+    ({"image": "a.png", "text": '{"question": "?", "chosen": "a", "rejected": "b"}'}, "the row is a preference"),
 ])  # fmt: skip
 def test_a_row_that_asks_nothing_is_a_bad_row(folder, row, reason):
     with pytest.raises(BadRow, match=reason):

@@ -84,7 +84,7 @@ def raw_turns(fields: Fields, need_answer: bool) -> list | None:
     if fields.has(QUESTION):
         return of_question(fields)
     if "text" in fields and (not need_answer or fields.has(ANSWER + SOLUTION)):
-        return [{"role": "user", "content": fields.take(("text",))}]
+        return [{"role": "user", "content": not_a_preference(fields.take(("text",)))}]
     if fields.has((*CAPTION, "texts")):
         return None
     if "error" in fields:  # a line of predictions that has none
@@ -152,13 +152,19 @@ def caption_parts(fields: Fields, find: Find, need_answer: bool) -> list:
         value = value[0]
     if not isinstance(value, str):
         raise BadRow(f"the caption is a {type(value).__name__}, not a string", "write it as text")
-    if value.startswith("{") and '"chosen"' in value:
-        raise BadRow("the row is a preference", "learn from it with 3-rl_vlm.py --algo dpo")
+    not_a_preference(value)
     if fields.images() is not None:
         return split(value, find)
     if SLOT.search(value) and len(fields.keys) > 1 + ("id" in fields):  # a text on its own is free to speak of <image>
         raise BadRow(f"{PLACEHOLDER} but no image in a row of {fields.named()}", "name the picture in the field image")
     return [value]
+
+
+def not_a_preference(text: Any) -> Any:
+    """The text itself; BadRow for the JSON that RLHF-V has in its place."""
+    if isinstance(text, str) and text.startswith("{") and '"chosen"' in text:
+        raise BadRow("the row is a preference", "learn from it with 3-rl_vlm.py --algo dpo")
+    return text
 
 
 def with_system(turns: list[Turn], fields: Fields) -> list[Turn]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from dataset.bad_rows import BadRow
 from dataset.formats.fields import is_row
-from dataset.formats.json_rows import require_data
+from dataset.formats.json_rows import NoRows, require_data
 from model.registry import UserError
 
 MAX_GROUP_BYTES = 1_000_000_000  # of parquet row groups in memory; a single group must fit
@@ -94,8 +94,8 @@ class CsvRows:
             places = self.records(file)
             self.columns = [name.strip() for name in next(places, (0, []))[1]]
             if not is_row(dict.fromkeys(self.columns, "")):
-                raise UserError(f"{path}: the first line names no column that is known ({', '.join(self.columns)[:80]}); write, "
-                                f"for example, image{self.delimiter}question{self.delimiter}answer")
+                raise NoRows(f"{path}: the first line names no column that is known ({', '.join(self.columns)[:80]}); write, "
+                             f"for example, image{self.delimiter}question{self.delimiter}answer")
             self.starts.extend(start for start, cells in places if any(cells))
 
     def records(self, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
