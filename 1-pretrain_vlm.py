@@ -50,6 +50,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 import torch.nn.functional as F
 
 from dataset.evaluation import Answerer, make_tasks, validate
+from dataset.figures.finish import finish_figures
 from dataset.formats.native import language
 from dataset.mixture import mixture, training_batches
 from dataset.own_rows import shown
@@ -60,6 +61,7 @@ from model import checkpoint
 from model.best import BestCheckpoint, HeldOutCheck, mean_loss
 from model.config import preset
 from model.generate import generate
+from model.inspection import Inspector
 from model.llm import pretrained
 from model.losses import IGNORE, count_learned, next_token_targets
 from model.optimizer import clip_gradients, lr_multiplier
@@ -148,6 +150,7 @@ def main(config: Config) -> None:
     scores = validate(tasks, answer, config.run.eval_examples, run, steps, kinds=("caption",))
     captions = [(task, example) for task in tasks.values() for example in task.examples("val", 8) if example.kind == "caption"]
     finish_stage(run, "Pretraining", {**scores, **own.scores}, [*captions, *shown(held_out)], answer)
+    finish_figures(run, Inspector)
     run.finish(f"wrote {run.out}", f"python 2-sft_vlm.py --init {run.out}")
 
 

@@ -43,6 +43,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
     config = cli.parse(Config)
 
 from dataset.evaluation import Answerer, make_tasks, validate
+from dataset.figures.finish import finish_figures
 from dataset.mixture import mixture, training_batches
 from dataset.own_rows import measuring, shown
 from dataset.processor import Processor
@@ -51,6 +52,7 @@ from dataset.tokenizer import load_tokenizer
 from model import checkpoint
 from model.best import BestCheckpoint, HeldOutCheck, mean_loss
 from model.generate import generate
+from model.inspection import Inspector
 from model.losses import count_learned, score
 from model.optimizer import clip_gradients, lr_multiplier
 from model.runtime import Run, prepare
@@ -107,6 +109,7 @@ def main(config: Config) -> None:
     answer = Answerer.greedy(processor, run.generator, generate, own.keep(model), max_new_tokens=128)
     scores = validate(tasks, answer, config.run.eval_examples, run, steps)
     finish_stage(run, "Supervised fine-tuning", {**scores, **own.scores}, [*questions, *shown(held_out)], answer)
+    finish_figures(run, Inspector)
     run.finish(f"wrote {run.out}", f"{measuring(run, config.data, '')}, python web_demo.py --model {run.out}, "
                                    f"or python 3-rl_vlm.py --init {run.out}")
 

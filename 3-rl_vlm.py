@@ -117,6 +117,7 @@ from dataset.evaluation import Answerer, make_tasks, validate
 from dataset.feedback.labels import Labeler, YesNo, by_model
 from dataset.feedback.own_pairs import OwnModel, check_flags, own_pairs
 from dataset.feedback.pair_streams import SampledPairs, StoredPairs
+from dataset.figures.finish import finish_figures
 from dataset.mixture import training_batches
 from dataset.own_rows import chosen_by, measuring, shown
 from dataset.preferences import preference_mixture
@@ -131,6 +132,7 @@ from model.dpo import iterations, reference
 from model.dpo.held_out import held_out_pairs
 from model.dpo.losses import Pairs
 from model.generate import generate, next_logits
+from model.inspection import Inspector
 from model.losses import score, sum_by_document, token_entropy
 from model.optimizer import clip_gradients, lr_multiplier
 from model.reference import policy_fingerprint, reference_model
@@ -354,6 +356,7 @@ def finish(run: Run, best: BestCheckpoint, held_out: HeldOutAnswers, title: str,
         add_scores(run.out, validation)
         held_out.write_section(title, validation, compare=title == "Reinforcement learning")
     run.barrier()
+    finish_figures(run, Inspector)
 
 
 def dpo_iterations(config: DPO | OnlineDPO) -> None:

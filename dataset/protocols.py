@@ -46,6 +46,7 @@ class Run(Ranks, Protocol):
     """A training run: its flags (model/cli.py: `RunFlags`), its output folder and its log."""
 
     config: Any
+    name: str
     out: Path
     history: list[dict]
     is_main: bool

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset.evaluation import Answer
+from dataset.overview import folded, with_overview
 from dataset.protocols import Run
 from dataset.tasks import Example, Task
 
@@ -24,10 +25,10 @@ def section(file: Path, title: str, body: str) -> None:
     """Write a section: instead of the one with the same title, or at the end."""
     file.parent.mkdir(parents=True, exist_ok=True)
     page = file.read_text(encoding="utf-8") if file.is_file() else "# Report\n"
-    new = f"## {title}\n\n{body.strip()}\n\n"
+    new = f"## {title}\n\n{folded(body.strip())}\n\n"
     old = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     page = old.sub(lambda match: new, page) if old.search(page) else f"{page.rstrip()}\n\n{new}"
-    file.write_text(page, encoding="utf-8")
+    file.write_text(with_overview(page, file.parent), encoding="utf-8")
 
 
 def subsections(file: Path, title: str) -> dict[str, str]:

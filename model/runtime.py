@@ -432,15 +432,24 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return DTYPES[wanted]
 
 
+FIRST = ("reward", "accuracy", "length_right", "length_wrong")  # panels of curves.png, in this order
+
+
 def draw_curves(history: list[dict], file: Path) -> None:
-    """A PNG with one small plot for every metric that was logged more than once; for all, if none was."""
+    """A PNG with one small plot for every metric that was logged more than once; for all, if none was.
+
+    Those that stayed the same are left out; reward, accuracy and the length of answers come first.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     logged = Counter(key for row in history for key in row if key not in ("step", "seconds"))
-    names = [name for name, times in logged.items() if times > 1] or list(logged)
+    values = {name: [row[name] for row in history if name in row] for name in logged}
+    again = [name for name, times in logged.items() if times > 1] or list(logged)
+    names = [name for name in again if not math.isclose(min(values[name]), max(values[name]), rel_tol=1e-3)] or again
+    names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     if not names:
         return
     columns = min(3, len(names))
