@@ -67,6 +67,14 @@ class Launcher:
         return Done(status, started.streams["stdout"].read_text(), started.streams["stderr"].read_text())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_figures():
+    """Runs inside this process draw none: they take a second or two, and test_figures.py tests them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dataset.figures.draw.figures_section", lambda folder, name, inspect: [])
+        yield
+
+
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory) -> Launcher:
     made = Launcher(tmp_path_factory.mktemp("launcher"))

@@ -38,9 +38,11 @@ def warm_up() -> None:
 
 
 def draw_loss_alone() -> None:
-    """Plots of all metrics would take longer than the three steps of most runs."""
+    """Plots of all metrics, and figures, would take longer than the three steps of most runs."""
+    from dataset.figures import draw as figures
     from model import runtime
 
+    figures.figures_section = lambda folder, name, inspect: []
     draw = runtime.draw_curves
 
     def draw_loss(history, file):

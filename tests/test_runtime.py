@@ -271,6 +271,18 @@ def test_an_empty_history_draws_nothing(tmp_path):
     assert not (tmp_path / "curves.png").exists()
 
 
+def test_curves_show_what_changed_with_reward_accuracy_and_length_first(tmp_path, monkeypatch):
+    history = [{"step": step, "seconds": 1.0, "loss": 3.0 - step, "format": 1.0, "ratio_max": 1 + 1e-5 * step, "length_wrong": 9 - step,
+                "accuracy": step / 4, "clipped_low": 0.0, "reward": step / 3} for step in range(3)]  # fmt: skip
+    shown = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda axis, title, **style: shown.append(title))
+    draw_curves(history, tmp_path / "curves.png")
+    assert shown == ["reward", "accuracy", "length_wrong", "loss"]
+    shown.clear()
+    draw_curves([{"step": step, "loss": 2.0} for step in range(3)], tmp_path / "curves.png")
+    assert shown == ["loss"]  # where nothing changed, all of it
+
+
 def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     run = Run(flags(tmp_path / "out"), "test")

@@ -46,8 +46,10 @@ def test_pretraining_writes_a_checkpoint_a_log_curves_scores_and_its_part_of_the
     with Image.open(out / "curves.png") as curves:
         assert curves.format == "PNG"
     report = (folder / "out" / "report.md").read_text()
-    assert report.startswith("# Report\n\n## Pretraining\n") and "![](pretrain/curves.png)" in report
-    for picture in re.findall(r"!\[\]\(([^)]+)\)", report):
+    assert report.startswith("# Report\n\n| | pretrain |\n") and "![](pretrain/curves.png)" in report
+    assert "- [Pretraining](#pretraining)\n- [Figures of pretrain](#figures-of-pretrain)\n" in report
+    assert {"pretrain/figures/tokens.png", "pretrain/figures/row.png"} < set(re.findall(r"!\[.*\]\((.+)\)", report))
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", report):
         assert (folder / "out" / picture).is_file()
     assert checkpoint.load(out).config.template == "pupil"
     assert re.search(r"llm [\d,]+ \([\d,]+ trained\)\n12 rows, 3 steps of 4 on 1 x cpu\n", done.out)
@@ -67,7 +69,8 @@ def test_fine_tuning_goes_on_from_pretraining_and_finds_it_by_itself(stage_two):
     scores = json.loads((out / "scores.json").read_text())
     assert {"world/exact", "easy_vqa/accuracy", "arithmetic/accuracy"} <= set(scores)
     report = (folder / "out" / "report.md").read_text()
-    assert [line for line in report.splitlines() if line.startswith("## ")] == ["## Pretraining", "## Supervised fine-tuning"]
+    assert [line for line in report.splitlines() if line.startswith("## ")] == [
+        "## Pretraining", "## Figures of pretrain", "## Supervised fine-tuning"]  # fmt: skip
     for picture in re.findall(r"!\[\]\(([^)]+)\)", report):
         assert (folder / "out" / picture).is_file()
     assert (out / "curves.png").is_file()

@@ -138,8 +138,9 @@ def panel(axis: Any, prompt: Conversation, shares: torch.Tensor) -> None:
         axis.add_patch(Rectangle((column, row), 1, 1, facecolor=(*to_rgb(LEARNED), 0.6 * share / float(shares.max())),
                                  edgecolor="white", linewidth=1.5))
         if edge <= 4:
-            axis.text(column + 0.06, row + 0.06, f"{100 * share:.0f} %", ha="left", va="top", fontsize=9, color="black",
-                      fontweight="bold" if share > 0.2 else "normal", path_effects=[withStroke(linewidth=2.5, foreground="white")])
+            axis.text(column + 0.06, row + 0.06, f"{100 * share:.0f} %", va="top", fontsize=9, color="black",
+                      fontweight="bold" if share > 0.2 else "normal",
+                      path_effects=[withStroke(linewidth=2.5, foreground="white")])
     axis.set(xlim=(0, edge), ylim=(edge, 0), xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(visible=True, color=INK)

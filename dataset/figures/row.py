@@ -125,8 +125,9 @@ def way(stage: Stage) -> Figure:
         if k:
             axis.annotate("", (middle - 0.65, 2.26), (middle - step + 0.65, 2.26), arrowprops=dict(arrowstyle="->", color=INK))
     illustrate(axis, step, row, document, trained)
-    axis.text(0.1, 3.25, f"S pixels a side, P patches{' and CLS' * bool(trained.inspector.model.encoder.has_cls)}, D channels of the "
-                         "encoder, C of the language model, T tokens, L learned ones, V vocabulary", fontsize=8, va="center")
+    cls = " and CLS" if trained.inspector.model.encoder.has_cls else ""
+    axis.text(0.1, 3.25, f"S pixels a side, P patches{cls}, D channels of the encoder, C of the language model, T tokens, "
+                         "L learned ones, V vocabulary", fontsize=8, va="center")
     axis.set(xlim=(0, WIDE), ylim=(3.45, 0), aspect="auto")
     return figure
 

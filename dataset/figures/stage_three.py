@@ -66,7 +66,9 @@ def group(stage: Stage) -> Figure:
     reward = answer_reward(task.score, task.reward)
     examples = readable([(example.prompt.messages[-1].text, example) for example in task.examples("val", 40)
                          if len(example.prompt.pictures) == 1])
-    for start in range(0, len(examples), PROBLEMS):
+    if not examples:
+        raise CannotDraw("its first task asks no question about one picture in words that the system's fonts can write")
+    for start in range(0, min(2 * PROBLEMS, len(examples)), PROBLEMS):  # with a model that is always right, or never, the search must end
         part = examples[start:start + PROBLEMS]
         groups = rewarded(stage.before(), part, reward, stage.flags)
         example, before = max(zip(part, groups), key=lambda one: statistics.pvariance([value for _, value in one[1]]))
@@ -148,23 +150,17 @@ def draw_pair(preference: Preference, before: torch.Tensor, after: torch.Tensor,
     show_prompt(axis, preference.prompt, 0.7)
     rewards = (beta * (after - before)).tolist()
     low, high = min(before.min(), after.min()).item(), max(before.max(), after.max()).item()
-    span = max(high - low, 1e-3)
-
-    def place(value: float) -> float:
-        return 3.1 + 4.6 * (value - low) / span
-
     for k, (name, text, colour) in enumerate((("chosen", preference.chosen, GOOD), ("rejected", preference.rejected, BAD))):
         top, old, new = 0.8 + 1.3 * k, float(before[k]), float(after[k])
         axis.text(1.95, top, name, fontweight="bold", va="center", color=colour)
+        axis.text(8.85, top, f"reward = beta (after - before) = {beta:g} x {new - old:.2f} = {rewards[k]:+.3f}", ha="right",
+                  va="center", fontsize=9)
         axis.text(1.95, top + 0.15, lines(text, 6.8, 2), va="top", fontsize=9)
-        y = top + 0.68
-        axis.plot((1.95, 8.85), (y, y), color=READ, alpha=0.4, linewidth=1)
-        axis.annotate("", (place(new), y), (place(old), y), arrowprops=dict(arrowstyle="-|>", color=colour, linewidth=2.5))
-        axis.plot(place(old), y, "o", color=READ, markersize=7)
-        right = new >= old
-        axis.text(place(old), y + 0.22, f"before {old:.1f}", ha="right" if right else "left", va="center", fontsize=9)
-        axis.text(place(new), y + 0.22, f"after {new:.1f}", ha="left" if right else "right", va="center", fontsize=9, color=colour)
-        axis.text(8.85, top, f"reward = beta (after - before) = {beta:g} x {new - old:.2f} = {rewards[k]:+.3f}", ha="right", va="center", fontsize=9)
+        then, now = (3.1 + 4.6 * (value - low) / max(high - low, 1e-3) for value in (old, new))  # inches
+        arrow(axis, then, now, top + 0.68, colour)
+        sides = ("right", "left") if now >= then else ("left", "right")
+        axis.text(then, top + 0.9, f"before {old:.1f}", ha=sides[0], va="center", fontsize=9)
+        axis.text(now, top + 0.9, f"after {new:.1f}", ha=sides[1], va="center", fontsize=9, color=colour)
     margin = rewards[0] - rewards[1]
     loss = -torch.nn.functional.logsigmoid(torch.tensor(margin)).item()
     axis.text(1.95, 3.35, f"log p of the whole answer, in nats.   margin = reward(chosen) - reward(rejected) = {margin:+.3f}\n"
@@ -172,3 +168,9 @@ def draw_pair(preference: Preference, before: torch.Tensor, after: torch.Tensor,
     axis.set(xlim=(0, WIDE), ylim=(height, 0), aspect="auto")
     return figure
 
+
+def arrow(axis: Any, then: float, now: float, y: float, colour: str) -> None:
+    """An arrow between two places of a line, from a dot at the first."""
+    axis.plot((1.95, 8.85), (y, y), color=READ, alpha=0.4, linewidth=1)
+    axis.annotate("", (now, y), (then, y), arrowprops=dict(arrowstyle="-|>", color=colour, linewidth=2.5))
+    axis.plot(then, y, "o", color=READ, markersize=7)
