@@ -46,7 +46,7 @@ class Seen(NamedTuple):
 @contextlib.contextmanager
 def recorded(model: Any) -> Iterator[list[Seen]]:
     """A list that fills, inside the block, with what each block's attention sees. UserError for an `llm` that is not ours."""
-    layers = [getattr(block, "self_attn", None) for block in model.llm.blocks]
+    layers: list[Any] = [getattr(block, "self_attn", None) for block in model.llm.blocks]
     if not all(hasattr(layer, "attend") for layer in layers):
         raise UserError(f"the attention of {model.config.llm_name} is inside another library: only gpt shows its weights")
     seen: list[Seen] = []

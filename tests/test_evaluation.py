@@ -297,7 +297,8 @@ def test_a_section_takes_the_place_of_its_older_self(tmp_path):
     section(page, "One", "a backslash \\1 and \\g<0>")
     section(page, "Two", "not the same title")
     assert page.read_text() == (
-        "# Report\n\nContents:\n\n- [One](#one)\n- [Two (x)](#two-x)\n- [Two](#two)\n\n## One\n\na backslash \\1 and \\g<0>\n\n## Two (x)\n\nsecond\n### Two (x)\ndeeper\n\n## Two\n\n"
+        "# Report\n\nContents:\n\n- [One](#one)\n- [Two (x)](#two-x)\n- [Two](#two)\n\n## One\n\n"
+        "a backslash \\1 and \\g<0>\n\n## Two (x)\n\nsecond\n### Two (x)\ndeeper\n\n## Two\n\n"
         "not the same title\n\n")  # fmt: skip
 
 

@@ -33,12 +33,12 @@ def out(tmp_path_factory):
             for weight in [weight for part in parts for weight in part.parameters()]:
                 weight.add_(1e-3 * torch.randn_like(weight))
         checkpoint.save(root / name, model, tokenizer.file)
-        (root / name / "log.jsonl").write_text(json.dumps({"step": 0, "seconds": 1.5, "loss": 8.0, "world/what": 0.25}) + "\n"
-                                               + json.dumps({"step": 9, "seconds": 61.0, "loss": 2.0, "world/what": 0.75}) + "\n")
+        log = [{"step": 0, "loss": 8.0, "world/what": 0.25}, {"step": 9, "loss": 2.0, "world/what": 0.75}]
+        (root / name / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     folder = root / "dpo" / "feedback" / "abc"
     folder.mkdir(parents=True)
     Image.new("RGB", (96, 96), "red").save(folder / "a.png")
-    rows = [{"question": "Describe it.", "image_path": "a.png", "chosen": f"There is {k} bus.", "rejected": f"There are {k} cats."}
+    rows = [{"question": "Describe it.", "image_path": "a.png", "chosen": f"There is {k} bus.", "rejected": f"There is {k} cat."}
             for k in range(3)]  # fmt: skip
     (folder / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     return root
@@ -99,7 +99,8 @@ def test_the_strip_marks_what_is_learned(out):
     colours = [colour for _, colour in row.pieces(one.trained(), document)]
     assert [colour == LEARNED for colour in colours] == document.learn
     assert [text for text, _ in row.pieces(one.trained(), document)].count("image") == 9
-    assert f"One training row of sft: {len(document)} tokens, of which {sum(document.learn)} are learned" in texts(row.tokens(one))
+    said = f"One training row of sft: {len(document)} tokens, of which {sum(document.learn)} are learned"
+    assert said in texts(row.tokens(one))
 
 
 def test_the_way_of_a_row_has_the_shapes_of_the_model(out):
@@ -132,7 +133,8 @@ def test_skills_are_drawn_over_the_steps_where_they_were_checked_along_the_way(o
 def test_a_group_shows_each_reward_minus_the_mean(out):
     scene = sample_scene("test", 1)
     example = Example(attention.asked(scene, scene.objects[0], "en")[0], "8", "image")
-    said = texts(stage_three.draw_group(example, {"before": [("a", 1.1), ("b", 0.1), ("c", 1.1), ("d", 1.1)], "after": [("e", 1.1)]}))
+    before, after = [("a", 1.1), ("b", 0.1), ("c", 1.1), ("d", 1.1)], [("e", 1.1)]
+    said = texts(stage_three.draw_group(example, {"before": before, "after": after}))
     assert said.count("+0.25") == 3 and said.count("-0.75") == 1 and said.count("0") == 1
     assert "before training: mean reward 0.85" in said and "right: 8" in said[said.index("before training: mean reward 0.85") - 1]
 
@@ -154,8 +156,9 @@ def test_the_program_draws_into_a_folder_and_names_the_command_that_is_missing(o
     program.main(root, tmp_path / "figures")
     said = capsys.readouterr().out
     assert {file.name for file in (tmp_path / "figures").iterdir()} == {"tokens.png", "row.png", "attention.png", "skills.png"}
-    assert f"left out pair.png, frozen.png of {root / 'dpo'}: there is no such run; `python 3-rl_vlm.py --algo dpo` makes it" in said
-    assert f"left out frozen.png: no checkpoint in {root / 'pretrain'}" in said or "no stage has a checkpoint beside" in said
+    command = "python 3-rl_vlm.py --algo dpo"
+    assert f"left out pair.png, frozen.png of {root / 'dpo'}: there is no such run; `{command}` makes it" in said
+    assert "left out frozen.png: no stage has a checkpoint beside the one that it began with" in said
     assert not (root / "report.md").exists() and not (root / "sft" / "figures").exists()
 
 

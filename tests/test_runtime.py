@@ -272,7 +272,7 @@ def test_an_empty_history_draws_nothing(tmp_path):
 
 
 def test_curves_show_what_changed_with_reward_accuracy_and_length_first(tmp_path, monkeypatch):
-    history = [{"step": step, "seconds": 1.0, "loss": 3.0 - step, "format": 1.0, "ratio_max": 1 + 1e-5 * step, "length_wrong": 9 - step,
+    history = [{"step": step, "loss": 3.0 - step, "format": 1.0, "ratio_max": 1 + 1e-5 * step, "length_wrong": 9 - step,
                 "accuracy": step / 4, "clipped_low": 0.0, "reward": step / 3} for step in range(3)]  # fmt: skip
     shown = []
     monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda axis, title, **style: shown.append(title))

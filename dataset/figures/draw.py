@@ -45,7 +45,8 @@ FIGURES = {
 def draw(stage: Stage, name: str, file: Path) -> None:
     """Draw one figure of a run into a file; CannotDraw says why there is none."""
     chinese = chinese_font()
-    with rc_context({**STYLE, "font.family": ["DejaVu Sans", *([chinese] if chinese else [])]}):
+    style: Any = {**STYLE, "font.family": ["DejaVu Sans", *([chinese] if chinese else [])]}
+    with rc_context(style):
         try:
             figure = FIGURES[name].draw(stage)
         except (UserError, BadRow) as error:

@@ -68,7 +68,7 @@ def group(stage: Stage) -> Figure:
                          if len(example.prompt.pictures) == 1])
     if not examples:
         raise CannotDraw("its first task asks no question about one picture in words that the system's fonts can write")
-    for start in range(0, min(2 * PROBLEMS, len(examples)), PROBLEMS):  # with a model that is always right, or never, the search must end
+    for start in range(0, min(2 * PROBLEMS, len(examples)), PROBLEMS):  # a model that is never wrong has no such group
         part = examples[start:start + PROBLEMS]
         groups = rewarded(stage.before(), part, reward, stage.flags)
         example, before = max(zip(part, groups), key=lambda one: statistics.pvariance([value for _, value in one[1]]))

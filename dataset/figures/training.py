@@ -17,7 +17,7 @@ PARTS = ("encoder", "connector", "llm")
 
 
 def sizes(folder: Path, start: Path | None) -> dict[str, tuple[int, int]]:
-    """Part -> (parameters in tensors that differ from the start's, parameters); (0, 0) of a frozen encoder, which is not stored."""
+    """Part -> (parameters in tensors that the run changed, parameters); (0, 0) of a frozen encoder, which is not stored."""
     now = load_file(folder / "model.safetensors")
     before = load_file(start / "model.safetensors") if start else {}
     found = dict.fromkeys(PARTS, (0, 0))
