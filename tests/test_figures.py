@@ -116,6 +116,7 @@ def test_a_part_is_frozen_where_its_weights_are_those_of_the_start(out):
     before_and_after = training.sizes(out / "dpo", out / "sft")
     assert before_and_after["connector"][0] == 0 < before_and_after["connector"][1]
     assert before_and_after["llm"][0] == before_and_after["llm"][1] > 0
+    assert training.sizes(out / "pretrain", None)["llm"][0] > 0 == training.sizes(out / "pretrain", None, ["llm"])["llm"][0]
     assert all(changed > 0 for part, (changed, _) in training.sizes(out / "sft", out / "pretrain").items() if part != "encoder")
 
 

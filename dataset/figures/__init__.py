@@ -1,1 +1,1 @@
-"""Figures drawn from the reader's own run; draw.py lists them. `python -m dataset.figures out`."""
+"""Figures drawn from the reader's own run: `python -m dataset.figures out`. draw.py lists them."""

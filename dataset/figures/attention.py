@@ -4,7 +4,7 @@ In:  a checkpoint.  Out: one held-out scene, asked what is at three places, in E
      covers a square of it, in nano a cell of the 3 x 3 grid, and has a share of the weight.
 
 Shown is the last block, the mean over its heads, as shares of what falls on the picture. Of the positions that write the answer,
-it is the one that looks at the picture most: "a" in "a bus" is grammar. One picture is an anecdote, so the title has the mean of
+shown is the one that looks at the picture most: "a" in "a bus" is grammar. One picture is an anecdote, so the title has the mean of
 many questions. What lies where is the kind of question to show: a count or a place is put together in earlier blocks, and
 the last position then reads it from any token.
 """
@@ -120,7 +120,7 @@ def draw(stage: Stage) -> Figure:
         axis.set_xlabel(f"→ {text}", color=GOOD if text == truth else BAD, fontsize=11, labelpad=4)
     means = {language: mean_on_object(trained, language) for language in languages}
     said = ", ".join(f"{language}: {100 * mean:.0f} % (n {count})" for language, (mean, count) in means.items())
-    figure.text(0.5, 0.985, "Same picture, another question: attention moves to where the answer is", ha="center", va="top",
+    figure.text(0.5, 0.985, "Same picture, another question: where does the model look?", ha="center", va="top",
                 fontsize=12, fontweight="bold")
     figure.text(0.5, 0.012, f"Mean weight on the cell that is asked for, held-out scenes: {said}; by chance 11 %", ha="center",
                 fontsize=9)

@@ -164,7 +164,7 @@ def draw_pair(preference: Preference, before: torch.Tensor, after: torch.Tensor,
     margin = rewards[0] - rewards[1]
     loss = -torch.nn.functional.logsigmoid(torch.tensor(margin)).item()
     axis.text(1.95, 3.35, f"log p of the whole answer, in nats.   margin = reward(chosen) - reward(rejected) = {margin:+.3f}\n"
-                          f"DPO's loss = -log sigmoid(margin): before 0.693, after {loss:.3f}", va="top", fontsize=9.5)
+                          f"-log sigmoid(margin), DPO's loss: before 0.693, after {loss:.3f}", va="top", fontsize=9.5)
     axis.set(xlim=(0, WIDE), ylim=(height, 0), aspect="auto")
     return figure
 

@@ -5,6 +5,7 @@ In:  the checkpoints of the stages, and log.jsonl.  Out: two figures.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -16,15 +17,19 @@ from dataset.figures.stage import IMAGE, INK, LEARNED, READ, STARTS, CannotDraw,
 PARTS = ("encoder", "connector", "llm")
 
 
-def sizes(folder: Path, start: Path | None) -> dict[str, tuple[int, int]]:
-    """Part -> (parameters in tensors that the run changed, parameters); (0, 0) of a frozen encoder, which is not stored."""
+def sizes(folder: Path, start: Path | None, fixed: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
+    """Part -> (parameters in tensors that the run changed, parameters); (0, 0) of a frozen encoder, which is not stored.
+
+    fixed   parts that stay as they were before training, of a run that began with weights from elsewhere
+    """
     now = load_file(folder / "model.safetensors")
     before = load_file(start / "model.safetensors") if start else {}
     found = dict.fromkeys(PARTS, (0, 0))
     for name, tensor in now.items():
         part = name.partition(".")[0]
         old = before.get(name)
-        changed = tensor.size if old is None or old.shape != tensor.shape or (old != tensor).any() else 0
+        new = part not in fixed if old is None else old.shape != tensor.shape or bool((old != tensor).any())
+        changed = tensor.size if new else 0
         found[part] = (found[part][0] + changed, found[part][1] + tensor.size)
     return found
 
@@ -34,9 +39,10 @@ def frozen(stage: Stage) -> Figure:
     root, rows = stage.folder.parent, {}
     for name in ("pretrain", *STARTS):
         one = stage if name == stage.name else Stage.of(root / name, name, stage.inspect)
-        start = one.start
+        start, modes = one.start, one.flags.get("train", {})
+        fixed = [part for part in PARTS if modes.get(part) == "freeze"]
         if (one.folder / "model.safetensors").is_file() and (not start or (start / "model.safetensors").is_file()):
-            rows[name if one is not stage else stage.folder.name] = sizes(one.folder, start)
+            rows[name if one is not stage else stage.folder.name] = sizes(one.folder, start, fixed)
     if not rows:
         raise CannotDraw("no stage has a checkpoint beside the one that it began with")
     total = sum(weight.numel() for weight in stage.trained().inspector.model.encoder.parameters())
@@ -98,7 +104,7 @@ def over_steps(scores: dict[str, list[tuple[int, float]]]) -> Figure:
     for axis in axes[len(scores):]:
         axis.set_axis_off()
     height = figure.get_figheight()
-    figure.suptitle("Each skill comes at a time of its own: right answers (%) over the steps", fontsize=12, fontweight="bold",
+    figure.suptitle("What it learns when: right answers (%) over the steps", fontsize=12, fontweight="bold",
                     y=1 - 0.12 / height)
     figure.supxlabel("step", fontsize=9)
     figure.subplots_adjust(left=0.055, right=0.99, top=1 - 0.65 / height, bottom=0.5 / height, hspace=0.42, wspace=0.12)
