@@ -55,7 +55,7 @@ def duration(folder: Path) -> str:
     """How long the run took, "14 min 42 s"; "" where it is not known."""
     log = folder / "log.jsonl"
     last = log.read_text(encoding="utf-8").splitlines()[-1:] if log.is_file() else []
-    seconds = read_json(folder / "run.json").get("seconds") or (json.loads(last[0])["seconds"] if last else None)
+    seconds = read_json(folder / "run.json").get("seconds") or (json.loads(last[0]).get("seconds") if last else None)
     return "" if seconds is None else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 

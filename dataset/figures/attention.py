@@ -3,10 +3,9 @@
 In:  a checkpoint.  Out: one held-out scene, asked what is at three places, in English and in Chinese; each token of the picture
      covers a square of it, in nano a cell of the 3 x 3 grid, and has a share of the weight.
 
-Shown is the last block, the mean over its heads, as shares of what falls on the picture. Of the positions that write the answer,
-shown is the one that looks at the picture most: "a" in "a bus" is grammar. One picture is an anecdote, so the title has the mean of
-many questions. What lies where is the kind of question to show: a count or a place is put together in earlier blocks, and
-the last position then reads it from any token.
+Shown is the last block, the mean over its heads, as shares of what falls on the picture. Of the positions that write the answer
+it is the one that looks at the picture most: "a" in "a bus" is grammar. One picture is an anecdote, so the mean of many
+questions stands below. All ask what lies at a place: for a count or a place, the last block of nano does not look at the object.
 """
 from __future__ import annotations
 
