@@ -44,10 +44,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def share(scores: dict[str, float], metric: str) -> str:
-    """"91.4 % (n 3,474)", or "" where the metric was not measured."""
+    """"91.4 % (n 3,474)", or "" where the metric was not measured; no n for one kind, since "task/n" counts all kinds."""
     if metric not in scores:
         return ""
-    count = scores.get(f"{metric.partition('/')[0]}/n")
+    task, _, kind = metric.partition("/")
+    count = None if kind == "caption" else scores.get(f"{task}/n")
     return f"{100 * scores[metric]:.1f} %" + (f" (n {count:,.0f})" if count else "")
 
 

@@ -16,13 +16,14 @@ def stage(out, name: str, scores: dict, logged: float, **record) -> None:
 
 
 def test_the_report_begins_with_a_table_over_the_stages_and_the_contents(tmp_path):
-    scores = {"world/exact": 0.9143, "world/n": 3474, "world/blank": 0.2, "hallucination/false": 0.445}
+    scores = {"world/exact": 0.9143, "world/n": 3474, "world/caption": 0.93, "hallucination/false": 0.445}
     stage(tmp_path, "sft", scores, 882.31, command="python 2-sft_vlm.py", commit="0123456789abcdef", device="cpu, torch.float32",
           platform="Linux", seconds=901.5)  # fmt: skip
     stage(tmp_path, "grpo", {"world/exact": 0.9}, 267.77)
     page = with_overview("# Report\n\nold beginning\n\n## A (b)\n\nfirst\n\n## C\n\nsecond\n", tmp_path)
-    assert page.splitlines()[:8] == [
-        "# Report", "", "| | SFT | RL |", "| --- | --- | --- |", "| questions about scenes, right | 91.4 % (n 3,474) | 90.0 % |",
+    assert page.splitlines()[:9] == [
+        "# Report", "", "| | SFT | RL |", "| --- | --- | --- |", "| captions that name all and nothing else | 93.0 % |  |",
+        "| questions about scenes, right | 91.4 % (n 3,474) | 90.0 % |",
         "| descriptions with something false (lower is better) | 44.5 % |  |", "| time | 15 min 1 s | 4 min 27 s |", "",
     ]  # fmt: skip
     assert "; `python 2-sft_vlm.py`; commit 0123456789ab; cpu, torch.float32, Linux\n- RL: 20" in page
