@@ -111,7 +111,7 @@ def main(config: Config) -> None:
 
     first_step, position = run.resume(model, optimizer)
     own = HeldOutCheck(run, held_out, steps, partial(mean_loss, model, run), BestCheckpoint(run, "held_out/loss"))
-    stream = batches.stream(position, run)
+    stream = batches.stream(position, run.data_ranks)
     for step in run.steps(first_step, steps):
         # Save and evaluate; the last round does nothing else, so that the last update is saved and can be the best.
         last = step == steps

@@ -74,7 +74,7 @@ def main(config: Config) -> None:
     answer = Answerer.greedy(processor, run.generator, generate, model, max_new_tokens=128)
     first_step, position = run.resume(model, optimizer)
     own = HeldOutCheck(run, held_out, steps, partial(mean_loss, model, run), BestCheckpoint(run, "held_out/loss"))
-    stream = batches.stream(position, run)
+    stream = batches.stream(position, run.data_ranks)
     for step in run.steps(first_step, steps):
         last = step == steps
         if last or (step > first_step and step % config.run.save_every == 0):

@@ -133,7 +133,7 @@ from model.dpo.held_out import held_out_pairs
 from model.dpo.losses import Pairs
 from model.generate import generate, next_logits
 from model.inspection import Inspector
-from model.losses import score, sum_by_document, token_entropy
+from model.losses import sum_by_document, token_entropy
 from model.optimizer import clip_gradients, lr_multiplier
 from model.reference import policy_fingerprint, reference_model
 from model.rl import critic, kl
@@ -169,7 +169,7 @@ def grpo(config: GRPO) -> None:
     if config.run.check_data:
         return
     run.print0("a loss of about 0 is normal: on policy it is minus the mean advantage; only its gradient means something")
-    score_sampled = partial(score, temperature=config.temperature, banned=processor.banned)  # of the distribution sampled from
+    score_sampled = partial(run.score, temperature=config.temperature, banned=processor.banned)  # the distribution sampled from
     penalty = kl.KLPenalty(algo.kl, algo.kl_estimate, reference_model(model), score_sampled, run) if algo.kl else None
 
     steps = config.optim.max_steps
@@ -195,7 +195,7 @@ def grpo(config: GRPO) -> None:
         if step == first_step or step % config.num_iterations == 0:
             rollout = sampler.next()  # the policy answers Q prompts G times each, and a rule rewards every answer
             rewards = rollout.rewards.to(run.device)  # (Q, G)
-            batches = [run.to_device(batch) for batch in rollout.micro_batches(config.batch_size, processor, run)]
+            batches = [run.to_device(batch) for batch in rollout.micro_batches(config.batch_size, processor, run.data_ranks)]
             if penalty:
                 rewards = penalty.off_rewards(rewards, batches)
             if actor_critic:
@@ -220,7 +220,8 @@ def grpo(config: GRPO) -> None:
             loss = (batch["weights"] * losses).sum()
             (loss * run.world_size / sampled_tokens).backward()  # DDP takes the mean over ranks: undo it
             clipped_low, clipped_high = algo.clipped(ratio, batch["advantages"])
-            metrics.add(loss=loss, ratio=ratio, entropy=token_entropy(scores.logits), clipped_low=clipped_low,
+            entropy = run.all_tokens(token_entropy(scores.logits), batch)
+            metrics.add(loss=loss, ratio=ratio, entropy=entropy, clipped_low=clipped_low,
                         clipped_high=clipped_high)
             metrics.peak(ratio_max=ratio, logp_gap=log_ratio.abs())
 
@@ -261,7 +262,7 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
         sampler, own = make_sampler(config, run, processor, sample, steps, config.resample_rounds)
         tasks.update(own)  # held-out questions of --data, by the reward that is trained
         measure = chosen_by(config.data, own)
-        pairs: StoredPairs | SampledPairs = SampledPairs(sampler, config.batch_size, processor)
+        pairs: StoredPairs | SampledPairs = SampledPairs(sampler, config.batch_size, processor, run.data_ranks)
     elif config.data or not run.preview_only:
         asked = OwnModel(fingerprint, Answerer(processor, partial(sample, temperature=config.temperature)).sampled,
                          partial(model_labeler, model, processor, run))
@@ -271,7 +272,7 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
             return False
         batches, steps, rows = training_batches(source, processor, config, run, pairs=True)
         measure = "held_out/accuracy" if rows.chooses else measure
-        pairs = StoredPairs(batches, config.accumulate, run)
+        pairs = StoredPairs(batches, config.accumulate, run.data_ranks)
     else:
         run.print0(f"the pairs will come from {config.scenes} {config.questions or 'scenes'} x {config.group_size} answers: "
                    f"--pairs_only makes them, and says how many steps follow")
@@ -285,7 +286,7 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
     first_step, pairs.position = run.resume(model, optimizer)
     run.require_same_start(fingerprint)
     if algo.uses_reference and isinstance(config, DPO) and not run.preview_only:
-        wanted = steps * config.accumulate * run.world_size
+        wanted = steps * config.accumulate * run.data_ranks.world_size
         if config.reference and not config.reference.is_file():  # it will hold every pair, not only those of so few steps
             processor.images.prepare(partial(batches.pictures, len(batches)), config.run.feature_cache_gb, run.print0)
         reference_logps = reference.precomputed(batches, wanted, run, model, fingerprint, config.reference)
@@ -312,7 +313,7 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
         metrics = StepMetrics(run)
         for batch in micro_batches:
             with run.autocast():
-                scores = score(policy, batch)  # of the learned tokens of both answers
+                scores = run.score(policy, batch)  # of the learned tokens of both answers
             logps, lengths = sum_by_document(scores.logps, scores.owner, len(batch["ids"]))  # (2N,) chosen, rejected, chosen, ...
             chosen, rejected = logps[0::2], logps[1::2]  # (N,) log pi(answer | prompt)
             reference_chosen, reference_rejected = reference_logps(batch).unflatten(0, (-1, 2)).T  # (N,) the same before training

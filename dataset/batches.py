@@ -18,7 +18,7 @@ import torch
 
 from dataset.bad_rows import BadRow, BadRows
 from dataset.images import Picture
-from dataset.protocols import Ranks, Source
+from dataset.protocols import DataRanks, Source
 from model.registry import UserError
 
 
@@ -92,7 +92,7 @@ class Batches:
             self.last_order = epoch, epoch_order(self.block, np.random.default_rng((self.seed, epoch)))
         return self.last_order[1]
 
-    def stream(self, position: int, ranks: Ranks) -> Stream:
+    def stream(self, position: int, ranks: DataRanks) -> Stream:
         """The micro-batches of this rank, from a stored position."""
         return Stream(self, position, ranks.rank, ranks.world_size)
 

@@ -190,7 +190,7 @@ def training_batches(source: Source, processor: Processor, config: TrainingFlags
     bad_rows = BadRows(None if run.preview_only else run.out / "bad_rows.jsonl", len(source) + len(rows), run.config.max_bad)
     batches = Batches(source, render, processor.pair_batch if pairs else processor.batch, batch_size=config.batch_size,
                       seed=run.config.seed, bad_rows=bad_rows)
-    per_step = config.accumulate * run.world_size  # micro-batches
+    per_step = config.accumulate * run.data_ranks.world_size  # micro-batches
     steps = config.optim.max_steps or max(1, round(config.epochs * len(batches) / per_step))
     run.print0(f"{len(source):,} {'pairs' if pairs else 'rows'}, {steps} steps of {config.batch_size * per_step} "
                f"on {run.world_size} x {run.device}")

@@ -1,7 +1,8 @@
 """Protocols: what the data need of the objects that scripts pass to them, so that `dataset/` does not import `model/`.
 
 `Source`   rows by index
-`Ranks`    the rank and number of processes             `Run`   a training run (both: model/runtime.py)
+`Ranks`    the rank and number of processes             `Run`   a training run (all three: model/runtime.py)
+`DataRanks`  of those with micro-batches of their own
 `Encoder`  `Model`                                      parts of model/vlm.py
 """
 from __future__ import annotations
@@ -22,17 +23,21 @@ class Source(Protocol):
     def __getitem__(self, i: int, /) -> Any: ...
 
 
-class Ranks(Protocol):
-    """The rank of this process, the number of processes, and the device that it computes on."""
-
-    @property
-    def device(self) -> torch.device: ...
+class DataRanks(Protocol):
+    """Which of how many shares of the micro-batches a process gets. With --context_parallel, several processes get the same."""
 
     @property
     def rank(self) -> int: ...
 
     @property
     def world_size(self) -> int: ...
+
+
+class Ranks(DataRanks, Protocol):
+    """The rank of this process, the number of processes, and the device that it computes on."""
+
+    @property
+    def device(self) -> torch.device: ...
 
     def barrier(self) -> None:
         """Wait for every other rank."""
@@ -50,6 +55,7 @@ class Run(Ranks, Protocol):
     out: Path
     history: list[dict]
     is_main: bool
+    data_ranks: Any
 
     @property
     def preview_only(self) -> bool:

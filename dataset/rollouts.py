@@ -23,7 +23,7 @@ from torch import Tensor
 from dataset.chat import Document, Pair
 from dataset.problems import Problem
 from dataset.processor import Processor
-from dataset.protocols import Ranks
+from dataset.protocols import DataRanks
 from dataset.rewards import Reward
 from dataset.tasks import Truncated
 from model.registry import UserError
@@ -101,7 +101,7 @@ class RolloutBatch:
         """(Q, G): learned tokens."""
         return torch.tensor([[len(rollout) for rollout in group.rollouts] for group in self.groups])
 
-    def micro_batches(self, size: int, processor: Processor, ranks: Ranks) -> list[dict]:
+    def micro_batches(self, size: int, processor: Processor, ranks: DataRanks) -> list[dict]:
         """This rank's micro-batches of at most `size` answers, equally many on every rank.
 
         Packed as `collate` makes them, and for the L learned tokens in their order: `rollout_logps (L,)`, and `answer_ids (L,)`,
@@ -127,7 +127,7 @@ class RolloutBatch:
         return pairs
 
 
-def share_out(count: int, size: int, ranks: Ranks) -> list[np.ndarray]:
+def share_out(count: int, size: int, ranks: DataRanks) -> list[np.ndarray]:
     """Numbers 0..count-1 in parts of at most `size`, equally many parts on every rank; UserError for fewer numbers than ranks.
 
     One number more than `size` stands in a part where there are too few for one part more on every rank. The parts do not depend

@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +32,10 @@ from torch.distributed import all_gather_object, all_reduce, destroy_process_gro
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from model import checkpoint, recipe, run_folder, sharding
+from model import checkpoint, context_parallel, losses, recipe, run_folder, sharding
 from model.cli import OptimizerFlags, RunFlags
+from model.context_parallel import ContextParallel, Shard
+from model.losses import Score
 from model.optimizer import OptimizerGroup, make_optimizer
 from model.recipe import Train
 from model.registry import UserError
@@ -52,6 +55,14 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class DataRanks:
+    """The groups of ranks that get different micro-batches, and which of them this rank is in."""
+
+    rank: int
+    world_size: int
 
 
 class Run:
@@ -79,6 +90,9 @@ class Run:
         if self.world_size > 1:
             # The first rank checks and labels alone while the others wait: a day, where ten minutes would end the run.
             init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        self.ring = context_parallel.make_ring(config.context_parallel, self.rank, self.world_size)
+        self.data_ranks = DataRanks(self.rank // config.context_parallel, self.world_size // config.context_parallel)
+        self.context: ContextParallel | None = None  # once a model is ready to be trained, and ranks share its sequences
         torch.manual_seed(config.seed)  # the same weights everywhere ...
         self.started = time.time()
         self.history: list[dict] = []
@@ -136,6 +150,10 @@ class Run:
         after this.
         """
         torch.manual_seed(self.config.seed + self.rank)  # ... and other random numbers on each rank
+        if self.ring:
+            if self.config.compile:
+                raise UserError("--compile and --context_parallel do not go together: leave one of them out")
+            self.context = context_parallel.apply(model if isinstance(model, VLM) else model.get_submodule("model"), self.ring)
         if shard != "ddp":
             if not isinstance(model, VLM):
                 raise UserError(f"--shard {shard} divides a model without a value head")
@@ -162,16 +180,29 @@ class Run:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def to_device(self, batch: dict) -> dict:
+        """A batch of training on this rank's device: with --context_parallel, this rank's share of it."""
+        return self.move(self.context.shard(batch) if self.context else batch)
+
+    def move(self, batch: dict) -> dict:
         """The batch with its tensors on this rank's device."""
-        return {name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-                for name, value in batch.items()}
+        return {name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else
+                value.to(self.device) if isinstance(value, Shard) else value for name, value in batch.items()}
+
+    def score(self, model: nn.Module, batch: dict, temperature: float = 1.0, banned: Sequence[int] = ()) -> Score:
+        """`score` (model/losses.py) of all of a micro-batch's learned tokens, those on other ranks too; see `all_tokens`."""
+        score = losses.score(model, batch, temperature, banned)
+        return self.context.gather_score(score, batch) if self.context else score
+
+    def all_tokens(self, values: Tensor, batch: dict) -> Tensor:
+        """A value for each learned token of this rank -> for each of the micro-batch, (L,). One process holds all of them."""
+        return self.context.gather(values, batch) if self.context else values
 
     def generator(self, generate: Callable, model: nn.Module, **options: Any) -> Callable[..., Any]:
         """`generate(model, batch, **options)` of a batch, and of options still to come, on this run's device and precision."""
 
         def of_batch(batch: dict, **more: Any) -> Any:
             with self.autocast():
-                return generate(model, self.to_device(batch), **options, **more)
+                return generate(model, self.move(batch), **options, **more)
 
         return of_batch
 

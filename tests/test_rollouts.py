@@ -358,14 +358,14 @@ def test_the_pair_of_a_group_is_its_best_and_its_worst_answer():
 def test_pairs_are_not_sampled_in_vain_for_ever():
     made = sampler(by_number(dict.fromkeys(range(8), (False, False))), count=8)
     with pytest.raises(RuntimeError, match="20 times in a row .* of 16 problems .* no right answer.*2-sft_vlm.py"):
-        SampledPairs(made, 3, PROCESSOR).next()
+        SampledPairs(made, 3, PROCESSOR, tiny.Ranks()).next()
 
 
 def test_pairs_come_from_groups_with_variance_and_an_update_without_any_is_passed_over():
     made = sampler(by_number({}), count=40)
     order = [made.problem(k).prompt.id for k in range(20)]
     made.generate = by_number({int(name[1:]): (False, False) for name in order[:16]})  # Q and three rounds of others
-    pairs = SampledPairs(made, 3, PROCESSOR)
+    pairs = SampledPairs(made, 3, PROCESSOR, tiny.Ranks())
     batches = pairs.next()
     assert pairs.position == 20 and sum(len(batch["keys"]) for batch in batches) == 4
     assert [name for batch in batches for name in batch["ids"][::2]] == order[16:]

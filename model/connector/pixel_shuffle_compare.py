@@ -29,6 +29,8 @@ class PixelShuffleCompare(PixelShuffle):
     Images past the last index share its vector.
     """
 
+    looks_back = 1
+
     def __init__(self, encoder: Encoder, channels: int, side: int = 2, images: int = 16):
         super().__init__(encoder, channels, side)
         self.difference = nn.Linear(2 * channels, channels, bias=False)

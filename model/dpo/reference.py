@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from model import checkpoint
 from model.generate import evaluating
-from model.losses import score, sum_by_document
+from model.losses import sum_by_document
 from model.reference import ReferenceModel, only_adapters_train, reference_model
 from model.registry import UserError
 from model.runtime import Run
@@ -39,7 +39,7 @@ class Stream(Protocol):
 def answer_logps(model: VLM, run: Run, batch: dict) -> Tensor:
     """(answers,): the log-probabilities of a batch's answers under a model in evaluation mode, in the run's precision."""
     with evaluating(model), run.autocast():
-        scores = score(model, batch)
+        scores = run.score(model, batch)
     return sum_by_document(scores.logps, scores.owner, len(batch["ids"]))[0]
 
 
@@ -73,7 +73,7 @@ def precomputed(batches: Stream, steps: int, run: Run, model: VLM, fingerprint: 
         reference = StoredLogps.read(stored, fingerprint)
     else:
         count = len(batches) if file else min(len(batches), steps)  # the user's own file holds all pairs, for other runs
-        own_batches = range(run.rank, count, run.world_size)
+        own_batches = range(run.data_ranks.rank, count, run.data_ranks.world_size)
         bar = tqdm(own_batches, desc="reference", unit="batch", disable=not run.is_main)
         reference = StoredLogps(run.all_gather(pair_logps(map(batches.batch, bar), run, model)), fingerprint)
         if run.is_main:

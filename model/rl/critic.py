@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from model.losses import Score, score
+from model.losses import Score
 from model.rl.advantages import gae
 from model.runtime import Run, StepMetrics
 from model.vlm import VLM
@@ -59,7 +59,7 @@ def add_advantages(batches: Sequence[dict], rewards: Tensor, policy: nn.Module, 
     """
     for batch in batches:
         with run.autocast():
-            values = values_of(score(policy, batch))  # (L,)
+            values = values_of(run.score(policy, batch))  # (L,)
         answers, lengths = batch["answer_ids"].unique_consecutive(return_counts=True)  # (A,)
         by_answer = pad_sequence(values.split(lengths.tolist()), batch_first=True)  # (A, longest)
         given = torch.zeros_like(by_answer)
