@@ -6,6 +6,7 @@ In:  a finished model.  Out: the same model with the same gradients. It stores o
     recompute.apply(model)
 """
 
+import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,7 +21,7 @@ def apply(model: VLM) -> None:
     for part in model.parts.values():
         blocks: Iterable[Any] = getattr(part, "blocks", ())
         for block in blocks:
-            block.forward = recomputed(block.forward)
+            block.forward = types.MethodType(recomputed(block.forward.__func__), block)  # a method: a copy has its own
 
 
 def recomputed(forward: Callable) -> Callable:
