@@ -48,7 +48,7 @@ def make_ring(size: int, rank: int, world_size: int) -> Ring | None:
         raise UserError(f"--context_parallel {size}: {world_size} process(es) cannot be divided into groups of {size}, each of "
                         f"which shares a sequence: torchrun --nproc_per_node {max(2, size)}, or a multiple of it")
     rings = [tuple(range(first, first + size)) for first in range(0, world_size, size)]
-    groups = [new_group(list(ranks)) for ranks in rings] if size > 1 else []  # all ranks must make all groups
+    groups: list[Any] = [new_group(list(ranks)) for ranks in rings] if size > 1 else []  # all ranks must make all groups
     return Ring(rings[rank // size], rank % size, groups[rank // size]) if groups else None
 
 
@@ -70,8 +70,8 @@ class Shard:
     total: int
 
     def to(self, device: torch.device) -> "Shard":
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.placeholders, self.image_index, self.learned))
-        return Shard(self.schedule.to(device), *moved, self.total)
+        return Shard(self.schedule.to(device), self.placeholders.to(device), self.image_index.to(device), self.learned.to(device),
+                     self.total)
 
 
 class ContextParallel:

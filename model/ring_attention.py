@@ -181,8 +181,8 @@ class RingAttention(torch.autograd.Function):
             for hop, tiles in enumerate(schedule.tiles):
                 incoming = ring.send_on(block) if hop < ring.size - 1 else None
                 for rows, columns in tiles:
-                    of_keys = block[:, columns].to(exact)
-                    part, part_lse = tile_output(queries[rows].to(exact), *of_keys, schedule.visible(rows, columns, hop))
+                    keys, values = block[:, columns].to(exact)
+                    part, part_lse = tile_output(queries[rows].to(exact), keys, values, schedule.visible(rows, columns, hop))
                     total = torch.logaddexp(lse[rows], part_lse)
                     out[rows] = (lse[rows] - total).exp()[..., None] * out[rows] + (part_lse - total).exp()[..., None] * part
                     lse[rows] = total
@@ -204,9 +204,9 @@ class RingAttention(torch.autograd.Function):
         for hop, tiles in enumerate(schedule.tiles):
             incoming = schedule.ring.send_on(block) if hop < schedule.ring.size - 1 else None
             for rows, columns in tiles:
-                of_queries = (x[rows].to(exact) for x in (lse, grad, delta))
-                more_dq, *more = tile_gradients(queries[rows].to(exact), *block[:, columns].to(exact),
-                                                schedule.visible(rows, columns, hop), *of_queries)
+                keys, values = block[:, columns].to(exact)
+                more_dq, *more = tile_gradients(queries[rows].to(exact), keys, values, schedule.visible(rows, columns, hop),
+                                                lse[rows], grad[rows].to(exact), delta[rows])
                 dq[rows] += more_dq
                 grad_block[:, columns] += torch.stack(more)  # dk, dv
             block = incoming.wait() if incoming else block

@@ -153,7 +153,8 @@ class Run:
         if self.ring:
             if self.config.compile:
                 raise UserError("--compile and --context_parallel do not go together: leave one of them out")
-            self.context = context_parallel.apply(model if isinstance(model, VLM) else model.get_submodule("model"), self.ring)
+            whole: Any = getattr(model, "model", model)  # a value head stands beside it (model/rl/critic.py)
+            self.context = context_parallel.apply(whole, self.ring)
         if shard != "ddp":
             if not isinstance(model, VLM):
                 raise UserError(f"--shard {shard} divides a model without a value head")

@@ -406,8 +406,10 @@ def test_a_run_writes_a_checkpoint_a_log_and_the_reference(one, start):
     assert checkpoint.load(one)
 
 
-def test_two_processes_equal_one_that_accumulates(one, start, pairs_file, run_ranks, tmp_path):
-    run_ranks("3-rl_vlm.py", *arguments(start, pairs_file, "--algo", "mpo"), cwd=tmp_path)
+@pytest.mark.parametrize("more", [(), ("--accumulate", 2, "--context_parallel", 2)])
+def test_two_processes_equal_one_that_accumulates(more, one, start, pairs_file, run_ranks, tmp_path):
+    """With pairs of their own, or with halves of each."""
+    run_ranks("3-rl_vlm.py", *arguments(start, pairs_file, "--algo", "mpo", *more), cwd=tmp_path)
     two = tmp_path / "out" / "dpo"
     for a, b in zip(log_of(one)[:5], log_of(two)[:5], strict=True):
         assert all(a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5) for name in LOGGED - TIMES)

@@ -240,8 +240,10 @@ def test_a_run_writes_a_checkpoint_and_a_log_of_everything(one, start):
     assert before.keys() == after.keys() and moved == {name for name in before if name.startswith("llm.")}
 
 
-def test_two_processes_equal_one(one, start, even, run_ranks, tmp_path):
-    run_ranks("3-rl_vlm.py", *arguments(start, even), cwd=tmp_path)
+@pytest.mark.parametrize("more", [(), ("--context_parallel", 2)])
+def test_two_processes_equal_one(more, one, start, even, run_ranks, tmp_path):
+    """With answers of their own, or with halves of each."""
+    run_ranks("3-rl_vlm.py", *arguments(start, even), *more, cwd=tmp_path)
     two = tmp_path / "out" / "grpo"
     for a, b in zip(log_of(one)[:4], log_of(two)[:4], strict=True):
         assert a.keys() == b.keys()
