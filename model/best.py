@@ -146,6 +146,6 @@ def mean_loss(model: VLM, run: Run, batches: Iterable[dict]) -> dict[str, float]
     loss, tokens, rows = 0.0, 0, 0
     for batch in batches:
         with evaluating(model), run.autocast():
-            logps = score(model, run.to_device(batch)).logps
+            logps = score(model, run.move(batch)).logps
         loss, tokens, rows = loss - float(logps.sum()), tokens + len(logps), rows + len(batch["ids"])
     return {"held_out/loss": loss / tokens, "held_out/n": rows} if tokens else {}

@@ -190,9 +190,9 @@ class Run:
                 value.to(self.device) if isinstance(value, Shard) else value for name, value in batch.items()}
 
     def score(self, model: nn.Module, batch: dict, temperature: float = 1.0, banned: Sequence[int] = ()) -> Score:
-        """`score` (model/losses.py) of all of a micro-batch's learned tokens, those on other ranks too; see `all_tokens`."""
+        """`score` (model/losses.py) of all of a batch's learned tokens, of a share those on other ranks too; see `all_tokens`."""
         score = losses.score(model, batch, temperature, banned)
-        return self.context.gather_score(score, batch) if self.context else score
+        return self.context.gather_score(score, batch) if self.context and "shard" in batch else score
 
     def all_tokens(self, values: Tensor, batch: dict) -> Tensor:
         """A value for each learned token of this rank -> for each of the micro-batch, (L,). One process holds all of them."""

@@ -33,7 +33,7 @@ def reference_of(rows: HeldOutRows, run: Run, model: VLM, fingerprint: str) -> R
         return live(reference_model(model), run)
     stored = run.out / "reference_held_out.npz"
     if not run.config.resume:
-        StoredLogps(pair_logps(rows.batches(), run, model), fingerprint).write(stored)
+        StoredLogps(pair_logps(map(run.move, rows.batches()), run, model), fingerprint).write(stored)
     reference = StoredLogps.read(stored, fingerprint)
     return lambda batch: reference.of(batch).to(run.device)
 
@@ -44,7 +44,7 @@ def pair_accuracy(model: VLM, run: Run, algo: PreferenceLoss, reference: Referen
     """held_out/accuracy: the share of pairs whose chosen answer has the higher implied reward; held_out/margin: by how much."""
     accuracy: list[float] = []
     margin: list[float] = []
-    for batch in map(run.to_device, batches):
+    for batch in map(run.move, batches):
         with evaluating(model), run.autocast():
             scores = score(model, batch)
         logps, lengths = sum_by_document(scores.logps, scores.owner, len(batch["ids"]))  # (2N,) chosen, rejected, chosen, ...

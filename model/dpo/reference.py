@@ -75,7 +75,7 @@ def precomputed(batches: Stream, steps: int, run: Run, model: VLM, fingerprint: 
         count = len(batches) if file else min(len(batches), steps)  # the user's own file holds all pairs, for other runs
         own_batches = range(run.data_ranks.rank, count, run.data_ranks.world_size)
         bar = tqdm(own_batches, desc="reference", unit="batch", disable=not run.is_main)
-        reference = StoredLogps(run.all_gather(pair_logps(map(batches.batch, bar), run, model)), fingerprint)
+        reference = StoredLogps(run.all_gather(pair_logps(map(run.to_device, map(batches.batch, bar)), run, model)), fingerprint)
         if run.is_main:
             reference.write(stored)
     return lambda batch: reference.of(batch).to(run.device)
@@ -84,7 +84,7 @@ def precomputed(batches: Stream, steps: int, run: Run, model: VLM, fingerprint: 
 def pair_logps(batches: Iterable[dict], run: Run, model: VLM) -> dict[str, tuple[float, float]]:
     """Key of a pair -> the log-probabilities of its chosen and its rejected answer, in nats."""
     logps: dict[str, tuple[float, float]] = {}
-    for batch in map(run.to_device, batches):
+    for batch in batches:
         pairs = answer_logps(model, run, batch).view(-1, 2).tolist()  # (pairs, 2)
         logps.update(zip(batch["keys"], map(tuple, pairs), strict=True))
     return logps
