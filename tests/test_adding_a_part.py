@@ -1,4 +1,4 @@
-"""The page "Adding a part" of the README: its four files, as they stand there, in a copy of the packages."""
+"""The section "Adding a part" of model/README.md: its four files, as they stand there, in a copy of the packages."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SECTION = re.search(r"\n## Adding a part\n(.*?)\n## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+SECTION = re.search(r"\n## Adding a part\n(.*?)\n## ", (ROOT / "model" / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", SECTION, re.DOTALL))
 COMMANDS = [line.split()[1:] for line in SECTION.splitlines() if line.startswith("python ")]
 
@@ -52,11 +52,11 @@ def test_each_file_is_found_by_its_name(copy):
 
 def test_a_model_of_these_parts_trains_and_is_measured_by_the_commands_of_the_page(copy):
     folder, _ = copy
-    config = json.loads((folder / "out" / "sft" / "config.json").read_text())
+    config = json.loads((folder / "out" / "mine" / "sft" / "config.json").read_text())
     assert (config["encoder"], config["connector"], config["llm_name"]) == ("pixels", "mean", "parallel")
     for stage in ("pretrain", "sft"):
-        assert json.loads((folder / "out" / stage / "log.jsonl").read_text().splitlines()[-1])["step"] == 3
-    scores = json.loads((folder / "out" / "sft" / "scores.json").read_text())
+        assert json.loads((folder / "out" / "mine" / stage / "log.jsonl").read_text().splitlines()[-1])["step"] == 3
+    scores = json.loads((folder / "out" / "mine" / "sft" / "scores.json").read_text())
     assert scores["brightness/n"] == 8 and 0 <= scores["brightness/accuracy"] <= 1
-    rows = [json.loads(line) for line in (folder / "out" / "sft" / "predictions-brightness.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "out" / "mine" / "sft" / "predictions-brightness.jsonl").read_text().splitlines()]
     assert {row["truth"] for row in rows} == {"light", "dark"}

@@ -1,6 +1,6 @@
 """Tasks. One object gives conversations to learn from, is a benchmark, and is a reward for RL.
 
-To add a task, put one file into this folder (README.md, "Adding a part", has a complete one):
+To add a task, put one file into this folder (model/README.md, "Adding a part", has a complete one):
 
     @TASKS.register("brightness")                     # its name in --data and --bench
     class Brightness(Task):
