@@ -169,9 +169,9 @@ def test_a_resumed_run_goes_on_in_the_random_numbers_where_it_stopped(tmp_path):
 
 
 STAGES = [runpy.run_path(str(ROOT / script)) for script in ("1-pretrain_vlm.py", "2-sft_vlm.py", "3-rl_vlm.py")]
-TRAINING = {"data", "batch_size", "accumulate", "max_length", "seed", "image_folder"}
+TRAINING = {"data", "batch_size", "accumulate", "max_length", "seed", "image_folder", "context_parallel"}
 ROLLOUTS = {"data", "problems", "pass_rates", "prompts", "group_size", "resample_rounds", "reward", "max_new_tokens",
-            "temperature", "seed", "image_folder"}  # fmt: skip
+            "temperature", "seed", "image_folder", "context_parallel"}  # fmt: skip
 OWN_PAIRS = {"pairs", "scenes", "questions", "group_size", "max_new_tokens", "temperature", "divider", "labeler", "judge"}
 
 
