@@ -58,5 +58,6 @@ def test_a_model_of_these_parts_trains_and_is_measured_by_the_commands_of_the_pa
         assert json.loads((folder / "out" / "mine" / stage / "log.jsonl").read_text().splitlines()[-1])["step"] == 3
     scores = json.loads((folder / "out" / "mine" / "sft" / "scores.json").read_text())
     assert scores["brightness/n"] == 8 and 0 <= scores["brightness/accuracy"] <= 1
-    rows = [json.loads(line) for line in (folder / "out" / "mine" / "sft" / "predictions-brightness.jsonl").read_text().splitlines()]
+    lines = (folder / "out" / "mine" / "sft" / "predictions-brightness.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     assert {row["truth"] for row in rows} == {"light", "dark"}
