@@ -8,7 +8,7 @@ Out: a source: `len(source)` and `source[i]`, a `Preference` (dataset/chat.py); 
     TRL               images, prompt, chosen, rejected: lists of messages or strings; without a prompt, the messages with which
                       chosen and rejected both begin (MiniMind's dpo.jsonl)
     LLaMA-Factory     conversations, chosen {from, value}, rejected {from, value}
-    ms-swift          messages, of which the last is the chosen answer, and rejected_response
+    ms-swift          messages, of which the last is the chosen answer, and rejected_response, or rejected_messages
 Stored log-probabilities are not read, because they belong to another model.
 """
 from __future__ import annotations
@@ -43,7 +43,7 @@ def preference(row: Any, id: str, find: Find) -> Preference:
             fields.update(text)
     turns, chosen, rejected = parts(fields)
     prompt = with_system([turn(one, find, fields, learn=False) for one in turns], fields)
-    check_order([role for role, _ in prompt], need_answer=False)
+    check_order([role for role, _ in prompt])
     if prompt[-1][0] != "user":
         raise BadRow("the prompt does not end with the user's turn", "leave both answers out of the prompt")
     better, worse = answer(chosen, "chosen", fields), answer(rejected, "rejected", fields)
@@ -58,7 +58,9 @@ def parts(fields: Fields) -> tuple[list, Any, Any]:
     chosen, rejected = fields.take(CHOSEN), fields.take(REJECTED)
     chosen, rejected = ([one] if isinstance(one, dict) else one for one in (chosen, rejected))
     turns = list(raw_turns(fields, need_answer=True) or []) if fields.has(TURNS + QUESTION) else []
-    if chosen is None and rejected is not None:  # ms-swift: the prompt goes on with the chosen answer
+    if chosen is None and isinstance(rejected, list) and rejected and role_of(rejected[0]) != "assistant":
+        turns, chosen = [], turns  # ms-swift's rejected_messages: both are whole conversations
+    elif chosen is None and rejected is not None:  # the prompt goes on with the chosen answer
         chosen = [turns.pop()] if turns and role_of(turns[-1]) == "assistant" else fields.take(SOLUTION + ANSWER)
     if isinstance(chosen, list) and isinstance(rejected, list) and chosen and role_of(chosen[0]) != "assistant":
         common = [left for left, _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected))]

@@ -98,6 +98,8 @@ PREFERENCES = {
         "images": [file_of(c)], "instruction": q, "input": "", "chosen": a, "rejected": OTHER},
     "ms-swift: messages, rejected_response": lambda c, q, a: {
         "images": [file_of(c)], "messages": turns(f"<image>{q}", a), "rejected_response": OTHER},
+    "ms-swift: messages, rejected_messages": lambda c, q, a: {
+        "images": [file_of(c)], "messages": turns(f"<image>{q}", a), "rejected_messages": turns(f"<image>{q}", OTHER)},
     "ultrafeedback: prompt, and turns that begin with it": lambda c, q, a: {
         "images": [file_of(c)], "prompt": q, "chosen": turns(q, a), "rejected": turns(q, OTHER)},
 }  # fmt: skip

@@ -49,6 +49,11 @@ def test_a_picture_under_a_common_key_is_seen(folder, key):
     assert contents(one(folder, {key: "a.png", **QUESTION})) == [("user", ["RED", "What?"]), ANSWERED]
 
 
+def test_a_comma_in_the_name_of_one_picture_does_not_divide_it(folder):
+    (folder / "red, square.png").write_bytes(png("red"))
+    assert contents(one(folder, {"image": "red, square.png", **QUESTION}))[0] == ("user", ["RED", "What?"])
+
+
 @pytest.mark.parametrize("row", [
     {"pic_no": "a.png", **QUESTION}, {"frame": "a.png", "text": "<image>\nA red square."}, {"image": "", **QUESTION},
     {"image": None, "question": "<image> What?", "answer": "Red."}, {"image": float("nan"), **QUESTION},

@@ -49,7 +49,9 @@ def conversation(row: Any, id: str, find: Find, need_answer: bool) -> Conversati
     if answer is not None:
         turns.append(("assistant", [answer]))
     turns = with_system(turns, fields)
-    check_order([role for role, _ in turns], need_answer)
+    check_order([role for role, _ in turns])
+    if need_answer and turns[-1][0] != "assistant":
+        raise BadRow(f"the last turn is not the assistant's in a row of {fields.named()}", "add the answer, or remove the turn")
     return finished(turns, gold, id, fields, find)
 
 

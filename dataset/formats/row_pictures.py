@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from dataset.bad_rows import BadRow
-from dataset.formats.fields import Fields, decode
+from dataset.formats.fields import PICTURE_SUFFIXES, Fields, decode
 from dataset.images import Picture, from_bytes
 from dataset.vision.decoding import FORMATS
 
@@ -35,8 +35,9 @@ def image_values(value: Any) -> list:
         return []
     if isinstance(value, str) and value.startswith("["):  # a list in a cell of a table
         value = decode(value, "the list of images")
-    if isinstance(value, str) and ":" not in value:  # "a.jpg, b.jpg"; a URL may contain commas
-        return [name.strip() for name in value.split(",")]
+    if isinstance(value, str) and ":" not in value:  # "a.jpg, b.jpg"; a URL, and one name, may contain commas
+        names = [name.strip() for name in value.split(",")]
+        return names if all(name.lower().endswith(PICTURE_SUFFIXES) for name in names) else [value]
     return value if isinstance(value, list) else [value]
 
 
