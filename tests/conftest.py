@@ -62,7 +62,7 @@ class Launcher:
             "fresh": fresh, **{name: str(file) for name, file in streams.items()}}})  # fmt: skip
         return Started(pid, streams)
 
-    def wait(self, started: Started, timeout: float = 120) -> Done:
+    def wait(self, started: Started, timeout: float = 300) -> Done:
         status = self.request({"wait": started.pid, "timeout": timeout})
         return Done(status, started.streams["stdout"].read_text(), started.streams["stderr"].read_text())
 
@@ -158,7 +158,7 @@ def torchrun(processes: int, script: str, *arguments, cwd: Path) -> subprocess.C
     with subprocess.Popen([*command, str(ROOT / script), *map(str, arguments)], cwd=cwd, env={**os.environ, **ENVIRONMENT},
                           text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
@@ -172,7 +172,7 @@ def stage_one(tmp_path_factory) -> tuple[Path, Done]:
     folder = tmp_path_factory.mktemp("workplace")
     arguments = ("--data", "world:rows=12", "--max_steps", "3", *TINY[:-1], "world", "--eval_examples", "1")
     done = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "1-pretrain_vlm.py"), *arguments], cwd=folder,
-                          env={**os.environ, **ENVIRONMENT}, text=True, capture_output=True, timeout=120)  # fmt: skip
+                          env={**os.environ, **ENVIRONMENT}, text=True, capture_output=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, Done(done.returncode, done.stdout, done.stderr)
 
