@@ -584,7 +584,8 @@ def test_quality_wants_what_is_there_and_nothing_else():
 
 
 def best_in(tmp_path: Path, history: list[dict], measure: str = "(1 - false) x Cover") -> BestCheckpoint:
-    return BestCheckpoint(SimpleNamespace(out=tmp_path, is_main=True, history=history, print0=lambda text: None), measure)
+    return BestCheckpoint(SimpleNamespace(out=tmp_path, is_main=True, preview_only=False, history=history,
+                                          print0=lambda text: None), measure)  # fmt: skip
 
 
 def scores(step: int, cover: float) -> dict:

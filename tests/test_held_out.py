@@ -202,7 +202,7 @@ def test_the_loss_of_held_out_rows_is_that_of_all_their_learned_tokens():
     from tests import tiny
 
     model = tiny.vlm()
-    run = SimpleNamespace(autocast=lambda: torch.autocast("cpu", enabled=False), to_device=lambda batch: batch)
+    run = SimpleNamespace(autocast=lambda: torch.autocast("cpu", enabled=False), move=lambda batch: batch)
     documents = [tiny.document(length, [], seed) for seed, length in enumerate((9, 4, 17))]
     one = {**tiny.flat(documents), "ids": ["a", "b", "c"]}
     several = [{**tiny.flat([document]), "ids": ["x"]} for document in documents]
@@ -296,7 +296,7 @@ def test_problems_of_a_file_are_divided_before_they_are_filtered_and_a_reward_ne
     rows = [{**llava(f"Is it {k}?"), "conversations": talk(f"Is it {k}?", "")[:1], "pass_rate": k / 100} for k in range(100)]
     lines(tmp_path / "rows.jsonl", rows)
     (tmp_path / "mine.py").write_text("def size(example, answer):\n    return len(answer)\n")
-    config = SimpleNamespace(**vars(flags()), max_bad=1.0, eval_examples=9, bench="")
+    config = SimpleNamespace(**vars(flags()), max_bad=1.0, eval_examples=9, bench="", check_data=False)
     run = SimpleNamespace(out=tmp_path, config=config, is_main=True, preview_only=True, print0=lambda text: None)
     given = dict(data=(str(tmp_path / "rows.jsonl"),), problems=1000, reward=f"{tmp_path / 'mine.py'}:size")
     every, own = problems(SimpleNamespace(**given, pass_rates=(0.0, 1.0)), run)
@@ -311,7 +311,7 @@ def test_problems_of_a_file_are_divided_before_they_are_filtered_and_a_reward_ne
 
 def test_a_gold_answer_in_the_last_turn_is_one_for_rl(tmp_path):
     lines(tmp_path / "rows.jsonl", [llava(f"{k} + 1?", str(k + 1)) for k in range(4)])
-    config = SimpleNamespace(**vars(flags(share=0.0)), max_bad=0.0, eval_examples=9, bench="")
+    config = SimpleNamespace(**vars(flags(share=0.0)), max_bad=0.0, eval_examples=9, bench="", check_data=False)
     run = SimpleNamespace(out=tmp_path, config=config, is_main=True, preview_only=True, print0=lambda text: None)
     found, own = problems(SimpleNamespace(data=(str(tmp_path / "rows.jsonl"),), problems=9, reward="rule",
                                           pass_rates=(0.0, 1.0)), run)  # fmt: skip

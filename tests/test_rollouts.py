@@ -24,7 +24,7 @@ from dataset.sampler import Sampler
 from dataset.tasks import Example, Task, Truncated, dialogue, exact
 from model.generate import Answer, generate
 from model.losses import score
-from model.registry import TASKS
+from model.registry import TASKS, UserError
 from model.runtime import Run
 from tests import tiny
 from tests.miniatures import lines
@@ -106,7 +106,7 @@ def test_official_files_are_problems_with_their_gold_answer(name, samples, tmp_p
 def test_a_row_without_a_gold_answer_that_can_be_checked_is_named_when_the_data_are_loaded(tmp_path):
     rows = [{"conversations": [{"role": "user", "content": "1 + 1?"}], "answer": answer} for answer in ("2", None, "$$", "3")]
     source = load(lines(tmp_path / "rows.jsonl", rows), need_answer=False)
-    with pytest.raises(RuntimeError, match="rows.jsonl:2"):
+    with pytest.raises(RuntimeError, match="2 bad rows.*rows.jsonl:3"):
         of_rows(source, 10, None, BadRows(tmp_path / "bad.jsonl", 4, 0.01))
     kept = of_rows(source, 10, None, BadRows(tmp_path / "bad.jsonl", 4, 0.5))
     assert [item.example.answer for item in kept] == ["2", "3"]
@@ -357,7 +357,7 @@ def test_the_pair_of_a_group_is_its_best_and_its_worst_answer():
 
 def test_pairs_are_not_sampled_in_vain_for_ever():
     made = sampler(by_number(dict.fromkeys(range(8), (False, False))), count=8)
-    with pytest.raises(RuntimeError, match="20 times in a row .* of 16 problems .* no right answer.*2-sft_vlm.py"):
+    with pytest.raises(UserError, match="20 times in a row .* of 16 problems .* no right answer.*2-sft_vlm.py"):
         SampledPairs(made, 3, PROCESSOR, tiny.Ranks()).next()
 
 

@@ -169,9 +169,9 @@ def test_a_resumed_run_goes_on_in_the_random_numbers_where_it_stopped(tmp_path):
 
 
 STAGES = [runpy.run_path(str(ROOT / script)) for script in ("1-pretrain_vlm.py", "2-sft_vlm.py", "3-rl_vlm.py")]
-TRAINING = {"data", "batch_size", "accumulate", "max_length", "seed", "image_folder", "context_parallel"}
+TRAINING = {"data", "batch_size", "accumulate", "max_length", "seed", "image_folder", "val_share", "val_data", "context_parallel"}
 ROLLOUTS = {"data", "problems", "pass_rates", "prompts", "group_size", "resample_rounds", "reward", "max_new_tokens",
-            "temperature", "seed", "image_folder", "context_parallel"}  # fmt: skip
+            "temperature", "seed", "image_folder", "val_share", "val_data", "context_parallel"}  # fmt: skip
 OWN_PAIRS = {"pairs", "scenes", "questions", "group_size", "max_new_tokens", "temperature", "divider", "labeler", "judge"}
 
 
@@ -214,7 +214,7 @@ def saved(tmp_path_factory):
     ({"reward": "FOLDER/my.py:two"}, "--reward 'FOLDER/my.py:one', now 'FOLDER/my.py:two'"),
     ({"data": ("FOLDER/rows.jsonl",)}, "--data ['FOLDER/rows.jsonl:2'], now ['FOLDER/rows.jsonl']"),
     ({"seed": 8}, "--seed 7, now 8"),
-    ({"image_folder": "FOLDER"}, "--image_folder None, now 'FOLDER'"),
+    ({"image_folder": Path("FOLDER")}, "--image_folder None, now 'FOLDER'"),
 ])  # fmt: skip
 def test_a_run_that_would_go_on_with_other_rows_is_refused_by_the_name_of_the_flag(saved, changes, message):
     folder, start = saved

@@ -174,14 +174,14 @@ def test_a_parquet_source_holds_a_small_part_of_its_file(tmp_path, monkeypatch):
     import pyarrow
     from pyarrow import parquet
 
-    from dataset.formats import files
+    from dataset.formats import tables
 
     row_bytes, rows = 20_000, 400
     talk = json.dumps([{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Yes."}])
     noise = torch.randint(0, 256, (rows, row_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     table = pyarrow.table({"conversations": [talk] * rows, "image_bytes": [bytes(line.tolist()) for line in noise]})
     parquet.write_table(table, tmp_path / "big.parquet", row_group_size=10)
-    monkeypatch.setattr(files, "MAX_GROUP_BYTES", 1_000_000)  # of 8,000,000
+    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", 1_000_000)  # of 8,000,000
     source = load(tmp_path / "big.parquet")
     before = pyarrow.total_allocated_bytes()
     for i in [*range(0, rows, 7), *range(0, rows, 11)]:
