@@ -8,6 +8,7 @@ import runpy
 import sys
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -214,12 +215,13 @@ def saved(tmp_path_factory):
     ({"reward": "FOLDER/my.py:two"}, "--reward 'FOLDER/my.py:one', now 'FOLDER/my.py:two'"),
     ({"data": ("FOLDER/rows.jsonl",)}, "--data ['FOLDER/rows.jsonl:2'], now ['FOLDER/rows.jsonl']"),
     ({"seed": 8}, "--seed 7, now 8"),
-    ({"image_folder": Path("FOLDER")}, "--image_folder None, now 'FOLDER'"),
+    ({"image_folder": "FOLDER"}, "--image_folder None, now 'FOLDER'"),
 ])  # fmt: skip
 def test_a_run_that_would_go_on_with_other_rows_is_refused_by_the_name_of_the_flag(saved, changes, message):
     folder, start = saved
     here = {name: tuple(text.replace("FOLDER", str(folder)) for text in value) if isinstance(value, tuple) else
             value.replace("FOLDER", str(folder)) if isinstance(value, str) else value for name, value in changes.items()}
+    here = {name: Path(value) if name == "image_folder" else value for name, value in here.items()}
     with pytest.raises(UserError, match=rf"^\S+/out was started with .*{re.escape(message.replace('FOLDER', str(folder)))}"):
         start(resume=True, **here)
 
