@@ -4,6 +4,17 @@ A frozen CLIP turns a picture into P tokens, one linear projection turns them in
 language model writes the caption. With a pretrained language model this stage trains the projection alone (--train.llm freeze);
 by default nothing pretrained exists, so it trains both. On data without pictures it pretrains the language model alone.
 
+Nine nouns, here and everywhere:
+    Picture        an image that is opened when it is needed (dataset/images.py)
+    Conversation   messages of text and pictures: a row of data (dataset/chat.py)
+    Document       its tokens, and which of them are learned
+    batch          documents end to end, as tensors (dataset/collate.py)
+    Processor      makes documents and batches for one model (dataset/processor.py)
+    VLM            encoder -> connector -> language model (model/vlm.py)
+    Task           data to learn from, questions, and a score for answers (dataset/tasks/)
+    checkpoint     a folder with weights, config.json and tokenizer (model/checkpoint.py)
+    Run            one training: its flags, device, processes, log and folder (model/runtime.py)
+
 In:  captions (default: the embedded world).  Out: out/pretrain, a checkpoint; log.jsonl, curves.png, out/report.md.
 
     python 1-pretrain_vlm.py                                        a good minute on two CPU cores
