@@ -18,6 +18,7 @@ from dataset.formats.fields import (
     ANSWER,
     CAPTION,
     CHOSEN,
+    GOLD,
     NO_READER,
     QUESTION,
     REJECTED,
@@ -85,7 +86,7 @@ def raw_turns(fields: Fields, need_answer: bool) -> list | None:
         return of_texts(fields)
     if fields.has(QUESTION):
         return of_question(fields)
-    if "text" in fields and (not need_answer or fields.has(ANSWER + SOLUTION)):
+    if "text" in fields and (not need_answer or fields.has(GOLD)):
         return [{"role": "user", "content": not_a_preference(fields.take(("text",)))}]
     if fields.has((*CAPTION, "texts")):
         return None
@@ -93,7 +94,7 @@ def raw_turns(fields: Fields, need_answer: bool) -> list | None:
         raise BadRow(f"the row had no answer: {fields.take(('error',))}", "repair it in the file that was answered")
     if fields.has(CHOSEN + REJECTED):
         raise BadRow("the row is a preference", "learn from it with 3-rl_vlm.py --algo dpo")
-    hint = "a question" if fields.has(ANSWER + SOLUTION) else "conversations"
+    hint = "a question" if fields.has(GOLD) else "conversations"
     raise BadRow(f"missing {hint} in a row of {fields.named()}",
                  'a row has "conversations", "messages", "question", "caption" or "text"')
 
@@ -171,7 +172,7 @@ def not_a_preference(text: Any) -> Any:
 
 def with_system(turns: list[Turn], fields: Fields) -> list[Turn]:
     """The turns behind the row's `system`, if it has one."""
-    text = fields.take(SYSTEM)
+    text = fields.take(SYSTEM) if fields.has(SYSTEM) else None
     if not text:
         return turns
     if not isinstance(text, str):
@@ -189,6 +190,8 @@ def gold_and_answer(fields: Fields, complete: bool, need_answer: bool) -> tuple[
 
     A solution beside the answer is what is learned, and the answer what is compared.
     """
+    if not fields.has(GOLD):
+        return None, None
     value = fields.take(ANSWER)
     solution = None if complete or (value is not None and not need_answer) else fields.take(SOLUTION)
     gold = text_of_answer(solution if value is None else value)

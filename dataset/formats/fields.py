@@ -19,6 +19,7 @@ TURNS = ("conversations", "messages", "message", "conversation")  # lists of tur
 QUESTION = ("question", "prompt", "problem", "query", "instruction")
 SOLUTION = ("solution", "response", "output", "completion")  # a full answer; beside it `answer` is the final one
 ANSWER = ("answer", "answers", "gt_answer", "ground_truth", "multiple_choice_answer")
+GOLD = ANSWER + SOLUTION  # what may be compared with
 CAPTION = ("caption", "captions", "text", "description", "blip_caption")
 CHOSEN = ("chosen", "chosen_response", "accepted")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
@@ -111,7 +112,7 @@ class Fields:
 
     def unread(self) -> list[str]:
         """The keys, and parts of values, that nothing read."""
-        return [*(key for key in self.keys if key not in self.read and key.lower() not in SILENT), *sorted(self.skipped)]
+        return [*[key for key in self.keys if key not in self.read and key.lower() not in SILENT], *sorted(self.skipped)]
 
     def named(self) -> str:
         """The row's keys, for a message."""

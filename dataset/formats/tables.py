@@ -66,7 +66,8 @@ class ParquetRows:
         self.tables.move_to_end(g)
         while len(self.tables) > 1 and sum(table.nbytes for table in self.tables.values()) > MAX_GROUP_BYTES:
             self.tables.popitem(last=False)
-        return self.tables[g].slice(i - (self.ends[g - 1] if g else 0), 1).to_pylist()[0]
+        row = i - (self.ends[g - 1] if g else 0)
+        return {name: column[row].as_py() for name, column in zip(self.tables[g].column_names, self.tables[g].columns)}
 
     def head(self, n: int) -> list[dict]:
         """The first n rows, at most those of a row group, without keeping the group in memory."""
