@@ -22,10 +22,6 @@ from model.runtime import Run
 from model.vlm import VLM
 from tests import tiny
 
-# Norms and log-probabilities are computed in fp32, whatever the weights are. To compare ten digits, here fp32 means fp64.
-torch.Tensor.float = torch.Tensor.double
-ring_attention.TILE = 4  # so that a chunk has several
-
 LINEAR, COMPARE = "linear", "pixel_shuffle_compare"
 A_PICTURE_EACH = [(13, [4]), (9, []), (17, [1, 9])]  # documents: (length, where pictures begin); 39 tokens fill no chunks exactly
 CASES = {  # name: (connector, a micro-batch for each group of ranks, what is trained of the language model)
@@ -120,6 +116,9 @@ def error_of(run: Run, connector: str, documents: list, llm: str) -> float:
 
 
 def main(size: int) -> None:
+    # Norms and log-probabilities are computed in fp32, whatever the weights are. To compare ten digits, here fp32 means fp64.
+    torch.Tensor.float = torch.Tensor.double
+    ring_attention.TILE = 4  # so that a chunk has several
     flags = RunFlags(Path("unused"), "", 0, 0, save_every=1, log_every=1, device="cpu", context_parallel=size)
     run = Run(flags, "test")
     print(json.dumps({name: error_of(run, *case) for name, case in CASES.items()}))

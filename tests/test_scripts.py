@@ -173,9 +173,9 @@ def test_several_answers_to_each_row_tell_its_pass_rate_and_rl_takes_rows_by_tha
                       "--val_share", 0, "--dry_run", "--init", folder / "out" / "sft", "--device", "cpu",
                       cwd=tmp_path)  # fmt: skip
     assert "1 problems, " in done.out
-    for more in (("--samples", 3), ("--samples", 0, "--temperature", 1)):
-        done = run_script("4-eval_chat.py", *given, *more, cwd=folder, expect=1)
-        assert "--samples answers each row of --data several times" in done.err
+    for more, message in ((("--samples", 3), "--samples answers each row of --data several times"),
+                          (("--samples", 0, "--temperature", 1), "--samples is at least 1, not 0")):  # fmt: skip
+        assert message in run_script("4-eval_chat.py", *given, *more, cwd=folder, expect=1).err
 
 
 # ---------------------------------------------------------------- several processes
@@ -236,10 +236,10 @@ def test_text_alone_pretrains_the_language_model(samples, run_script, tmp_path):
 
 def test_too_many_bad_rows_stop_the_run_and_say_where(samples, run_script, tmp_path):
     data = tmp_path / "rows.jsonl"
-    data.write_text('{"text": "fine"}\n' * 3 + "{broken\n")
+    data.write_text('{"text": "fine"}\n' * 3 + "{broken\n" * 2)
     done = run_script("1-pretrain_vlm.py", *TINY, "--data", data, "--max_steps", 3, cwd=tmp_path, expect=1)
-    assert "1 bad rows among 4 seen, more than --max_bad 0.01 allows" in done.err
-    assert f"{data}:4" in done.err
+    assert "2 bad rows among 5 seen, more than --max_bad 0.01 allows" in done.err
+    assert f"{data}:4" in done.err and f"{data}:5" in done.err
 
 
 # ---------------------------------------------------------------- what is trained
@@ -348,7 +348,8 @@ def test_what_pretraining_would_not_use_is_refused_before_anything_is_done(more,
 ])
 def test_a_run_is_resumed_with_the_flags_it_was_started_with(more, message, stage_one, run_script, tmp_path):
     shutil.copytree(stage_one[0] / "out", tmp_path / "out")
-    given = ("--encoder", TINY[1], "--device", "cpu", "--log_every", 1, "--bench", "", "--epochs", 1, *more)
+    given = ("--encoder", TINY[1], "--device", "cpu", "--log_every", 1, "--bench", "", "--val_share", 0,
+             "--epochs", 1, *more)  # fmt: skip
     done = run_script("1-pretrain_vlm.py", *given, "--resume", cwd=tmp_path, expect=1)
     assert message in done.err and "Traceback" not in done.err
 
