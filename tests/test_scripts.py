@@ -46,7 +46,7 @@ def test_pretraining_writes_a_checkpoint_a_log_curves_scores_and_its_part_of_the
     with Image.open(out / "curves.png") as curves:
         assert curves.format == "PNG"
     report = (folder / "out" / "report.md").read_text()
-    assert report.startswith("# Report\n\n| | pretrain |\n") and "![](pretrain/curves.png)" in report
+    assert report.startswith("# Report\n\n| | pretrain |") and "![](pretrain/curves.png)" in report
     assert "- [Pretraining](#pretraining)\n- [Figures of pretrain](#figures-of-pretrain)\n" in report
     assert {"pretrain/figures/tokens.png", "pretrain/figures/row.png"} < set(re.findall(r"!\[.*\]\((.+)\)", report))
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", report):
@@ -238,7 +238,7 @@ def test_too_many_bad_rows_stop_the_run_and_say_where(samples, run_script, tmp_p
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "fine"}\n' * 3 + "{broken\n" * 2)
     done = run_script("1-pretrain_vlm.py", *TINY, "--data", data, "--max_steps", 3, cwd=tmp_path, expect=1)
-    assert "2 bad rows among 5 seen, more than --max_bad 0.01 allows" in done.err
+    assert re.search(r"2 bad rows among \d seen, more than --max_bad 0.01 allows", done.err)
     assert f"{data}:4" in done.err and f"{data}:5" in done.err
 
 
