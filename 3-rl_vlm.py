@@ -165,7 +165,8 @@ def grpo(config: GRPO) -> None:
     processor = Processor.of(model, tokenizer, run, run.feature_cache(model))
     sample = run.generator(generate, model, max_new_tokens=config.max_new_tokens, **processor.sampling)
     updates = -(-config.optim.max_steps // config.num_iterations)
-    sampler, own = make_sampler(config, run, processor, sample, updates, None if keep_all else config.resample_rounds)
+    resample_rounds = None if keep_all or config.run.dry_run else config.resample_rounds  # a trial takes what comes
+    sampler, own = make_sampler(config, run, processor, sample, updates, resample_rounds)
     if config.run.check_data:
         return
     run.print0("a loss of about 0 is normal: on policy it is minus the mean advantage; only its gradient means something")

@@ -170,8 +170,8 @@ def test_several_answers_to_each_row_tell_its_pass_rate_and_rl_takes_rows_by_tha
     rows[1]["pass_rate"] = 0.5
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = run_script("3-rl_vlm.py", "--data", tmp_path / "rated.jsonl", "--image_folder", samples, "--pass_rates", 0.1, 0.9,
-                      "--val_share", 0, "--dry_run", "--init", folder / "out" / "sft", "--device", "cpu",
-                      cwd=tmp_path)  # fmt: skip
+                      "--val_share", 0, "--dry_run", "--prompts", 2, "--group_size", 2, "--max_new_tokens", 3,
+                      "--init", folder / "out" / "sft", "--device", "cpu", cwd=tmp_path)  # fmt: skip
     assert "1 problems, " in done.out
     for more, message in ((("--samples", 3), "--samples answers each row of --data several times"),
                           (("--samples", 0, "--temperature", 1), "--samples is at least 1, not 0")):  # fmt: skip
