@@ -3,14 +3,16 @@
 In:  matrices and their gradients.  Out: updates that change a matrix equally in all directions, not only in a few dominant ones.
 
 K. Jordan 2024, kellerjordan.github.io/posts/muon. Its updates are scaled to half the size of AdamW's (after arXiv 2502.16982), so
-that both optimizers share one learning rate.
+that both optimizers share one learning rate. Of several processes each computes its share of the updates, as in that article.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import all_gather_into_tensor, get_rank, get_world_size, is_initialized
 
 from model import sharding
 
@@ -18,15 +20,28 @@ from model import sharding
 def orthogonal(updates: Tensor, steps: int = 5) -> Tensor:
     """(matrices, rows, columns) -> the same shape: each matrix with singular values of about 1, by Newton-Schulz iteration.
 
-    The quintic x -> a x + b x^3 + c x^5 is steep at 0, so five steps bring all but the tiniest values to 0.7..1.2.
+    The quintic x -> a x + b x^3 + c x^5 is steep at 0, so five steps bring all but the tiniest values to 0.7..1.2. They need no
+    more than bf16, which is fast on a GPU.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = updates.mT if updates.shape[1] > updates.shape[2] else updates  # the smaller side first: x @ x.mT is then smaller
+    x = updates.bfloat16() if updates.is_cuda else updates
+    x = x.mT if x.shape[1] > x.shape[2] else x  # the smaller side first: x @ x.mT is then smaller
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b gram + c gram^2) x
-    return x.mT if updates.shape[1] > updates.shape[2] else x
+    return (x.mT if updates.shape[1] > updates.shape[2] else x).to(updates.dtype)
+
+
+def shared_out(updates: Tensor) -> Tensor:
+    """`orthogonal` of a stack of matrices that all processes hold: each computes its share, and gets those of the others."""
+    count, world = len(updates), get_world_size() if is_initialized() else 1
+    if world == 1 or count == 1:
+        return orthogonal(updates)
+    padded = F.pad(updates, (0, 0, 0, 0, 0, -count % world))  # a share is as large as any other
+    together = torch.empty_like(padded)
+    all_gather_into_tensor(together, orthogonal(padded.chunk(world)[get_rank()]).contiguous())
+    return together[:count]
 
 
 class Muon(torch.optim.Optimizer):
@@ -45,7 +60,7 @@ class Muon(torch.optim.Optimizer):
                     by_shape[p.shape].append(p)
                     updates[p.shape].append(sharding.gather_tensor(self.momentum(p, p.grad, group["momentum"])))
             for shape, matrices in by_shape.items():
-                update = orthogonal(torch.stack(updates[shape]))
+                update = shared_out(torch.stack(updates[shape]))
                 scale = 0.1 * max(shape) ** 0.5  # half the RMS of AdamW's updates: embeddings need twice the rate
                 for p, direction in zip(matrices, update):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
