@@ -1,9 +1,14 @@
 """Everything that computes on tensors: language model, encoder, connector, losses, generation, and what runs them on devices."""
 
 import importlib.util
+import os
 import sys
 
 if sys.version_info < (3, 11):  # said here, because every script imports this package first
     raise SystemExit(f"Pupil needs Python 3.11 or newer, and this is {sys.version.split()[0]}: start it with that one")
 if importlib.util.find_spec("tyro") is None:
     raise SystemExit("what Pupil needs is not installed in this Python: run `python -m pip install -r requirements.txt` first")
+
+# Read once, when torch is loaded. OpenMP's threads spin while they wait for each other, by default; beside any other process they
+# then wait for threads that do not run, and training takes twice as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -4,6 +4,7 @@ In:  a model and a learning rate.  Out: an OptimizerGroup: Muon (muon.py) for th
      AdamW for everything else.
 """
 
+import inspect
 import math
 from collections import defaultdict
 
@@ -16,6 +17,18 @@ from model.muon import Muon
 from model.recipe import Train
 from model.registry import UserError
 from model.vlm import VLM
+
+# To keep a compiler out of their methods torch's optimizers import torch._dynamo, which takes as long as torch itself. Nothing
+# compiles an optimizer here: the methods stand for what torch._dynamo would make of them.
+for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+    method = inspect.unwrap(getattr(torch.optim.Optimizer, name))
+    setattr(method, "__dynamo_disable", method)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW (arXiv 1711.05101), likewise without that import."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def lr_multiplier(step: int, *, warmup: int, total: int, floor: float = 0.05) -> float:
@@ -85,7 +98,7 @@ class OptimizerGroup:
 
 
 def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float, train: Train | None = None) -> OptimizerGroup:
-    """`muon` or `adamw` (arXiv 1711.05101) for all trained tensors; only matrices decay, not norms and biases.
+    """`muon` or `adamw` for all trained tensors; only matrices decay, not norms and biases.
 
     train: the recipe; its parts may have their own learning rates (model/recipe.py). UserError for an unknown name.
     """
@@ -113,7 +126,7 @@ def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float, tra
     if by_muon:
         optimizers.append(Muon(groups(by_muon, weight_decay), lr=lr, weight_decay=weight_decay))
     if others or not by_muon:
-        optimizers.append(torch.optim.AdamW(
+        optimizers.append(AdamW(
             groups([p for p in others if p.ndim >= 2], weight_decay) + groups([p for p in others if p.ndim < 2], 0.0),
             lr=lr, betas=(0.9, 0.95), fused=True))
     return OptimizerGroup(*optimizers)

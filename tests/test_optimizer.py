@@ -1,5 +1,10 @@
 """The optimizers: what Muon does to a matrix, and which tensors it gets."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -71,3 +76,26 @@ def test_an_unknown_optimizer_and_a_resume_with_another_one_say_so():
     states = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.0).state_dict()
     with pytest.raises(UserError, match="resume with the same --optimizer"):
         make_optimizer(model, "muon", lr=1e-3, weight_decay=0.0).load_state_dict(states)
+
+
+def test_a_step_of_training_loads_no_compiler_and_its_threads_do_not_spin():
+    program = """
+import os, sys
+import model
+assert "torch" not in sys.modules and os.environ["OMP_WAIT_POLICY"] == "passive"
+import torch
+from model.optimizer import make_optimizer
+from tests import tiny
+net = tiny.vlm()
+optimizer = make_optimizer(net, "muon", lr=1e-3, weight_decay=0.1)
+before = [p.detach().clone() for p in net.parameters()]
+for p in net.parameters():
+    p.grad = torch.ones_like(p)
+optimizer.step()
+assert all((p != old).any() for p, old in zip(net.parameters(), before))
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1], env=environment)
