@@ -230,6 +230,14 @@ def test_bf16_weights_and_bf16_autocast_generate_too(half):
     assert all(len(answer.tokens) == 20 and all(map(math.isfinite, answer.logps)) for answer in answers)
 
 
+def test_under_autocast_keys_and_values_are_stored_as_attention_reads_them():
+    model = tiny.vlm()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, cache = prefill(model, batch_of_all(), new_tokens=1)
+    assert cache.keys.dtype == cache.values.dtype == torch.bfloat16
+    assert prefill(model, batch_of_all(), new_tokens=1)[1].keys.dtype == torch.float32
+
+
 def test_generating_leaves_the_model_in_the_mode_it_was_in():
     model = tiny.vlm()
     for training in (True, False):

@@ -39,12 +39,13 @@ class FeatureCache:
 
     def __init__(self, folder: str | Path, fingerprint: str, tokens: int, dim: int):
         self.folder, self.shape = Path(folder) / fingerprint, (tokens, dim)
+        self.place: dict[str, tuple[np.ndarray, int]] = {}  # key -> (shard, row)
+        self.listed: set[Path] = set()  # lists of shards that `place` holds
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the lists of all shards again, also those of other ranks. A truncated shard is dropped: `fill` makes it again."""
-        self.place: dict[str, tuple[np.ndarray, int]] = {}  # key -> (shard, row)
-        for listing in sorted(self.folder.glob("*.json")):
+        """Read the lists of new shards, also those of other ranks. A truncated shard is dropped: `fill` makes it again."""
+        for listing in sorted(set(self.folder.glob("*.json")) - self.listed):
             keys = json.loads(listing.read_text(encoding="utf-8"))
             try:
                 shard = np.load(listing.with_suffix(".npy"), mmap_mode="r")
@@ -55,6 +56,7 @@ class FeatureCache:
             if shard.shape != (len(keys), *self.shape):
                 raise UserError(f"{listing.stem} is {shard.shape}, not {(len(keys), *self.shape)}: delete {self.folder}")
             self.place.update({key: (shard, row) for row, key in enumerate(keys)})
+            self.listed.add(listing)
 
     def bytes_for(self, count: int) -> int:
         """Bytes on disk for `count` pictures."""

@@ -41,16 +41,20 @@ class ImageProcessor:
     fit         how a picture is fitted into the square: square, pad or stretch
     max_tiles   the most tiles of a large picture; 0: none
     cache       the folder of the features; None: pixels (the encoder is trained, or the features would not fit)
+    features    where its list was read already
     """
 
-    def __init__(self, encoder: Encoder, fit: str, max_tiles: int, cache: Path | None, ranks: Ranks):
+    def __init__(self, encoder: Encoder, fit: str, max_tiles: int, cache: Path | None, ranks: Ranks,
+                 features: FeatureCache | None = None):
         self.encoder, self.fit, self.max_tiles, self.cache, self.ranks = encoder, fit, max_tiles, cache, ranks
         self.tiles = Tiles(encoder.size, encoder.mean, fit, max_tiles)
-        self.features = FeatureCache(cache, encoder.fingerprint() + "-" + fit, encoder.tokens, encoder.dim) if cache else None
+        self.features = features
+        if cache and features is None:
+            self.features = FeatureCache(cache, encoder.fingerprint() + "-" + fit, encoder.tokens, encoder.dim)
 
     def on_one_rank(self) -> ImageProcessor:
         """The same processor for a rank that works alone."""
-        return ImageProcessor(self.encoder, self.fit, self.max_tiles, self.cache, OneRank(self.ranks.device))
+        return ImageProcessor(self.encoder, self.fit, self.max_tiles, self.cache, OneRank(self.ranks.device), self.features)
 
     def __call__(self, pictures: Sequence[Picture]) -> torch.Tensor:
         """Pixels of pictures or tiles, or the features that `prepare` computed."""

@@ -165,8 +165,11 @@ class GPT(LanguageModel):
         return self.model.embed_tokens(input_ids)
 
     def cache(self, rows: int, capacity: int) -> Cache:
-        """An empty cache for `rows` sequences of at most `capacity` tokens."""
-        return Cache(self.config, rows, capacity, like=self.model.embed_tokens.weight)
+        """An empty cache for `rows` sequences of at most `capacity` tokens, in the precision of the attention that reads it."""
+        weight = self.model.embed_tokens.weight
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        return Cache(self.config, rows, capacity, like=weight.new_empty(0, dtype=dtype))
 
     def forward(self, x: Tensor, position_ids: Tensor, packed: PackedSequences | None, logits_to_keep: Tensor | None = None,
                 cache: Cache | None = None) -> Tensor:
