@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from model import ring_attention
+from model import recompute, ring_attention, sharding
 from model.cli import RunFlags
 from model.config import VLMConfig
 from model.losses import Score, count_learned, score, sum_by_document, token_entropy
@@ -24,16 +24,19 @@ from tests import tiny
 
 LINEAR, COMPARE = "linear", "pixel_shuffle_compare"
 A_PICTURE_EACH = [(13, [4]), (9, []), (17, [1, 9])]  # documents: (length, where pictures begin); 39 tokens fill no chunks exactly
-CASES = {  # name: (connector, a micro-batch for each group of ranks, what is trained of the language model)
-    "one document": (LINEAR, [[(40, [])]] * 2, "full"),
-    "packed documents": (LINEAR, [[(5, []), (1, []), (23, []), (12, [])]] * 2, "full"),
-    "a picture across a boundary": (LINEAR, [[(40, [8, 17])]] * 2, "full"),  # 2 or 4 ranks: boundaries at 10, 20, 30; 5, 10, ...
-    "a picture late": (LINEAR, [[(21, []), (19, [12])]] * 2, "full"),
-    "pictures that are compared": (COMPARE, [[(24, [1, 6, 11, 17]), (16, [0, 9])]] * 2, "full"),
-    "fewer tokens than chunks": (LINEAR, [[(3, [])], [(2, [])]], "full"),
-    "other micro-batches": (LINEAR, [A_PICTURE_EACH, [(30, []), (3, [])]], "full"),
-    "a connector alone": (LINEAR, [A_PICTURE_EACH] * 2, "freeze"),
-    "adapters": (LINEAR, [A_PICTURE_EACH] * 2, "lora:2"),
+CASES = {  # name: (connector, a micro-batch for each group of ranks, what is trained of the language model, how)
+    "one document": (LINEAR, [[(40, [])]] * 2, "full", "ddp"),
+    "packed documents": (LINEAR, [[(5, []), (1, []), (23, []), (12, [])]] * 2, "full", "ddp"),
+    "a picture across a boundary": (LINEAR, [[(40, [8, 17])]] * 2, "full", "ddp"),  # boundaries at 10, 20, 30; of 4 ranks 5, ...
+    "a picture late": (LINEAR, [[(21, []), (19, [12])]] * 2, "full", "ddp"),
+    "pictures that are compared": (COMPARE, [[(24, [1, 6, 11, 17]), (16, [0, 9])]] * 2, "full", "ddp"),
+    "fewer tokens than chunks": (LINEAR, [[(3, [])], [(2, [])]], "full", "ddp"),
+    "other micro-batches": (LINEAR, [A_PICTURE_EACH, [(30, []), (3, [])]], "full", "ddp"),
+    "a connector alone": (LINEAR, [A_PICTURE_EACH] * 2, "freeze", "ddp"),
+    "the last block": (LINEAR, [A_PICTURE_EACH] * 2, "partial:1", "ddp"),
+    "adapters": (LINEAR, [A_PICTURE_EACH] * 2, "lora:2", "ddp"),
+    "recomputed": (LINEAR, [A_PICTURE_EACH] * 2, "full", "recomputed"),
+    "divided weights": (LINEAR, [A_PICTURE_EACH, [(30, []), (3, [])]], "full", "zero3"),
 }
 
 
@@ -86,13 +89,15 @@ def difference(one: list, other: list) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs) / largest
 
 
-def error_of(run: Run, connector: str, documents: list, llm: str) -> float:
+def error_of(run: Run, connector: str, documents: list, llm: str, how: str) -> float:
     """How far the ring is from one process."""
     alone = make_model(connector, llm)
     model = copy.deepcopy(alone)
+    if how == "recomputed":
+        recompute.apply(model)
     batches = [make_batch(part, alone, seed=7 * k) for k, part in enumerate(documents)][:run.data_ranks.world_size]
-    whole, wrapped = batches[run.data_ranks.rank], run.wrap(model)
-    copied = copy.deepcopy(model)  # as a reference is
+    whole, wrapped = batches[run.data_ranks.rank], run.wrap(model, how if how == "zero3" else "ddp")
+    copied = model if how == "zero3" else copy.deepcopy(model)  # as a reference is
     batch = run.to_device(whole)
     assert batch["input_ids"].numel() < 2 * run.ring.size + whole["input_ids"].numel() / run.ring.size
 
@@ -111,7 +116,8 @@ def error_of(run: Run, connector: str, documents: list, llm: str) -> float:
         entropy = run.all_tokens(token_entropy(same.logits), batch)
     mine = own[run.data_ranks.rank]
     assert torch.equal(same.owner, mine.owner) and torch.equal(plain.logps, mine.logps)
-    return max(difference([means, *(p.grad for p in model.parameters())], [expected, *(p.grad for p in alone.parameters())]),
+    return max(difference([means, *(sharding.gather_tensor(p.grad) for p in model.parameters())],
+                          [expected, *(p.grad for p in alone.parameters())]),
                difference([same.logps, entropy], [mine.logps, token_entropy(mine.logits)]))  # fmt: skip
 
 
