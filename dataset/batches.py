@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain, count, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from dataset.bad_rows import BadRow, BadRows
 from dataset.images import Picture
 from dataset.protocols import DataRanks, Source
+from dataset.workers import made_by_processes
 from model.registry import UserError
 
 
@@ -45,15 +48,16 @@ class Batches:
 
     render    row -> item: a document, or a pair of documents; an item has a length and an `id`
     join      items -> batch
+    workers   processes that make them (dataset/workers.py); 0: a thread
     `len` is the number of micro-batches in an epoch, over all ranks.
     """
 
     def __init__(self, source: Source, render: Callable[[Any], Any], join: Callable[[list], dict], *, batch_size: int, seed: int,
-                 bad_rows: BadRows):
+                 bad_rows: BadRows, workers: int = 0):
         if not len(source):
             raise UserError("the data holds no row")
         self.source, self.render, self.join, self.bad_rows = source, render, join, bad_rows
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.block = blocks(source)
         self.last_order: tuple[int, np.ndarray] | None = None  # the last epoch that was read, and its order
 
@@ -107,22 +111,31 @@ class Batches:
 
 
 class Stream:
-    """This rank's endless micro-batches, from a stored position. A thread makes the next one while the model computes.
+    """This rank's endless micro-batches, from a stored position. The next ones are made while the model computes.
 
     position   micro-batches that all ranks together have consumed: equal on every rank, saved for --resume
     """
 
     def __init__(self, batches: Batches, position: int, rank: int, world_size: int):
-        self.batches, self.position, self.rank, self.world_size = batches, position, rank, world_size
-        # One OpenMP thread: every core has one already, and a second team of threads would slow the first.
-        self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
-        self.waiting = self.worker.submit(batches.batch, position + rank)
+        self.position, self.world_size = position, world_size
+        make = made_by_a_thread if batches.workers == 0 else partial(made_by_processes, workers=batches.workers)
+        self.made = make(batches, first=position + rank, step=world_size)
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> dict:
-        batch = self.waiting.result()
+        batch = next(self.made)
         self.position += self.world_size
-        self.waiting = self.worker.submit(self.batches.batch, self.position + self.rank)
         return batch
+
+
+def made_by_a_thread(batches: Batches, first: int, step: int) -> Iterator[dict]:
+    """The micro-batches first, first + step, ...; a thread makes the next one, the first at once.
+
+    It has one OpenMP thread: every core has one already, and a second team of threads would slow the first.
+    """
+    worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    ahead = (worker.submit(batches.batch, number) for number in count(first, step))
+    waiting = next(ahead)
+    return (done.result() for done, _ in pairwise(chain([waiting], ahead)))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dataset import held_out
+from dataset import held_out, workers
 from dataset.bad_rows import BadRows
 from dataset.batches import Batches, blocks
 from dataset.check_data import check_data
@@ -201,4 +201,5 @@ def training_batches(source: Source, processor: Processor, config: TrainingFlags
         check_data(source, processor, render, run, Rows(rows) if rows else None)
     if not run.preview_only:
         processor.images.prepare(partial(batches.pictures, steps * per_step), run.config.feature_cache_gb, run.print0)
+        batches.workers = workers.useful(run.config.workers, run.device, processor.images.features is not None)
     return batches, steps, HeldOut(rows, all_files, processor, render, config.batch_size, bad_rows)

@@ -105,6 +105,7 @@ class RunFlags:
     max_bad: Share = 0.01  # share of bad rows that stops the run
     feature_cache: Path = Path("out/features")  # features of the frozen encoder, computed once
     feature_cache_gb: PositiveOrZero = 8.0  # above this the encoder runs at every step instead
+    workers: CountOrZero = 8  # processes of a rank, at most, that read pictures for an encoder that runs at every step on a GPU
     context_parallel: Count = data_flag(1)  # with torchrun: processes that share each sequence; its length may grow with them
     checkpointing: bool = False  # less memory for one more forward pass: activations are computed again, not stored
     compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU

@@ -1,10 +1,9 @@
 """The optimizer, the learning rate over time, and gradient clipping.
 
 In:  a model and a learning rate.  Out: an OptimizerGroup: Muon (muon.py) for the matrices of the blocks and the connector,
-     AdamW for everything else.
+     AdamW (adamw.py) for everything else.
 """
 
-import inspect
 import math
 from collections import defaultdict
 
@@ -13,22 +12,11 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from model import sharding
+from model.adamw import AdamW
 from model.muon import Muon
 from model.recipe import Train
 from model.registry import UserError
 from model.vlm import VLM
-
-# To keep a compiler out of their methods torch's optimizers import torch._dynamo, which takes as long as torch itself. Nothing
-# compiles an optimizer here: the methods stand for what torch._dynamo would make of them.
-for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-    method = inspect.unwrap(getattr(torch.optim.Optimizer, name))
-    setattr(method, "__dynamo_disable", method)
-
-
-class AdamW(torch.optim.AdamW):
-    """torch's AdamW (arXiv 1711.05101), likewise without that import."""
-
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def lr_multiplier(step: int, *, warmup: int, total: int, floor: float = 0.05) -> float:

@@ -5,6 +5,7 @@ In:  a folder with zip files in it, or one zip file.  Out: the picture of a name
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -57,7 +58,10 @@ def members(name: str, stem: str) -> Iterator[str]:
 def opened(file: Path) -> zipfile.ZipFile:
     """A zip file; UserError where it is damaged."""
     try:
-        return zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(file)
+        if hasattr(os, "register_at_fork"):  # processes that read one open file would move each other's place in it
+            os.register_at_fork(after_in_child=lambda: setattr(archive, "fp", file.open("rb")))
+        return archive
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{file} is not a whole zip file ({error}): download it again") from error
 
