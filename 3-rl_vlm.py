@@ -66,7 +66,7 @@ class DPO:
     questions: Path | None = cli.data_flag(None)  # without --data: rows of one's own, a picture and a question each
     group_size: cli.Count = cli.data_flag(8)  # without --data: answers to each question, sampled alike
     max_new_tokens: cli.Count = cli.data_flag(128)  # without --data: of an answer
-    temperature: cli.Positive = cli.data_flag(0.7)  # without --data: of sampling
+    temperature: cli.Positive = cli.data_flag(1.0)  # without --data: of sampling
     divider: str = cli.data_flag("claims")  # without --data: claims: each thing and its place | claims:places=false | whole
     labeler: str = cli.data_flag("truth")  # without --data: truth: the scene | self: the model | judge: --judge | a checkpoint
     judge: str = cli.data_flag("")  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can

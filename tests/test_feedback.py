@@ -354,24 +354,35 @@ def test_a_question_about_a_picture_is_asked_once_however_often_it_is_claimed(tm
                              by_model("m", yes_no), Sampling("", 2, 1.0, seed=0), quietly)
     assert len(questions) == len(set(questions)) == 2 * 3  # three questions about each of two pictures
     assert [(pair.prompt.id, pair.chosen) for pair in pairs] == [(item.prompt.id, texts[1]) for item in items]
-    assert {tuple(row["scores"]) for row in rows(tmp_path / "pairs.jsonl")} == {(0, -3)}  # a count: the bus was claimed twice
+    scores = [row["scores"] for row in rows(tmp_path / "pairs.jsonl")]
+    assert scores == [[[0, 1], [-3, 0]]] * len(items)  # counts: the bus was claimed twice
 
 
 def claims(*names: str) -> list[Claim]:
     return [Claim(name, name) for name in names]
 
 
-def test_scores_count_rejected_claims_and_a_tie_rejects():
-    margins = {((), "a"): 0.3, ((), "b"): -0.2, ((), "c"): 0.0, ((), "d"): None}
-    assert score(claims("a"), (), margins) == 0
-    assert score(claims("a", "b", "c"), (), margins) == -2
-    assert score(claims("b", "b"), (), margins) == -2
-    assert score(claims("a", "a"), (), margins) == -1  # said twice
-    assert score([*claims("a"), Claim("There is a ant.", "", malformed=True)], (), margins) == -1  # nobody is asked
+def test_scores_count_rejected_and_accepted_claims_and_a_tie_rejects():
+    margins = {((), "a"): 0.3, ((), "b"): -0.2, ((), "c"): 0.0, ((), "d"): None, ((), "e"): 0.1}
+    assert score(claims("a"), (), margins) == (0, 1)
+    assert score(claims("a", "e"), (), margins) == (0, 2)
+    assert score([], (), margins) == (0, 0)
+    assert score(claims("a", "b", "c"), (), margins) == (-2, 1)
+    assert score(claims("b", "b"), (), margins) == (-2, 0)
+    assert score(claims("a", "a"), (), margins) == (-1, 1)  # said twice
+    assert score([*claims("a"), Claim("There is a ant.", "", malformed=True)], (), margins) == (-1, 1)  # nobody is asked
     assert score(claims("a", "d"), (), margins) is None  # nobody could tell, so the answer is not right
     assert score(Failure("undivided"), (), margins) is None
     with pytest.raises(KeyError):
         score(claims("never asked"), (), margins)
+
+
+def test_fewer_rejected_claims_are_better_and_of_as_many_the_answer_that_says_more():
+    told = ["all of it and a false thing", "all of it", "half of it", "half of it and a false thing", "nothing"]
+    scores = [(-1, 4), (0, 4), (0, 2), (-1, 2), (0, 0)]
+    pairs = {(told[a], told[b]) for a, b in ranked(told, scores, random.Random(0), 10**9)}
+    order = ["all of it", "half of it", "nothing", "all of it and a false thing", "half of it and a false thing"]
+    assert pairs == set(combinations(order, 2))
 
 
 def test_answers_with_a_failed_label_or_without_claims_are_left_out_and_counted_apart(tmp_path, monkeypatch):
@@ -421,11 +432,11 @@ def test_claim_wise_and_whole_answer_labels_are_compared_with_the_truth(tmp_path
 # ---------------------------------------------------------------- pairs
 
 
-def test_all_pairs_whose_scores_differ_by_one_or_more_can_be_drawn_and_no_others():
+def test_all_pairs_whose_scores_differ_can_be_drawn_and_no_others():
     rng = random.Random(0)
     for trial in range(200):
         answers = [f"answer {rng.randrange(6)}" for _ in range(rng.randint(1, 8))]
-        scores = [rng.choice([None, 0, -1, -2]) for _ in answers]
+        scores = [rng.choice([None, (0, 2), (0, 1), (-1, 2)]) for _ in answers]
         expected = set()
         for (one, a), (two, b) in combinations(zip(answers, scores), 2):
             if a is not None and b is not None and a != b and one != two:
@@ -439,7 +450,7 @@ def test_all_pairs_whose_scores_differ_by_one_or_more_can_be_drawn_and_no_others
 def test_the_two_pairs_of_a_prompt_are_drawn_evenly():
     counts = np.zeros((4, 4))
     for seed in range(3000):
-        for a, b in ranked("wxyz", [0, -1, -2, -3], random.Random(seed), 2):
+        for a, b in ranked("wxyz", [(0, 3), (0, 2), (-1, 4), (-2, 1)], random.Random(seed), 2):
             counts[a, b] += 1
     assert np.all(np.abs(counts[np.triu_indices(4, 1)] - 1000) < 120)  # 6 pairs, 2 of them each time; 4.6 standard deviations
     assert not counts[np.tril_indices(4)].any()

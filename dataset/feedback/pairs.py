@@ -2,7 +2,8 @@
 
 In:  answers, their claims, the claims' margins.  Out: rows of pairs.jsonl; the same as parquet in RLAIF-V-Dataset's columns.
 
-This is the "combine" step of RLAIF-V (arXiv 2405.17220): the answer with fewer rejected claims is better.
+This is the "combine" step of RLAIF-V (arXiv 2405.17220): the answer with fewer rejected claims is better. Where as many are
+rejected, the one with more accepted claims is better: else a model learns to stop before it has told everything.
 """
 from __future__ import annotations
 
@@ -23,10 +24,11 @@ from dataset.judge import Failure
 from dataset.vision.feature_cache import replacing
 
 Margins = dict[tuple, float | None]  # (pictures, question) -> yes minus no; None where the labeler failed
+Score = tuple[int, int]  # (-rejected claims, accepted claims) of an answer: the larger tuple is the better answer
 
 
-def score(claims: Sequence[Claim] | Failure, pictures: tuple[Picture, ...], margins: Margins) -> int | None:
-    """-(number of rejected claims), a count and not a share, as in RLAIF-V; None where the claims or one label failed.
+def score(claims: Sequence[Claim] | Failure, pictures: tuple[Picture, ...], margins: Margins) -> Score | None:
+    """The score of an answer, in counts and not in shares, as in RLAIF-V; None where the claims or one label failed.
 
     A malformed claim is rejected, and so is a claim repeated in the same words: the form of an answer counts as well.
     """
@@ -37,15 +39,15 @@ def score(claims: Sequence[Claim] | Failure, pictures: tuple[Picture, ...], marg
     known = [margin for margin in labels if margin is not None]
     if len(known) < len(labels):
         return None
-    rejected = sum(not margin > 0 for margin in known) + sum(claim.malformed for claim in distinct)  # a tie rejects
-    return -rejected - (len(claims) - len(distinct))
+    accepted = sum(margin > 0 for margin in known)  # a tie rejects
+    return accepted - len(claims), accepted
 
 
-def ranked(answers: Sequence[str], scores: Sequence[int | None], rng: random.Random, most: int) -> list[tuple[int, int]]:
+def ranked(answers: Sequence[str], scores: Sequence[Score | None], rng: random.Random, most: int) -> list[tuple[int, int]]:
     """At most `most` random pairs (better, worse) of indices; scores and texts differ, and no pair of texts comes twice."""
     known = [(k, value) for k, value in enumerate(scores) if value is not None]
     pairs = [(a, b) for (a, better), (b, worse) in permutations(known, 2)
-             if better - worse >= 1 and answers[a].strip() != answers[b].strip()]
+             if better > worse and answers[a].strip() != answers[b].strip()]
     rng.shuffle(pairs)
     distinct: dict[tuple[str, str], tuple[int, int]] = {}
     for a, b in pairs:
@@ -58,7 +60,7 @@ def words(text: str) -> int:
     return len(re.sub(r"([\u4e00-\u9fff])", r" \1", text).split())
 
 
-def pair_rows(items: Sequence[Item], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[int | None]], most: int,
+def pair_rows(items: Sequence[Item], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[Score | None]], most: int,
               seed: int) -> list[dict]:
     """The lines of pairs.jsonl. The random choice for a prompt depends on the seed and the prompt's id alone."""
     rows = []

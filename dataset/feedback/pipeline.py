@@ -33,7 +33,16 @@ from dataset.bad_rows import BadRow, BadRows
 from dataset.chat import Conversation, Preference
 from dataset.feedback.claims import Claim, Divider, Item, claims_by_rule
 from dataset.feedback.labels import ClaimQuestion, Labeler, untrue
-from dataset.feedback.pairs import Margins, pair_rows, picture_and_question, score, words, write_parquet, write_pictures
+from dataset.feedback.pairs import (
+    Margins,
+    Score,
+    pair_rows,
+    picture_and_question,
+    score,
+    words,
+    write_parquet,
+    write_pictures,
+)
 from dataset.images import Picture
 from dataset.judge import Failure
 from dataset.protocols import Source
@@ -226,12 +235,13 @@ def labels(item: Item, margins: dict[str, float | Failure]) -> dict:
 # ---------------------------------------------------------------- statistics
 
 
-def untruths(text: str, item: Item, categories: str) -> int | None:
-    """The number of untrue, malformed and repeated claims of an answer; None where the truth cannot tell."""
+def true_score(text: str, item: Item, categories: str) -> Score | None:
+    """The score of an answer by the truth, untrue names counted one by one; None where the truth cannot tell."""
     claims = claims_by_rule(text, item.language, categories)
     if item.scene is None or isinstance(claims, Failure):
         return None
-    return len(claims) - len(set(claims)) + sum(untrue(claim, item.scene) for claim in set(claims))
+    wrong = [untrue(claim, item.scene) for claim in set(claims)]
+    return len(wrong) - len(claims) - sum(wrong), wrong.count(0)
 
 
 @dataclass(frozen=True)
@@ -242,7 +252,7 @@ class Labelled:
     answers: Sequence[Sequence[str]]
     claims: Sequence[Sequence[list[Claim] | Failure]]
     margins: Margins
-    scores: Sequence[Sequence[int | None]]
+    scores: Sequence[Sequence[Score | None]]
     pairs: Sequence[dict]
     categories: str = "nano"
 
@@ -255,22 +265,22 @@ class Labelled:
         return [(margin > 0) == truth[key] for key, margin in margins.items() if margin is not None]
 
     def right_pairs(self) -> list[float]:
-        """For every pair that the truth can compare: 1 where the chosen answer says fewer untruths, 0.5 where equally many."""
+        """For every pair that the truth can compare: 1 where its scores are in the same order, 0.5 where they are equal."""
         by_id = {item.prompt.id: (item, answers) for item, answers in zip(self.items, self.answers)}
         right = []
         for row in self.pairs:
             item, answers = by_id[row["prompt_id"]]
-            better, worse = (untruths(answers[k], item, self.categories) for k in row["answers"])
+            better, worse = (true_score(answers[k], item, self.categories) for k in row["answers"])
             if better is not None and worse is not None:
-                right.append(0.5 if better == worse else float(better < worse))
+                right.append(0.5 if better == worse else float(better > worse))
         return right
 
     def summary(self) -> dict:
         """Counts of everything, also of what was left out.
 
         questions_as_the_truth   share of the labels that are right
-        pairs_as_the_truth       share of the pairs whose chosen answer has fewer untrue or repeated claims. Equal counts are
-                                 half right, as with a coin; pairs_alike: the number of pairs with equal counts
+        pairs_as_the_truth       share of the pairs whose chosen answer is better by the truth, too. Equal scores are half right,
+                                 as with a coin; pairs_alike: the number of pairs with equal scores
         Both shares are over what the truth knows, null where that is nothing. RLAIF-V gives the second as people's agreement:
         96.7 % with claims labelled one by one, 66.7 % with full answers.
         """
