@@ -117,10 +117,12 @@ class Registry:
         return {key: parameter for key, parameter in signature.parameters.items() if parameter.kind not in unnamed}
 
     def make(self, spec: str, **context: Any) -> Any:
-        """Build the part that `spec` names. `context`: arguments of the caller (sizes, configs), which a spec may not set.
+        """Build the part that `spec` names. `context`: arguments of the caller (sizes, configs), which a spec may not set."""
+        name, options = self.parsed(spec, **context)
+        return self.factory(name)(**context, **options)
 
-        UserError for an unknown name, or for an option that the factory does not take.
-        """
+    def parsed(self, spec: str, **context: Any) -> tuple[str, dict[str, Any]]:
+        """(name, options) of a spec; UserError for an unknown name, or for an option that the factory does not take."""
         name, _, text = spec.partition(":")
         known = self.parameters(name)
         allowed = [key for key in known if key not in context]
@@ -137,7 +139,7 @@ class Registry:
         missing = [key for key in allowed if key not in options and known[key].default is inspect.Parameter.empty]
         if missing:
             raise UserError(f"{self.kind} {name!r} also needs {', '.join(missing)}: write {name}:{missing[0]}=...")
-        return self.factory(name)(**context, **options)
+        return name, options
 
 
 def option_and_value(option: str) -> tuple[str | None, str]:
