@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.registry import UserError
 
-PATTERNS = ["*.json", "*.jinja", "*.safetensors"]  # of a model: its settings, its chat template, its weights
+PATTERNS = ["*.json", "*.jinja", "*.safetensors", "pupil_tokenizer.model"]  # of a model: settings, chat template, weights
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 
 

@@ -46,6 +46,19 @@ def zephyr() -> Template:
     )
 
 
+@TEMPLATES.register("vicuna")
+def vicuna() -> Template:
+    """<s>USER: ... ASSISTANT: ... </s>: LLaVA-1.5 and RLAIF-V-7B (model/from_llava.py). An answer begins with a blank."""
+    return Template(
+        control=("<s>", "</s>"),
+        begin="<s>",
+        system=("", " "),
+        user=("USER: ", " "),
+        assistant=("ASSISTANT:", ""),
+        stop="</s>",
+    )
+
+
 @TEMPLATES.register("minimind1")
 def minimind1() -> Template:
     """<s>ROLE ... </s>, the system's words without a role before all: MiniMind 1 and MiniMind-V 1."""

@@ -144,6 +144,6 @@ def load(weights: Path) -> ViT:
 
 
 @ENCODERS.register("clip_random")
-def clip_random(size: int, patch: int, width: int, layers: int, heads: int, activation: str = "gelu") -> ViT:
-    """A CLIP ViT with random weights, to be trained from scratch."""
-    return ViT(size, patch, width, layers, heads, 4 * width, width, activation, MEAN, STD)
+def clip_random(size: int, patch: int, width: int, layers: int, heads: int, activation: str = "gelu", mlp: int = 0) -> ViT:
+    """A CLIP ViT with random weights, to be trained from scratch. mlp: channels inside its MLPs, 4 x width by default."""
+    return ViT(size, patch, width, layers, heads, mlp or 4 * width, width, activation, MEAN, STD)

@@ -45,6 +45,7 @@ def write_folder(folder: Path, model: VLM, processor: Any, checkpoint: Path) -> 
     folder.mkdir(parents=True)
     save_file(llava.tensors(model), folder / "model.safetensors", {"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner may read
+    shutil.copyfile(processor.tokenizer.file, folder / f"pupil_tokenizer{processor.tokenizer.file.suffix}")  # for the way back
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -73,9 +74,11 @@ def preprocessor_config(model: VLM) -> dict[str, Any]:
     """Our image processor, and CLIP's for whoever runs no code of others; with --fit pad there is nothing like it."""
     encoder, fit = model.encoder, model.config.fit
     side = {"height": encoder.size, "width": encoder.size}
+    kind = "PupilImageProcessor" if fit == "pad" else "CLIPImageProcessor"
     return {
-        "image_processor_type": "PupilImageProcessor" if fit == "pad" else "CLIPImageProcessor", "processor_class": "LlavaProcessor",
-        "auto_map": {"AutoImageProcessor": "image_processing_pupil.PupilImageProcessor"}, "fit": fit,
-        "size": {"shortest_edge": encoder.size} if fit == "square" else side, "crop_size": side, "do_resize": True, "do_center_crop": fit == "square",
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "resample": 3, "do_convert_rgb": True, "image_mean": list(encoder.mean), "image_std": list(encoder.std),
+        "image_processor_type": kind, "auto_map": {"AutoImageProcessor": "image_processing_pupil.PupilImageProcessor"},
+        "processor_class": "LlavaProcessor", "fit": fit, "size": {"shortest_edge": encoder.size} if fit == "square" else side,
+        "crop_size": side, "do_resize": True, "do_center_crop": fit == "square", "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "resample": 3, "do_convert_rgb": True, "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
     }  # fmt: skip

@@ -142,5 +142,5 @@ def projector(connector: nn.Module, channels: int) -> dict[str, Tensor]:
     maps = [map_.state_dict() for map_ in connector.modules() if isinstance(map_, nn.Linear)]
     names = maps[0].keys() if maps else ("weight",)
     while len(maps) < 2:
-        maps.append({name: nothing[name] for name in names})
+        maps.append({name: nothing[name].clone() for name in names})
     return {f"linear_{place}.{name}": tensor for place, map_ in enumerate(maps, 1) for name, tensor in map_.items()}

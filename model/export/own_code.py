@@ -1,8 +1,8 @@
 """The files of Python in an exported folder, for what no class of transformers computes. They import nothing of this repository.
 
 modeling_pupil.py           LLaVA with another connector: its source is copied from model/connector, so that there is one of it
-image_processing_pupil.py   pictures as our chat sees them, from the source of dataset/images.py. LLaVA's image processors differ by
-                            a pixel in what the middle is, by a grey level where they resize, and know no bands (--fit pad)
+image_processing_pupil.py   pictures as our chat sees them, from the source of dataset/images.py. LLaVA's image processors differ
+                            by a pixel in what the middle is, by a grey level in resizing, and know no bands (--fit pad)
 transformers runs such files only where it is told trust_remote_code=True.
 """
 

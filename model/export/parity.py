@@ -39,8 +39,8 @@ class Parity:
         return self.largest <= TOLERANCE and self.equal == self.ids == len(self.ours)
 
     def __str__(self) -> str:
-        return (f"parity: largest difference of a logit {self.largest:.1e} (allowed {TOLERANCE:.0e}); of {len(self.ours)} prompts "
-                f"{self.ids} with equal tokens, {self.equal} with equal greedy answers")
+        return (f"parity: largest difference of a logit {self.largest:.1e} (allowed {TOLERANCE:.0e}); of {len(self.ours)} "
+                f"prompts {self.ids} with equal tokens, {self.equal} with equal greedy answers")
 
 
 def require_transformers() -> None:
@@ -48,7 +48,8 @@ def require_transformers() -> None:
     try:
         import transformers  # noqa: F401  takes seconds, and only the check needs it
     except ImportError as error:
-        raise UserError("transformers opens the folder to compare it, and is missing: pip install 'transformers>=5,<6'") from error
+        raise UserError("transformers opens the folder to compare it, and is missing: pip install "
+                        "'transformers>=5,<6'") from error
 
 
 def reopened(folder: Path) -> tuple[Any, Any]:
@@ -57,7 +58,8 @@ def reopened(folder: Path) -> tuple[Any, Any]:
 
     options: dict[str, Any] = {**OWN_CODE}
     options |= {"dtype": torch.float32, "output_loading_info": True}
-    model, found = AutoModelForImageTextToText.from_pretrained(folder, **options)
+    opened: Any = AutoModelForImageTextToText.from_pretrained(folder, **options)
+    model, found = opened
     if wrong := {kind: sorted(names)[:4] for kind, names in found.items() if names}:
         raise UserError(f"transformers {__version__} does not know the tensors in {folder}: {wrong}. Install a newer one")
     return model.eval(), AutoProcessor.from_pretrained(folder, **OWN_CODE)  # type: ignore[arg-type]
