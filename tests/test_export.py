@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dataset.chat import Conversation, Message
 from dataset.images import from_file, from_image
@@ -149,14 +151,28 @@ def test_a_changed_weight_is_noticed(tmp_path):
     assert not parity.exact and parity.largest > 1e-4 and parity.ids == 1
 
 
-def test_the_program_prints_the_parity_of_a_checkpoint(stage_two, tmp_path):
-    folder = stage_two[0] / "out" / "sft"
-    done = subprocess.run([sys.executable, "-m", "model.export", str(folder), str(tmp_path / "out")], cwd=ROOT, text=True,
-                          capture_output=True, env={**os.environ, **ENVIRONMENT, "HF_MODULES_CACHE": str(tmp_path / "cache")})
+def program(*words, cache: Path) -> str:
+    """What `python -m WORDS` prints."""
+    done = subprocess.run([sys.executable, "-m", *map(str, words)], cwd=ROOT, text=True, capture_output=True,
+                          env={**os.environ, **ENVIRONMENT, "HF_MODULES_CACHE": str(cache)})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "20 prompts 20 with equal tokens, 20 with equal greedy answers" in done.stdout
+    return done.stdout
+
+
+def test_the_program_prints_the_parity_of_a_checkpoint_and_the_way_back_is_a_program_too(tmp_path):
+    model = made(encoder="tiny_clip", connector="pixel_shuffle_compare")
+    checkpoint.save(tmp_path / "sft", model.requires_grad_(False), SentencePieceTokenizer().file)
+    (tmp_path / "sft" / "scores.json").write_text('{"world/exact": 0.25}')
+    told = program("model.export", tmp_path / "sft", tmp_path / "out", cache=tmp_path / "cache")
+    assert "of 20 prompts 20 with equal tokens, 20 with equal greedy answers" in told
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "$" not in card.replace("$ ", "") and "pixel_shuffle_compare" in card and "world/exact" in card
+    assert not re.search(r"\$[A-Z]+\$", card) and "pixel_shuffle_compare" in card and "| world/exact | 0.25 |" in card
+    program("model.from_llava", tmp_path / "out", tmp_path / "back", cache=tmp_path / "cache")
+    for name in ("config.json", "tokenizer.model"):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "sft" / name).read_bytes()
+    stored = load_file(tmp_path / "sft" / "model.safetensors")
+    again = load_file(tmp_path / "back" / "model.safetensors")
+    assert stored.keys() == again.keys() and all(torch.equal(tensor, again[name]) for name, tensor in stored.items())
 
 
 # ---------------------------------------------------------------- text

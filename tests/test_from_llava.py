@@ -106,8 +106,9 @@ def test_a_tower_that_is_not_in_the_folder_comes_by_its_name(tmp_path):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"model_type": "qwen2_5_vl"}, "Qwen2.5-VL's tower has windows"), ({"model_type": "internvl_chat"}, "InternViT"),
-    ({"model_type": "omnilmm"}, "OmniLMM's tower is EVA-02"), ({"mm_vision_tower": "google/siglip"}, "its tower is google/siglip"),
-    ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio = 'anyres'"), ({"model_type": "llava_mpt"}, "is a mpt"),
+    ({"model_type": "omnilmm"}, "OmniLMM's tower is EVA-02"), ({"mm_vision_tower": "siglip-so400m"}, "its tower is siglip-so400m"),
+    ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio = 'anyres'"),
+    ({"model_type": "llava_mpt"}, "is a mpt"),
     ({"mm_projector_type": "resampler"}, "projector is of the kind 'resampler'"),
     ({"mm_vision_select_layer": [-2, -5]}, r"layer \[-2, -5\]"),
 ])  # fmt: skip

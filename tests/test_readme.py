@@ -225,7 +225,8 @@ def test_a_command_that_does_not_exist_is_noticed():
 
 @of_every_page
 def test_every_flag_that_the_readme_names_is_one_of_a_script(page):
-    text = re.sub(r"(?:python -m|pip install|torchrun) [^`\n]*?(?=[\w-]+\.py|`|\n)", "", PAGES[page])  # of other programs
+    others = r"(?:python -m|pip install|torchrun|transformers serve|vllm serve) [^`\n]*?(?=[\w-]+\.py|`|\n)"
+    text = re.sub(others, "", PAGES[page])
     known = {name for config in CONFIGS for name in cli.flag_names(config_class(*config)())}
     known |= {"config", "help", "train", "ladder"}  # the flags --train.PART; tests/speed.py --ladder
     assert not set(re.findall(r"--([a-z][\w.]*\w)", text)) - known
@@ -239,6 +240,8 @@ MODULES = {  # commands that are run in a short form elsewhere
     "dataset.studies.probe": "test_probe::test_the_command_prints_a_row_for_each_kind_of_drawing",
     "dataset.studies.train_clip": "test_clip::test_a_few_steps_of_training_write_a_whole_clip_and_an_encoder_that_can_be_loaded",
     "dataset.figures": "test_figures::test_the_program_draws_into_a_folder_and_names_the_command_that_is_missing",
+    "model.export": "test_export::test_the_program_prints_the_parity_of_a_checkpoint_and_the_way_back_is_a_program_too",
+    "model.from_llava": "test_export::test_the_program_prints_the_parity_of_a_checkpoint_and_the_way_back_is_a_program_too",
     "model.llm.gguf": "test_pretrained::test_smollm2_goes_on_with_a_text_as_transformers_does",
     "model.registry": "test_parts::test_the_list_of_parts_gives_sizes_and_imports_no_library_that_it_does_not_need",
     "tests.speed": "test_speed::test_the_command_prints_both_speeds_and_their_ratio",
