@@ -72,10 +72,10 @@ def config_json(model: VLM, stop_ids: list[int]) -> dict[str, Any]:
                 "multimodal_projector_bias": isinstance(connector, MLP)}  # fmt: skip
     encoder, (_, options) = model.encoder, CONNECTORS.parsed(model.config.connector, encoder=None, channels=0)
     facts = {"dim": encoder.dim, "tokens": encoder.tokens, "has_cls": encoder.has_cls}
-    return {
-        **values, "architectures": ["PupilForConditionalGeneration"], "model_type": "pupil", "connector_options": options,
+    return {  # programs that look `architectures` up in transformers find the class that auto_map leads on from
+        **values, "architectures": ["AutoModelForImageTextToText"], "model_type": "pupil", "connector_options": options,
         "encoder_facts": facts, "auto_map": {"AutoConfig": "modeling_pupil.PupilConfig",
-                                             "AutoModelForImageTextToText": "modeling_pupil.PupilForConditionalGeneration"},
+                                             "AutoModelForImageTextToText": "modeling_pupil.LlavaForConditionalGeneration"},
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from model.vlm import VLM
 
 OWN_CODE = {"trust_remote_code": True}  # the Python in the folder is this repository's, and was written a moment ago
 TOLERANCE = 1e-4  # of a logit, in fp32
+BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass
@@ -83,7 +84,10 @@ def compare(folder: Path, model: VLM, processor: Any, conversations: Iterable[An
         (answer,) = generate(model, batch, max_new_tokens=max_new_tokens, temperature=0.0, **processor.sampling)
         parity.ours.append(processor.tokenizer.decode(answer.tokens))
         generated = theirs.generate(**inputs, max_new_tokens=max_new_tokens)[0, ids.shape[1]:]
-        parity.theirs.append(their_processor.decode(generated, skip_special_tokens=True))
+        text = their_processor.decode(generated, skip_special_tokens=True)
+        if BROKEN in text:  # half a character: sentencepiece writes one sign for it, tokenizers one for each of its bytes
+            text = processor.tokenizer.decode([token for token in generated.tolist() if token not in processor.stop_ids])
+        parity.theirs.append(text)
     return parity
 
 

@@ -50,6 +50,7 @@ def from_sentencepiece(tokenizer: Any) -> dict[str, Any]:
     first_byte = next((index for index in range(len(pieces)) if model.is_byte(index)), 0)
     named, learned = pieces[:first_byte], range(first_byte + 256, len(pieces))  # symbols with a name stand before the 256 bytes
     vocab = {piece.replace(SPACE_SIGN, " ") if index in learned else piece: index for index, piece in enumerate(pieces)}
+    vocab[model.decode([model.unk_id()])] = vocab.pop(model.id_to_piece(model.unk_id()))  # no text holds it; so it is decoded
     merges: list[tuple[float, int, int, str, str]] = []
     for piece, index in vocab.items():
         halves = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece)) if index in learned]
