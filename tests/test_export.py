@@ -244,7 +244,7 @@ def test_in_a_string_image_is_the_place_of_a_picture_and_nobody_forges_a_turn(fo
 
 
 def test_the_folder_answers_from_a_png_as_our_chat_does(folder, tmp_path):
-    """A transparent one of another shape, too, by its path, in the way that the model card shows."""
+    """One that is not square, by its path, in the way that the model card shows."""
     model, image = made(connector=COMPARE), picture(7, (120, 81)).load()
     image.save(tmp_path / "plain.png")
     theirs, processor = reopened(folder)
