@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from stat import S_ISREG
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dataset.bad_rows import BadRow
 from dataset.vision.decoding import open_rgb, to_rgb, upright_size
@@ -28,6 +29,7 @@ class Picture:
     """An image that is opened when it is needed. `key` identifies its content; `load()` returns it as RGB.
 
     measure        () -> (width, height) of what `load` returns, where that is cheaper than loading
+    load_small     a side -> the RGB image, perhaps smaller, but both sides at least this; where that is cheaper than loading
     origin         what a row holds: a file's name, a URL, or the bytes of a file; "" for a drawing
     memory_bytes   bytes that this object keeps in memory: an image, or the file that came inside a row
     """
@@ -37,6 +39,11 @@ class Picture:
     measure: Callable[[], tuple[int, int]] | None = field(default=None, compare=False, repr=False)
     memory_bytes: int = field(default=0, compare=False, repr=False)
     origin: str | bytes = field(default="", compare=False, repr=False)
+    load_small: Callable[[int], Image.Image] | None = field(default=None, compare=False, repr=False)
+
+    def at_least(self, side: int) -> Image.Image:
+        """The RGB image, perhaps smaller, but both sides at least this, or as large as the picture is."""
+        return self.load_small(side) if self.load_small else self.load()
 
     @property
     def address(self) -> str:
@@ -51,28 +58,31 @@ class Picture:
         return self.measure() if self.measure else self.load().size
 
 
+def from_source(key: str, read: Callable[[], Path | bytes], origin: str | bytes, memory_bytes: int = 0) -> Picture:
+    """A picture in an image file. Every picture of a user is made here: `read` says where it is, or what is in it."""
+    return Picture(key, lambda: open_rgb(read()), lambda: upright_size(read()), memory_bytes, origin,
+                   lambda side: open_rgb(read(), side))
+
+
 def from_file(path: str | Path, name: str = "") -> Picture:
     """A picture in a file, whose row calls it `name`. An edited file is a new picture to a cache: the key has size and time."""
-    file = Path(path)
     try:
-        stat = file.stat()
+        stat = os.stat(path)
     except (OSError, ValueError):
         stat = None
     if not stat or not S_ISREG(stat.st_mode):
         raise BadRow(f"image file missing: {path}", "check --image_folder, or remove the row")
-    return Picture(f"{path}:{stat.st_size}:{stat.st_mtime_ns}", lambda: open_rgb(file), lambda: upright_size(file),
-                   origin=name or str(path))
+    return from_source(f"{path}:{stat.st_size}:{stat.st_mtime_ns}", lambda: Path(path), name or str(path))
 
 
 def from_bytes(data: bytes) -> Picture:
     """A picture from the bytes of an image file."""
-    return Picture(f"sha256:{hashlib.sha256(data).hexdigest()}", lambda: open_rgb(data), lambda: upright_size(data), len(data),
-                   data)
+    return from_source(f"sha256:{hashlib.sha256(data).hexdigest()}", lambda: data, data, len(data))
 
 
 def from_image(image: Image.Image) -> Picture:
     """A picture from a PIL image in memory."""
-    image = to_rgb(image)
+    image = to_rgb(ImageOps.exif_transpose(image))
     return Picture(f"rgb:{image.size}:{hashlib.sha256(image.tobytes()).hexdigest()}", lambda: image, lambda: image.size,
                    3 * image.width * image.height)
 
@@ -84,7 +94,7 @@ def pixels(picture: Picture, size: int, mean: tuple, std: tuple, fit: str = "squ
           pad      the full picture, with bands in the mean colour, which are 0 after normalisation
           stretch  the full picture, each side scaled separately
     """
-    image = resized(picture.load(), size, mean, fit)
+    image = resized(picture.at_least(2 * size), size, mean, fit)
     array = torch.from_numpy(np.array(image, np.float32) / 255).permute(2, 0, 1)  # (3, S, S), 0..1
     return (array - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 

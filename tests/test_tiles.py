@@ -129,7 +129,7 @@ def test_a_small_picture_is_itself_and_without_tiles_nothing_is_opened():
 def test_a_picture_is_opened_once_for_all_its_tiles_and_measured_by_its_header(tmp_path):
     gradient(192, 128).save(tmp_path / "wide.jpg")
     picture, opened = from_file(tmp_path / "wide.jpg"), []
-    counted = dataclasses.replace(picture, load=lambda: opened.append(1) or picture.load())
+    counted = dataclasses.replace(picture, load_small=lambda side: opened.append(1) or picture.load())
     cutter = tiles_of(6)
     tiles = cutter(counted)
     assert not opened and len(tiles) == 7 == len({tile.key for tile in tiles})

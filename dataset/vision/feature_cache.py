@@ -101,7 +101,7 @@ class FeatureCache:
         if shard.shape != (len(keys), *self.shape) or not np.isfinite(shard).all():
             raise ValueError(f"features are {shard.shape}, expected {(len(keys), *self.shape)}, all finite in fp16")
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]  # unique, because ranks have different pictures
+        name = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:32]  # unique, because ranks have different pictures
         with replacing(self.folder / f"{name}.npy") as file:
             np.save(file, shard)
         with replacing(self.folder / f"{name}.json") as file:

@@ -84,6 +84,6 @@ class Tiles:
         """Thumbnail and tiles. The picture is opened once for all of them."""
         key_of_last, images = self.last
         if key_of_last != key:
-            images = cut(picture.load(), (columns, rows), self.size, self.mean, self.fit)
+            images = cut(picture.at_least(2 * self.size * max(columns, rows)), (columns, rows), self.size, self.mean, self.fit)
             self.last = key, images  # in one assignment, because two threads may load different pictures
         return images

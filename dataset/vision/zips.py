@@ -6,18 +6,21 @@ In:  a folder with zip files in it, or one zip file.  Out: the picture of a name
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dataset.bad_rows import BadRow
-from dataset.images import Picture
-from dataset.vision.decoding import open_rgb, upright_size
+from dataset.images import Picture, from_source
+from dataset.vision.decoding import MAX_BYTES
 from model.registry import UserError
 
-MAX_MEMBER = 100_000_000  # bytes of a picture, unpacked
-ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError)  # RuntimeError: it wants a password
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a bound
+# Of a damaged archive; RuntimeError: it wants a password, NotImplementedError: a method that Python does not know.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError, NotImplementedError)
 
 
 class Zips:
@@ -62,22 +65,23 @@ def opened(file: Path) -> zipfile.ZipFile:
         if hasattr(os, "register_at_fork"):  # processes that read one open file would move each other's place in it
             os.register_at_fork(after_in_child=lambda: setattr(archive, "fp", file.open("rb")))
         return archive
-    except (zipfile.BadZipFile, OSError) as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"{file} is not a whole zip file ({error}): download it again") from error
 
 
 def picture(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Picture:
     """The picture of a member; BadRow, once it is opened, where it cannot be unpacked."""
-    read = partial(unpacked, archive, info)
     key = f"{archive.filename}:{info.filename}:{info.file_size}:{info.CRC}"
-    return Picture(key, lambda: open_rgb(read()), lambda: upright_size(read()), origin=name)
+    return from_source(key, partial(unpacked, archive, info), name)
 
 
 def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """The bytes of a member."""
-    if info.file_size > MAX_MEMBER:
-        raise BadRow(f"image is larger than {MAX_MEMBER} bytes: {info.filename} in {archive.filename}", "shrink the image")
+    if info.file_size > MAX_BYTES:
+        raise BadRow(f"image is larger than {MAX_BYTES} bytes: {info.filename} in {archive.filename}", "shrink the image")
     try:
+        if info.compress_type not in METHODS:
+            raise NotImplementedError(f"compressed by method {info.compress_type}, where deflate is expected")
         return archive.read(info)
     except ZIP_ERRORS as error:
         where = f"{info.filename} in {archive.filename} ({error})"
