@@ -2,8 +2,6 @@
 
 import base64
 import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +11,7 @@ from PIL import Image
 
 from dataset.bad_rows import BadRow
 from dataset.images import Picture, from_bytes, from_image
-from dataset.vision import feature_cache, image_processor, loading
+from dataset.vision import feature_cache, image_processor
 from dataset.vision.feature_cache import FeatureCache
 from dataset.vision.image_processor import ImageProcessor, OneRank
 from dataset.vision.loading import from_base64, from_name
@@ -44,32 +42,6 @@ def test_names_inside_the_folder_are_found_in_every_spelling(tmp_path):
 def test_a_name_without_an_image_is_a_bad_row(tmp_path, name):
     with pytest.raises(BadRow):
         from_name(name, tmp_path, allow_urls=False)
-
-
-def test_a_url_is_fetched_only_when_allowed_and_only_when_opened(tmp_path, monkeypatch):
-    data = saved(gradient(8, 8), "PNG")
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(404 if self.path == "/missing.png" else 200)
-            self.end_headers()
-            self.wfile.write(data * (2 if self.path == "/large.png" else 1))
-
-        def log_message(self, *_):
-            pass
-
-    monkeypatch.setattr(loading, "MAX_DOWNLOAD", len(data) + 10)
-    with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        find = partial(from_name, folder=tmp_path, allow_urls=True)
-        address = f"http://127.0.0.1:{server.server_port}"
-        missing, large = find(f"{address}/missing.png"), find(f"{address}/large.png")
-        assert find(f"{address}/a.png").load().size == (8, 8)
-        with pytest.raises(BadRow, match="404"):
-            missing.load()
-        with pytest.raises(BadRow, match="larger than"):
-            large.load()
-        server.shutdown()
 
 
 def test_base64_is_read_with_and_without_its_prefix():

@@ -6,21 +6,20 @@ In:  a name, as strangers write it.  Out: a `Picture`, or `BadRow`.
 from __future__ import annotations
 
 import base64
-import http.client
+import functools
 import os
-import urllib.request
 from pathlib import Path
 from urllib.parse import unquote
 
 from dataset.bad_rows import BadRow
-from dataset.images import Picture, from_bytes, from_file
-from dataset.vision.decoding import open_rgb
+from dataset.images import Picture, from_bytes, from_file, from_source
+from dataset.vision.downloads import DOWNLOADS
 from dataset.vision.zips import Zips
 
-MAX_DOWNLOAD = 50_000_000  # bytes
 BASE64_STARTS = ("/9j/", "iVBOR", "R0lGOD", "UklGR")  # JPEG, PNG, GIF and WebP; no file name begins with these
 LONG_BASE64_STARTS = ("Qk", "SUkq", "TU0AKg", "AAAA")  # BMP, TIFF, AVIF and JPEG 2000; a name may begin so, but ends sooner
 LONGEST_NAME = 200  # characters
+KEPT = 10_000  # pictures whose files were found already: many rows are about the same few
 
 
 class PictureFinder:
@@ -28,6 +27,8 @@ class PictureFinder:
 
     def __init__(self, folder: Path, allow_urls: bool):
         self.folder, self.allow_urls, self.zips = folder, allow_urls, Zips(folder)
+        self.folders: dict[str, str] = {}  # resolved
+        self.named = functools.lru_cache(maxsize=KEPT)(self.find)
         self.roots = [os.path.realpath(folder)]
         # In the hub's cache a file of a snapshot is a link to a blob beside it.
         snapshots = [parent for parent in folder.absolute().parents if parent.name == "snapshots"]
@@ -35,9 +36,14 @@ class PictureFinder:
 
     def __call__(self, name: str) -> Picture:
         """The picture of a name; BadRow where there is none."""
+        return self.find(name) if len(name) > LONGEST_NAME else self.named(name)
+
+    def find(self, name: str) -> Picture:
+        """The picture of a name that was not asked for lately."""
         if is_base64(name):
             return from_base64(name)
         scheme, _, rest = name.partition(":")
+        scheme = scheme.lower()
         if scheme == "data":
             return from_base64(rest)
         if scheme in ("http", "https"):
@@ -51,7 +57,7 @@ class PictureFinder:
     def in_folder(self, name: str, place: str) -> Picture:
         """The picture in a file of the folder, or of a zip file in it."""
         try:
-            path = os.path.realpath(os.path.join(self.folder, place))
+            path = self.resolved(os.path.join(self.folder, place))
             is_file = os.path.isfile(path)
         except ValueError as error:  # a zero byte, or half a character
             raise BadRow(f"image name is not a path: {place[:80]!r} ({error})", "write a path inside --image_folder") from error
@@ -61,6 +67,16 @@ class PictureFinder:
         if not is_file and (zipped := self.zips.find(place)):
             return zipped
         return from_file(path, name)
+
+    def resolved(self, path: str) -> str:
+        """os.path.realpath of a path, which asks for every folder on its way; here a folder is asked for once."""
+        folder, base = os.path.split(path)
+        if base in ("", ".", ".."):
+            return os.path.realpath(path)
+        if folder not in self.folders:
+            self.folders[folder] = os.path.realpath(folder)
+        path = os.path.join(self.folders[folder], base)
+        return os.path.realpath(path) if os.path.islink(path) else path
 
 
 def from_name(name: str, folder: Path, allow_urls: bool) -> Picture:
@@ -82,17 +98,5 @@ def from_base64(text: str) -> Picture:
 
 
 def from_url(url: str) -> Picture:
-    """A picture on the web, downloaded when it is opened."""
-    return Picture(url, lambda: open_rgb(download(url)), origin=url)
-
-
-def download(url: str) -> bytes:
-    """The bytes behind a URL; BadRow where it does not answer or is too large."""
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            data = response.read(MAX_DOWNLOAD + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise BadRow(f"image URL does not answer: {url} ({error})", "download the images first") from error
-    if len(data) > MAX_DOWNLOAD:
-        raise BadRow(f"image URL is larger than {MAX_DOWNLOAD} bytes: {url}", "shrink the image")
-    return data
+    """A picture on the web, downloaded once, when it is first opened."""
+    return from_source(url, lambda: DOWNLOADS(url), url)
