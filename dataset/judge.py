@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from dataset.images import Picture, png
 from model.registry import Registry, UserError
 
 CACHE = Path("out/judge.jsonl")
+LONGEST_WORD = 16  # letters of a variable's name without an underscore between them; a key has more
 
 
 class NoJudge(UserError):
@@ -40,6 +42,14 @@ class Failure:
     """A result that is missing, and why. It is counted separately, so a failed judgement never makes an answer right."""
 
     reason: str
+
+
+def require_variable(name: str) -> None:
+    """UserError for what is no name of an environment variable: perhaps the key itself, which the message does not repeat."""
+    parts = name.split("_")
+    if name not in os.environ and not (re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) and max(map(len, parts)) <= LONGEST_WORD):
+        raise UserError("key= takes the name of an environment variable that holds the key, not the key: flags are printed and "
+                        "stored. Put the key into a variable, export JUDGE_KEY=..., and give key=JUDGE_KEY")
 
 
 def data_url(picture: Picture) -> str:
@@ -66,11 +76,13 @@ class Judge:
     timeout   seconds to wait for one reply
     retries   how often a request is repeated after a time-out, a lost connection, or status 408, 409, 429 or 5xx
 
-    The constructor raises NoJudge without url and key, UserError without a model name or the library.
+    The constructor raises NoJudge without url and key, UserError without a model name or the library, or for a key in the place
+    of a variable's name.
     """
 
     def __init__(self, model: str, url: str = "", key: str = "OPENAI_API_KEY", cache: Path | None = CACHE, workers: int = 8,
                  timeout: float = 120.0, retries: int = 4, max_tokens: int = 2048):  # fmt: skip
+        require_variable(key)
         if not url and not os.environ.get(key):
             raise NoJudge(f"no judge: give judge=URL (any server with the OpenAI chat API, such as http://localhost:8000/v1), "
                           f"or put OpenAI's key into the environment variable {key}")  # fmt: skip

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dataset.images import from_image
 from dataset.judge import Failure, Judge, NoJudge, data_url, failures, judge_or_none, make_judge, message
+from model.registry import UserError
 
 pytest.importorskip("openai")
 
@@ -228,6 +229,21 @@ def test_a_judge_is_named_on_the_command_line_with_the_words_of_the_benchmarks(m
                             ("http://localhost:1/v1,name=m", "no option 'name=m'. Options: judge, model, key")):  # fmt: skip
         with pytest.raises(ValueError, match=re.escape(remedy)):
             make_judge(options)
+
+
+@pytest.mark.parametrize("key", [
+    "sk-proj-4f9aB2", "hf_abcDEFghi", "gsk_0123456789abcdef", "AKIAIOSFODNN7EXAMPLE", "0123456789ABCDEF", "a key", "my.key", ""])
+def test_a_key_in_the_place_of_a_variable_is_refused_and_not_repeated(key):
+    for url in ("", "http://localhost:1/v1"):
+        with pytest.raises(UserError, match="key= takes the name of an environment variable.* key=JUDGE_KEY") as refused:
+            Judge("m", url, key)
+        assert not key or key not in str(refused.value)
+
+
+def test_any_variable_that_is_set_and_any_ordinary_name_is_taken(monkeypatch):
+    monkeypatch.setenv("my_key", "secret")
+    for name in ("my_key", "OPENAI_API_KEY", "LOCAL_KEY_2"):
+        assert Judge("m", "http://localhost:1/v1", name, cache=None).key == name
 
 
 def test_a_missing_library_is_told_before_anything_is_generated(monkeypatch):
