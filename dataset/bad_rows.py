@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from model.registry import UserError
 
+LONGEST = 1000  # characters of a reason, which may quote a row
+
 
 class BadRow(ValueError):
     """One row of data that cannot be used: the reason, the remedy, and where the row is ("file:row").
@@ -24,10 +26,10 @@ class BadRow(ValueError):
 
     def __init__(self, reason: str, remedy: str, where: str = ""):
         super().__init__(reason, remedy, where)
-        self.reason, self.remedy, self.where = printable(reason), remedy, where
+        self.reason, self.remedy, self.where = printable(reason[:LONGEST]), printable(remedy[:LONGEST]), where
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}; {self.remedy}" if self.where else f"{self.reason}; {self.remedy}"
+        return printable(f"{self.where}: {self.reason}; {self.remedy}" if self.where else f"{self.reason}; {self.remedy}")
 
 
 class TooManyBadRows(UserError, RuntimeError):
@@ -74,7 +76,7 @@ class BadRows:
         if self.report and self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                line = {"row": bad.where, "reason": bad.reason, "remedy": bad.remedy}
+                line = {"row": printable(bad.where), "reason": bad.reason, "remedy": bad.remedy}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if not self.check:
             self.require_few(f"the last: {bad}")

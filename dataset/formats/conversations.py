@@ -82,7 +82,7 @@ def raw_turns(fields: Fields, need_answer: bool) -> list | None:
     """The turns of a row as it writes them; None for a caption or a text, which has none."""
     if fields.has(TURNS):
         return turn_list(fields)
-    if (texts := fields.values.get("texts")) and isinstance(texts[1], list) and isinstance(texts[1][0], dict):
+    if (texts := fields.values.get("texts")) and isinstance(texts[1], list) and isinstance(next(iter(texts[1]), None), dict):
         return of_texts(fields)
     if fields.has(QUESTION):
         return of_question(fields)
@@ -137,7 +137,8 @@ def of_question(fields: Fields) -> list[dict]:
     if instruction and isinstance(question, str) and isinstance(more := fields.take(("input",)), str) and more:
         question = f"{question}\n{more}"
     turns = []
-    for exchange in fields.take(("history",)) or []:
+    history = fields.take(("history",)) or []
+    for exchange in history if isinstance(history, list) else [history]:
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise BadRow("history is not a list of pairs", "write [[question, answer], ...]")
         turns += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), exchange)]

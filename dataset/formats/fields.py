@@ -50,7 +50,7 @@ def decode(text: str | bytes, name: str) -> Any:
     """The value of a JSON text in a row; BadRow where it is not JSON."""
     try:
         return json.loads(text)
-    except ValueError as error:  # JSONDecodeError, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, brackets in brackets
         raise BadRow(f"{name} is not JSON: {error}", "repair or remove the row") from error
 
 

@@ -9,6 +9,8 @@ Run: python -m dataset.formats.files FILE                     prints what a file
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from dataset.batches import blocks
 from dataset.formats.conversations import conversation
 from dataset.formats.fields import Fields
 from dataset.formats.folders import READERS, open_rows
-from dataset.formats.row_pictures import Find
+from dataset.formats.row_pictures import Find, plain_names
 from dataset.formats.survey import SURVEY_ROWS, survey, tell, unread
+from dataset.images import Picture
+from dataset.protocols import Source
 from dataset.vision.loading import PictureFinder
 
 GROUP_ROWS = 256  # rows in a row group that we write
@@ -37,6 +41,7 @@ class FileSource:
         self.rows = open_rows(path)
         self.find: Find = PictureFinder(image_folder, allow_urls)
         self.told: set[str] = set()  # fields that are not read
+        self.names: list[tuple[str, ...] | None] = []  # of the pictures of each row, once `walk` has gone over them
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,10 +49,16 @@ class FileSource:
     def __getitem__(self, i: int) -> Any:
         if not 0 <= i < len(self):
             raise IndexError(i)
+        return self.made(i, lambda: self.rows[i])
+
+    def made(self, i: int, read: Callable[[], Any]) -> Any:
+        """What is made of row i, as `read` finds it in the file; BadRow names the row."""
         where = f"{self.path}:{i + 1}"  # from 1, as editors count lines
         try:
-            fields = Fields(self.rows[i])
+            fields = Fields(read())
             item = self.parse(fields, where, self.find)
+        except RecursionError as error:
+            raise BadRow("the row is nested too deeply", "repair or remove the row", where) from error
         except BadRow as bad:
             bad.where = where
             raise
@@ -55,6 +66,28 @@ class FileSource:
             self.told.update(new)
             tell(f"{where}: {unread(new)}")
         return item
+
+    def walk(self) -> Iterator[Any]:
+        """Every row once, in the order of the file: the names of its pictures where the row is of a plain form, which most are;
+        else what is made of it, or its BadRow. The names are kept, so that `pictures` reads no row again.
+        """
+        known: dict[tuple[str, ...], tuple[str, ...]] = {}  # equal names are kept once
+        self.names = []
+        for i, read in enumerate(in_order(self.rows)):
+            try:
+                raw = read()
+                names = plain_names(raw)
+                self.names.append(known.setdefault(names, names) if names else None)
+                yield names or self.made(i, lambda row=raw: row)
+            except BadRow as bad:
+                self.names += [None] * (i + 1 - len(self.names))
+                bad.where = f"{self.path}:{i + 1}"
+                yield bad
+
+    def pictures(self, i: int) -> Sequence[Picture]:
+        """The pictures of a row; BadRow where the row cannot be used."""
+        names = self.names[i] if self.names else None
+        return [self.find(name) for name in names] if names else self[i].pictures
 
     def parse(self, fields: Fields, where: str, find: Find) -> Any:
         return conversation(fields, where, find, self.need_answer)
@@ -80,6 +113,11 @@ class FileSource:
 
     def blocks(self) -> np.ndarray:
         return blocks(self.rows)
+
+
+def in_order(rows: Source) -> Iterator[Callable[[], Any]]:
+    """Every row of a file, as functions that read one and may raise BadRow. Files of lines are read as a stream."""
+    return rows.in_order() if hasattr(rows, "in_order") else (partial(rows.__getitem__, i) for i in range(len(rows)))
 
 
 def rewrite(path: Path, out: Path, rows: int = GROUP_ROWS) -> None:

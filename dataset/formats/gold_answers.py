@@ -153,7 +153,9 @@ def gold_text(value: Any) -> str:
         return value
     if isinstance(value, bool):
         raise BadRow(f"the gold answer is {value}, a bool", f'write a text, "{"yes" if value else "no"}", or remove the row')
-    if isinstance(value, int | float) and math.isfinite(value):
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else str(value)
     if isinstance(value, list | tuple) and value and not any(isinstance(item, list | tuple) for item in value):
         return json.dumps([gold_text(item) for item in value], ensure_ascii=False)
@@ -166,7 +168,7 @@ def any_of(text: str) -> Sequence[str]:
     if text.startswith('["'):
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [text]
         if all(isinstance(item, str) for item in found):
             return found

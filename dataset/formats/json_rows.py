@@ -8,6 +8,8 @@ from __future__ import annotations
 import codecs
 import json
 from array import array
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +52,22 @@ class JsonlRows:
     """The rows of a file with one JSON value per line, by their byte offsets: 8 bytes of memory per row."""
 
     def __init__(self, path: Path):
-        self.path, self.starts = path, array("q")
-        with path.open("rb") as file:
+        self.path = path
+        self.starts = array("q", (start for start, _ in self.lines()))
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """(where it starts, the line) of every line that is not blank."""
+        with self.path.open("rb") as file:
             start = 0
             for line in file:
                 mark = len(codecs.BOM_UTF8) if start == 0 and line.startswith(codecs.BOM_UTF8) else 0
                 if line[mark:].strip():
-                    self.starts.append(start + mark)
+                    yield start + mark, line[mark:]
                 start += len(line)
+
+    def in_order(self) -> Iterator[Callable[[], Any]]:
+        """Every row, as a function that reads it."""
+        return (partial(decode, line, "the line") for _, line in self.lines())
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -90,7 +100,7 @@ def json_rows(path: Path) -> JsonRows | JsonlRows:
         if as_lines:
             return JsonlRows(path)  # one row that no reader knows
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if as_lines and head.split(b"\n", 1)[0].strip() != b"{":
             return JsonlRows(path)  # its first row is a bad one
         if isinstance(error, UserError):
@@ -110,7 +120,7 @@ def parsed(path: Path) -> Any:
     """The value of a whole file; UserError where it is not JSON."""
     try:
         return json.loads(path.read_bytes())  # bytes: UTF-8, 16 or 32, with or without a mark
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}. It is damaged or incomplete: download it again") from error
 
 

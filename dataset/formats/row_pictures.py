@@ -5,17 +5,15 @@ In:  values as rows have them: names, base64, bytes, {"bytes", "path"}; texts wi
 
 from __future__ import annotations
 
-import io
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
-from PIL import Image
-
 from dataset.bad_rows import BadRow
-from dataset.formats.fields import PICTURE_SUFFIXES, Fields, decode
+from dataset.formats.fields import PICTURE_SUFFIXES, Fields, decode, is_image_field
 from dataset.images import Picture, from_bytes
-from dataset.vision.decoding import FORMATS
+from dataset.vision.decoding import opened
 
 PLACEHOLDER = "<image>"
 # Other models' placeholders: Qwen2-VL, InternLM-XComposer, Llama 3.2. Qwen-VL writes the picture's path between two tags.
@@ -41,6 +39,49 @@ def image_values(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
+@functools.lru_cache(maxsize=1024)  # the rows of a file have the same few keys
+def only_image_key(keys: tuple[str, ...]) -> str | None:
+    """The key of a row's pictures, where one alone of its keys can be that."""
+    found = [key for key in keys if is_image_field(key.lower())]
+    return found[0] if len(found) == 1 and not found[0].lower().startswith("file") else None
+
+
+def plain_names(row: Any) -> tuple[str, ...] | None:
+    """The names of a row's pictures where they alone stand in one field, and all else is plain text; None for other rows.
+
+    For these rows it is what `fill` would find, without reading the turns.
+    """
+    key = only_image_key(tuple(row)) if isinstance(row, dict) else None
+    if key is None:
+        return None
+    for name, value in row.items():  # a loop, because large files are walked through before training begins
+        if name != key and not is_plain(value):
+            return None
+    value = row[key]
+    names = image_values(value) if isinstance(value, str) and value[:1] != "[" else value
+    return tuple(names) if names and isinstance(names, list) and all(type(name) is str and name for name in names) else None
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value of a row is free of pictures: a number, a text, or turns of a role and a text each."""
+    if isinstance(value, str):
+        return is_plain_text(value) and value.lstrip()[:1] not in ("[", "{")  # JSON may hold anything
+    if isinstance(value, list):
+        for turn in value:
+            if type(turn) is not dict or len(turn) != 2:
+                return False
+            for text in turn.values():
+                if type(text) is not str or not is_plain_text(text):
+                    return False
+        return True
+    return value is None or isinstance(value, int | float)
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether a text names no picture between tags."""
+    return "<" not in text or "<img" not in text.lower()
+
+
 def picture(value: Any, find: Find) -> Picture:
     """An image as a row has it: a name, the bytes of a file, or {"bytes", "path"} as on the Hugging Face hub."""
     if isinstance(value, dict):
@@ -58,9 +99,9 @@ def is_blank(value: Any) -> bool:
     if not isinstance(data, bytes) or len(data) > BLANK_BYTES:
         return False
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with opened(data) as image:
             return image.size == (8, 8) and max(image.convert("L").tobytes()) <= 2  # JPEG may miss black by a little
-    except (OSError, ValueError, SyntaxError):
+    except BadRow:
         return False  # it is a bad row once it is opened as a picture
 
 

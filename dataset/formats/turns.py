@@ -61,6 +61,8 @@ def with_extras(raw: dict, role: str, parts: list, find: Find, fields: Fields, l
     if role == "assistant":
         known |= {*REASONING, *WEIGHT}
         if reasoning := first(raw, REASONING):
+            if not isinstance(reasoning, str):
+                raise BadRow(f"the reasoning is a {type(reasoning).__name__}, not a string", "write it as text")
             parts = [f"<think>{reasoning}</think>", *parts]
         weight = first(raw, WEIGHT)
         if weight not in (None, 0, 1):
@@ -99,10 +101,10 @@ def content_part(raw: Any, find: Find, fields: Fields, marked: bool) -> list:
 
 def check_order(roles: list[str]) -> None:
     """BadRow unless the roles are [system] user assistant user assistant ..."""
-    turns = roles[1:] if roles[0] == "system" else roles
+    turns = roles[1:] if roles[:1] == ["system"] else roles
     for i, role in enumerate(turns):
         expected = ("user", "assistant")[i % 2]
         if role != expected:
             raise BadRow(f"roles out of order: turn {i + 1} is the {role}'s, not the {expected}'s", "repair the row")
     if not turns:
-        raise BadRow("no turn but the system's", "add a question and its answer")
+        raise BadRow("no turn but the system's" if roles else "no turns", "add a question and its answer")
