@@ -9,7 +9,7 @@ The stream is endless; an epoch is a shuffle of the rows, cut into micro-batches
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, count, pairwise
@@ -28,6 +28,11 @@ from model.registry import UserError
 def blocks(source: Source) -> np.ndarray:
     """(len(source),): the index of the block that each row is read with, -1 for rows that are read alone."""
     return source.blocks() if hasattr(source, "blocks") else np.full(len(source), -1)
+
+
+def pictures_of(source: Source, i: int) -> Sequence[Picture]:
+    """The pictures of a row, without reading the rest of it where the source can; BadRow where it cannot be used."""
+    return source.pictures(i) if hasattr(source, "pictures") else source[i].pictures
 
 
 def epoch_order(block: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -105,7 +110,7 @@ class Batches:
         rows = self.order(0) if micro_batches >= len(self) else self.order(0)[:micro_batches * self.batch_size]
         for row in rows:
             try:
-                yield from self.source[int(row)].pictures
+                yield from pictures_of(self.source, int(row))
             except BadRow:
                 continue
 

@@ -2,17 +2,20 @@
 
 In:  the files of --data.  Out: which of their rows are held out (`places`, `threshold`), and these rows as the model reads them.
 
-Every row has a place between 0 and 1: a hash of its question, which is all turns before the last answer, with its pictures. A row
-is held out where its place lies below --val_share; a small file gives up its first 16 rows by place, at most half. So the order
-of the rows, the stage, the rank and the number of threads do not matter, and equal questions land on the same side.
+Every row has a place between 0 and 1: a hash of its first picture, or, where it has none, of its question, which is all turns
+before the last answer. A row is held out where its place lies below --val_share; a small file gives up its first 16 rows by
+place, at most half. So the order of the rows, the stage, the rank and the number of threads do not matter. All questions about a
+picture land on the same side, and so do equal questions without one. Two rows that share a later picture alone, and a picture
+under two names, may be divided.
 
     place    0 ---- 0.02 ------------------------------------------- 1
              held out |                      trained
 """
 from __future__ import annotations
 
+import functools
 import hashlib
-import re
+import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,32 +40,42 @@ BAD_ROW = -1.0  # the place of a row that cannot be read: it stays among the tra
 HeldOutRow = tuple[FileSource, int]  # a file, and the index of a row
 
 
-def picture_name(picture: Picture, folder: Path) -> str:
-    """What a place knows of a picture: its path inside `folder` without size and time; of other pictures the key, a hash."""
-    file = re.fullmatch(r"(.+):\d+:\d+", picture.key, re.DOTALL)
-    path = Path(file[1]) if file else None
-    return path.relative_to(folder).as_posix() if path and path.is_relative_to(folder) else picture.key
+def picture_name(picture: Picture, folder: str) -> str:
+    """What a place knows of a picture: its name in the row, inside `folder` where it is a file; of bytes the key, a hash."""
+    return file_name(picture.origin, folder) if isinstance(picture.origin, str) and picture.origin else picture.key
 
 
-def place(row: Conversation | Preference, folder: Path) -> float:
-    """The place of a row in 0..1. `folder`: the folder of its pictures, resolved. A caption without a question is its own."""
+def file_name(name: str, folder: str) -> str:
+    """A picture's name in the one way to write it: ./a.png, /pictures/a.png in the folder /pictures, and a.png are the same."""
+    return posixpath.normpath(name.removeprefix("file://")).removeprefix(f"{folder}/")
+
+
+def place(row: Conversation | Preference, folder: str) -> float:
+    """The place of a row in 0..1. `folder`: the folder of its pictures. Without a picture, a row is placed by its question, and
+    a text or caption that asks nothing by itself.
+    """
+    if row.pictures:
+        return place_of(picture_name(row.pictures[0], folder))
     messages = row.prompt.messages if isinstance(row, Preference) else row.messages
     if len(messages) > 1 and messages[-1].role == "assistant":
         messages = messages[:-1]
-    asked = [(message.role, "".join(f"\0{picture_name(part, folder)}\0" if isinstance(part, Picture) else part
-                                    for part in message.parts).strip()) for message in messages]
-    return int.from_bytes(hashlib.sha256(repr(asked).encode()).digest()[:8], "big") / 2**64
+    return place_of(repr([(message.role, message.text.strip()) for message in messages]))
+
+
+def place_of(text: str) -> float:
+    """A hash of a text as a number in 0..1."""
+    return int.from_bytes(hashlib.sha256(text.encode(errors="backslashreplace")).digest()[:8], "big") / 2**64
 
 
 def places(file: FileSource, image_folder: Path | None) -> np.ndarray:
     """(rows,): the place of every row of a file, BAD_ROW for those that cannot be read."""
-    folder = (image_folder or file.path.parent).resolve()
+    folder = (image_folder or file.path.parent).absolute().as_posix()
     found = np.full(len(file), BAD_ROW)
-    for i in tqdm(range(len(file)), desc=f"held-out rows of {file.path.name}", unit="row", delay=3, leave=False):
-        try:
-            found[i] = place(file[i], folder)
-        except BadRow:
-            continue
+    of_name = functools.cache(lambda name: place_of(file_name(name, folder)))
+    rows = tqdm(file.walk(), total=len(file), desc=f"held-out rows of {file.path.name}", unit="row", delay=3, leave=False)
+    for i, row in enumerate(rows):
+        if not isinstance(row, BadRow):
+            found[i] = of_name(row[0]) if isinstance(row, tuple) else place(row, folder)
     return found
 
 
@@ -76,7 +89,7 @@ def threshold(found: np.ndarray, share: float) -> float:
         return 0.0
     fewest = min(MIN_ROWS, most)
     below = max(share, np.nextafter(ordered[fewest - 1], 1))
-    return float(min(below, ordered[most]))  # equal questions are never divided, so that may be fewer
+    return float(min(below, ordered[most]))  # rows of one picture, and equal questions, are never divided: that may be fewer
 
 
 def indices(file: FileSource, share: float, image_folder: Path | None) -> list[int]:
@@ -102,6 +115,10 @@ class Selected:
         if self.rows[i] in self.bad:
             raise self.bad[self.rows[i]]
         return self.source[self.rows[i]]
+
+    def pictures(self, i: int) -> Sequence[Picture]:
+        """The pictures of a row."""
+        return self.source.pictures(self.rows[i])
 
     def blocks(self) -> np.ndarray:
         return blocks(self.source)[self.rows]

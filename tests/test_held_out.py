@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.batches import pictures_of
 from dataset.chat import Preference
 from dataset.early_stop import early_stop_reason, no_group_differs
 from dataset.evaluation import make_tasks
 from dataset.formats.conversations import conversation
 from dataset.formats.gold_answers import gold
-from dataset.held_out import Rows, indices, place, threshold
+from dataset.held_out import Rows, indices, place, place_of, places, threshold
 from dataset.images import Picture
 from dataset.mixture import Mixture, files_of, load, mixture, split
 from dataset.own_rows import OwnRows, Verdicts, chosen_by, gold_text, measuring, scored
@@ -33,7 +34,7 @@ from tests.conftest import ROOT, TINY
 from tests.miniatures import OPENAI, lines, llava, picture, talk
 from tests.test_scripts import log_of
 
-FOLDER = Path("/pictures")
+FOLDER = "/pictures"
 
 
 # ---------------------------------------------------------------- which rows are held out
@@ -57,24 +58,86 @@ def test_more_than_half_is_refused_and_equal_rows_are_never_divided():
     assert (found[2:] < threshold(found, 0.02)).tolist() == [True, True, False, False]
 
 
-def row(question="What?", answer="A bus.", image="a.png", folder=FOLDER, stamp=":10:7", **more) -> float:
+def row(question="What?", answer="A bus.", image="a.png", stamp=":10:7", **more) -> float:
     def find(name: str) -> Picture:
-        return Picture(f"{folder}/{name}{stamp}", lambda: None)
+        return Picture(f"{FOLDER}/{name}{stamp}", lambda: None, origin=name)
 
-    turns = talk(f"<image>\n{question}", answer)
-    return place(conversation({"image": image, "conversations": turns, **more}, "r:1", find, False), folder)
+    turns = talk(f"<image>\n{question}" if image else question, answer)
+    return place(conversation({"image": image, "conversations": turns, **more}, "r:1", find, False), FOLDER)
 
 
-def test_a_place_is_that_of_the_question_and_its_pictures_whatever_else_changes():
+def test_a_place_is_that_of_the_first_picture_whatever_is_asked_about_it():
     same = row()
     assert 0 <= same < 1
-    assert same == row(answer="A cat.") == row(id="7") == row(stamp=":11:99") == row(folder=Path("/elsewhere"))
-    assert len({same, row(question="Where?"), row(image="b.png"), row(image="deep/a.png")}) == 4
-    prompt = conversation({"images": ["a.png"], "messages": talk("<image>What?", "", OPENAI)[:1]}, "x",
-                          lambda name: Picture(f"/pictures/{name}:1:1", lambda: None), False)  # fmt: skip
+    assert same == row(answer="A cat.") == row(id="7") == row(stamp=":11:99") == row(question="Where?")
+    assert same == row(image="./a.png") == row(image="/pictures/a.png") == row(image="file:///pictures/deep/../a.png")
+    assert same == row(question="<image> and?", image=["a.png", "b.png"])
+    assert len({same, row(image="b.png"), row(image="deep/a.png"), row(image="/other/a.png")}) == 4
+
+
+def test_a_place_without_a_picture_is_that_of_the_question():
+    same = row(image=None)
+    assert same == row(image=None, answer="A cat.") == row(image=None, id="7") != row(image=None, question="Where?")
+    prompt = conversation({"messages": talk("What?", "", OPENAI)[:1]}, "x", None, False)
     assert place(prompt, FOLDER) == place(Preference("x", prompt, "good", "bad"), FOLDER) == same
     texts = [conversation({"text": text}, "x", None, False) for text in ("one", "two")]
     assert place(texts[0], FOLDER) != place(texts[1], FOLDER), "text alone is its own question"
+
+
+FORMS_OF_A_ROW = [
+    {"image": "{}", "conversations": talk("<image>\nWhat?", "A bus.")},
+    {"images": ["{}"], "messages": talk("What?", "x", OPENAI)}, {"file_name": "{}", "text": "A bus."},
+    {"image": "{}", "question": "What?", "answer": "x"}, {"image": "{}", "caption": "A bus."},
+    {"Image": "{}", "question": "What?", "answer": ["x"]}, {"image": "{}, b.png", "question": "What?", "answer": "x"},
+    {"conversations": talk("<img>{}</img>What?", "x")}, {"image": {"path": "{}"}, "question": "What?", "answer": "x"},
+    {"messages": [{"role": "user", "content": [{"type": "image", "image": "{}"}, {"type": "text", "text": "What?"}]},
+                  {"role": "assistant", "content": "x"}]},
+    {"image": "{}", "conversations": json.dumps(talk("<image>\nWhat?", "A bus."))},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS_OF_A_ROW)
+def test_a_picture_has_one_place_in_every_form_and_one_walk_finds_what_rows_hold(form, tmp_path):
+    picture(tmp_path / "a.png", "red"), picture(tmp_path / "b.png", "blue")
+    names = ["a.png", "./a.png", str(tmp_path / "a.png")]
+    source = load(lines(tmp_path / "rows.jsonl", [json.loads(json.dumps(form).replace("{}", name)) for name in names]))
+    found = places(source, None)
+    folder = tmp_path.as_posix()
+    assert len(set(found)) == 1 and found[0] == place_of("a.png") == place(source[0], folder)
+    for i in range(3):
+        assert [one.key for one in source.pictures(i)] == [one.key for one in source[i].pictures]
+    mixed = Mixture([(source, 2)])
+    assert [one.key for one in pictures_of(mixed, 5)] == [one.key for one in mixed[5].pictures]
+    assert source.names[0] in (None, ("a.png",), ("a.png", "b.png"))
+
+
+def test_rows_of_the_common_forms_are_placed_without_being_parsed(tmp_path, monkeypatch):
+    picture(tmp_path / "a.png", "red")
+    rows = [{"id": k, "image": "a.png", "conversations": talk(f"<image>\n{k} < 5?", "A bus.")} for k in range(9)]
+    source = load(lines(tmp_path / "rows.jsonl", [*rows, {"text": "alone"}]))
+    monkeypatch.setattr(source, "parse", lambda fields, where, find: pytest.fail("parsed") if "image" in fields else
+                        conversation(fields, where, find, True))  # fmt: skip
+    assert len(set(places(source, None))) == 2 and source.names == [("a.png",)] * 9 + [None]
+    assert len({id(names) for names in source.names[:9]}) == 1, "equal names are kept once"
+    assert [len(source.pictures(i)) for i in range(9)] == [1] * 9
+
+
+def test_all_questions_about_a_picture_land_on_one_side_in_every_file(tmp_path):
+    for k in range(30):
+        picture(tmp_path / f"{k}.png", "red")
+    files = [lines(tmp_path / f"{name}.jsonl", [{"image": f"{k // 3}.png", "question": f"{name} {k}?", "answer": "x"}
+                                                for k in range(90)]) for name in "ab"]  # fmt: skip
+    trained, rows = split(mixture([str(file) for file in files], "sft", None, False), flags(0.2), lambda text: None)
+    sides = [{one.pictures[0].key for one in part} for part in (trained, Rows(rows))]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 30 and len(trained) + len(rows) == 180 and len(rows) >= 32
+
+
+def test_one_picture_is_never_divided_and_the_user_is_told(tmp_path):
+    picture(tmp_path / "a.png", "red")
+    file = lines(tmp_path / "rows.jsonl", [{"image": "a.png", "question": f"{k}?", "answer": "x"} for k in range(40)])
+    trained, held, printed = divided(file)
+    assert len(trained) == 40 and not held
+    assert printed == ["no row is held out: the 40 rows of files are too few, or show or ask the same"]
 
 
 def questions(folder: Path, numbers, name: str = "rows.jsonl", answer: str = "yes") -> Path:
@@ -137,7 +200,7 @@ def test_rows_of_another_file_are_held_out_and_those_that_ask_the_same_are_not_t
     file, other = questions(tmp_path, range(50)), questions(tmp_path, range(45, 60), "val.jsonl", answer="no")
     trained, held, printed = divided(file, data=[other])
     assert held == sorted(f"Is it {k}?" for k in range(45, 60)) and trained == sorted(f"Is it {k}?" for k in range(45))
-    assert printed == ["held out: 15 rows of --val_data; 5 rows of --data ask the same and are not trained"]
+    assert printed == ["held out: 15 rows of --val_data; 5 rows of --data show or ask the same and are not trained"]
     assert divided("text:rows=5", data=[other])[1] == held
     with pytest.raises(UserError, match="--val_data holds out rows beside those of --data"):
         split([], flags(data=[other]), print)
@@ -324,13 +387,14 @@ def test_a_gold_answer_in_the_last_turn_is_one_for_rl(tmp_path):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory) -> Path:
-    """40 rows of one's own about two pictures, and 40 preferences about them."""
+    """40 rows of one's own about a picture each, and 40 preferences about them."""
     folder = tmp_path_factory.mktemp("own")
-    names = [picture(folder / f"{colour}.png", colour).name for colour in ("red", "blue")]
-    turns = [talk(f"<image>\nWhat colour is number {k}?", ("red", "blue")[k % 2]) for k in range(40)]
-    lines(folder / "rows.jsonl", [{"image": names[k % 2], "conversations": turn} for k, turn in enumerate(turns)])
-    lines(folder / "pairs.jsonl", [{"image": names[k % 2], "question": f"Colour {k}?", "chosen": ("red", "blue")[k % 2],
-                                    "rejected": ("blue", "red")[k % 2]} for k in range(40)])  # fmt: skip
+    colours = [("red", "blue"), ("blue", "red")] * 20  # the right one, and a wrong one
+    names = [picture(folder / f"{k}.png", colour).name for k, (colour, _) in enumerate(colours)]
+    lines(folder / "rows.jsonl", [{"image": names[k], "conversations": talk(f"<image>\nWhat colour is number {k}?", colour)}
+                                  for k, (colour, _) in enumerate(colours)])  # fmt: skip
+    lines(folder / "pairs.jsonl", [{"image": names[k], "question": f"Colour {k}?", "chosen": colour, "rejected": wrong}
+                                   for k, (colour, wrong) in enumerate(colours)])  # fmt: skip
     (folder / "mine.py").write_text("def short(example, answer):\n    return -len(answer)\n\n\n"
                                     "def same(example, answer):\n    return 0.25\n")  # fmt: skip
     return folder
