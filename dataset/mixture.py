@@ -18,11 +18,12 @@ import numpy as np
 
 from dataset import held_out, workers
 from dataset.bad_rows import BadRows
-from dataset.batches import Batches, blocks
+from dataset.batches import Batches, blocks, pictures_of
 from dataset.check_data import check_data
 from dataset.formats.files import FileSource
 from dataset.formats.folders import HUB, downloaded, sources
 from dataset.held_out import HeldOut, HeldOutRow, Rows, Selected
+from dataset.images import Picture
 from dataset.processor import Processor
 from dataset.protocols import Run, Source
 from model.registry import TASKS, UserError
@@ -55,10 +56,19 @@ class Mixture:
         return self.ends[-1]
 
     def __getitem__(self, i: int) -> Any:
+        source, row = self.place(i)
+        return source[row]
+
+    def place(self, i: int) -> tuple[Source, int]:
+        """The source of a row, and its index there."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         k = bisect_right(self.ends, i)
-        return self.sources[k][int(self.orders[k][(i - (self.ends[k - 1] if k else 0)) % len(self.sources[k])])]
+        return self.sources[k], int(self.orders[k][(i - (self.ends[k - 1] if k else 0)) % len(self.sources[k])])
+
+    def pictures(self, i: int) -> Sequence[Picture]:
+        """The pictures of a row."""
+        return pictures_of(*self.place(i))
 
     def blocks(self) -> np.ndarray:
         """(len,): the block of each row (batches.blocks), with indices that differ between sources."""
@@ -142,15 +152,15 @@ def without(source: Source, rows: set[HeldOutRow]) -> Source:
     if isinstance(source, Mixture):
         return Mixture([(without(part, rows), weight) for part, weight in zip(source.sources, source.weights)])
     if isinstance(source, FileSource) and any(file is source for file, _ in rows):
-        return Selected(source, [i for i in range(len(source)) if (source, i) not in rows])
+        return Selected(source, sorted(set(range(len(source))).difference(i for file, i in rows if file is source)))
     return source
 
 
 def split(source: Source, flags: HeldOutFlags, print0: Callable[[str], None]) -> tuple[Source, list[HeldOutRow]]:
     """(the mixture without held-out rows, the held-out rows in the order of their places). Prints how many there are.
 
-    A question that is held out of one file, or that --val_data asks, is trained from no other. A source that is not a mixture
-    holds no files of the user.
+    A picture, or a question without one, that is held out of one file, or that --val_data holds, is trained from no other. A
+    source that is not a mixture holds no files of the user.
     """
     if not isinstance(source, Mixture):
         if flags.val_data:
@@ -165,15 +175,15 @@ def split(source: Source, flags: HeldOutFlags, print0: Callable[[str], None]) ->
         found = np.concatenate([places[file] for file in entry]) if entry else np.empty(0)
         limit = math.inf if asked else held_out.threshold(found, flags.val_share)
         held.update(found[(found >= 0) & (found < limit)])
-    untrained = {(file, i) for file in files for i, place in enumerate(places[file]) if place in held}
+    untrained = {(file, int(i)) for file in files for i in np.flatnonzero(np.isin(places[file], list(held)))}
     rows = [(file, i) for file in asked for i in range(len(file))] if asked else list(untrained)
     total = sum(map(len, files))
     if asked:
         print0(f"held out: {len(rows):,} rows of --val_data"
-               + (f"; {len(untrained):,} rows of --data ask the same and are not trained" if untrained else ""))
+               + (f"; {len(untrained):,} rows of --data show or ask the same and are not trained" if untrained else ""))
     elif files and flags.val_share:
         print0(f"held out: {len(rows):,} of {total:,} rows of files, not trained (--val_share {flags.val_share:g})" if rows else
-               f"no row is held out: the {total:,} rows of files are too few, or ask the same")
+               f"no row is held out: the {total:,} rows of files are too few, or show or ask the same")
     return without(source, untrained), sorted(rows, key=lambda row: (places[row[0]][row[1]], str(row[0].path), row[1]))
 
 
