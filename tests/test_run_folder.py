@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataset.formats import folders
+from dataset.formats.folders import READERS
 from dataset.tokenizer import MODEL_FILE
 from model import checkpoint, run_folder
 from model.flag_file import as_mapping, from_mapping
 from model.registry import UserError
+from model.run_folder import fingerprint
 from tests import tiny
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_structure import CONFIGS, config_class
@@ -132,6 +135,32 @@ def test_files_of_a_checkpoint_are_read_by_whom_the_umask_lets(umask, mode, tmp_
         os.umask(before)
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(files) >= 6 and {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "a.json", "data/rows.parquet", "train/a.jsonl", "0.txt"])
+def test_a_folder_with_other_rows_has_another_fingerprint(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "0.png").write_bytes(b"picture")
+    before = fingerprint(tmp_path)
+    (tmp_path / name).write_text("question,answer")
+    first = fingerprint(tmp_path)
+    (tmp_path / name).write_text("question,Answer")
+    second = fingerprint(f"{tmp_path}:2")
+    (tmp_path / "1.png").write_bytes(b"picture")
+    assert len({before, first, second, fingerprint(tmp_path)}) == 4 and fingerprint("world:rows=5") is None
+
+
+def test_every_file_of_rows_that_is_read_is_in_the_fingerprint():
+    assert set(READERS) <= set(run_folder.HASHED) and folders.ROW_FOLDERS == run_folder.ROW_FOLDERS
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert fingerprint("hf:owner/name") is None, "not downloaded yet"
+    refs = tmp_path / "datasets--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("0123abcd\n")
+    assert {fingerprint(f"hf:owner/name{more}") for more in ("", ":2", "/train.parquet")} == {"0123abcd"}
 
 
 class Empty:
