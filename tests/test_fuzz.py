@@ -67,7 +67,8 @@ def test_a_large_jpeg_is_unpacked_small_for_a_small_model_and_whole_for_a_page()
 @pytest.mark.parametrize("line", [
     "[" * 100_000, '{"text": ' + "[" * 100_000, '{"text": "\\ud83d"}', '{"question": "a", "answer": 1e999}', "\0", "1" * 5000,
     '{"question": "a", "answer": "b", "\\ud83d": 1, "image": "\\ud83d.png"}', '{"texts": []}', '{"prompt": []}',
-    '{"question": "a", "answer": "b", "history": 7}', '{"conversations": [{"from": "\\udcff", "value": "a"}]}',
+    '{"question": "a", "answer": "b", "history": 7}', '{"text": "a", "image": "' + "/u" * 3000 + '"}',
+    '{"conversations": [{"from": "\\udcff", "value": "a"}]}',
 ])  # fmt: skip
 def test_a_broken_line_is_a_bad_row_that_the_list_can_bear(line, tmp_path):
     file = tmp_path / "rows.jsonl"

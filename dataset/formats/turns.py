@@ -24,9 +24,9 @@ ADDRESS = ("image_url", "image", "url", "path", "bytes")
 PART_TYPES = {"text": "text", "input_text": "text", "image": "image", "image_url": "image", "input_image": "image"}
 
 
-def first(raw: dict, keys: tuple[str, ...]) -> Any:
-    """The first value of these keys that is not null."""
-    for key in keys:
+def first(raw: Any, keys: tuple[str, ...]) -> Any:
+    """The first value of these keys that is not null; None where `raw` is no object."""
+    for key in keys if isinstance(raw, dict) else ():
         if (value := raw.get(key)) is not None:
             return value
     return None

@@ -98,7 +98,8 @@ def require_small(image: Image.Image, file: BinaryIO) -> None:
     """ValueError, by the header alone, for an image that would take too much memory or time to unpack."""
     width, height = image.size
     pixels = width * height
-    kind = "Python" if any(tile[0] in Image.DECODERS for tile in image.tile) else image.format  # who unpacks it
+    tiles = getattr(image, "tile", ())  # (decoder, ...): who unpacks it
+    kind = "Python" if any(tile[0] in Image.DECODERS for tile in tiles) else image.format
     plain = image.mode in ("1", "L", "RGB") and not image.has_transparency_data  # others are copied to become RGB
     most = MOST_PIXELS.get(kind or "", MAX_PIXELS if plain else MAX_PIXELS // 2)
     if pixels > most:

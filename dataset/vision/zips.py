@@ -43,7 +43,10 @@ class Zips:
         if ".." in parts:
             return None
         for depth in range(1 if self.single else len(parts)):
-            for stem, archive in self.archives(self.folder.joinpath(*parts[:depth])):
+            folder = self.folder.joinpath(*parts[:depth])
+            if not self.single and not os.path.isdir(folder):  # also where the name is too long for a path
+                return None
+            for stem, archive in self.archives(folder):
                 for member in members("/".join(parts[depth:]), stem):
                     if member in archive.NameToInfo:
                         return picture(archive, archive.getinfo(member), name)
