@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from model import checkpoint, sharding
+from model import checkpoint, durable, sharding
 from model.generate import evaluating
 from model.losses import score
 from model.runtime import Run
@@ -59,7 +59,7 @@ class BestCheckpoint:
     def offer(self, model: VLM, tokenizer_file: Path, step: int, scores: dict[str, float]) -> bool:
         """Save the model if its scores are the best so far; returns whether they are."""
         value = self.quality(scores)
-        if value is None or value <= self.value:
+        if value is None or not value > self.value:  # neither is NaN better
             return False
         self.value, self.scores = value, {"step": step, **scores}
         if self.run.is_main:
@@ -73,7 +73,7 @@ class BestCheckpoint:
             value = self.scores.get(self.measure, self.value)
             self.run.print0(f"step {self.scores['step']} is kept: {self.measure} = {value:.3f}")
         best = self.value if self.folder.is_dir() else 0.0
-        (self.run.out / "best.json").write_text(json.dumps({"quality": best}))
+        durable.write(self.run.out / "best.json", lambda file: file.write_text(json.dumps({"quality": best})))
         logged = [row for row in self.run.history if self.scores and row["step"] == self.scores["step"]]
         return {name: value for row in (*logged, self.scores) for name, value in row.items() if "/" in name}
 
@@ -137,7 +137,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     (target / "adapter.safetensors").unlink(missing_ok=True)
     for name in ("model.safetensors", "config.json", "adapter.safetensors"):
         if (source / name).is_file() or name != "adapter.safetensors":
-            checkpoint.write(target / name, partial(shutil.copyfile, source / name))
+            durable.write(target / name, partial(shutil.copyfile, source / name))
 
 
 @torch.no_grad()

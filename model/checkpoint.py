@@ -1,32 +1,27 @@
-"""Checkpoints: a folder with config.json, model.safetensors and the tokenizer, and the state that resuming needs.
+"""Checkpoints: a folder with config.json, model.safetensors and the tokenizer.
 
 In:  a model and a folder.  Out: the same model, or an error that names every tensor that does not fit.
 
     out/sft/config.json  model.safetensors  tokenizer.model      the model for inference (tokenizer.json of a pretrained LLM)
     out/sft/adapter.safetensors                                  after LoRA: only the trained tensors
     out/sft/run.json                                             how it was made (model/run_folder.py)
-    out/sft/resume/000200/                                       step 200: weights, optimizer, random states, data position
+    out/sft/resume/000200/                                       step 200, for --resume (model/resume.py)
 
 A frozen pretrained encoder is not stored: the config names it, and loading compares its fingerprint.
-Every file or folder is written under a temporary name and renamed when it is complete, so a crash leaves the last good one.
+A crash leaves each file as it was (model/durable.py). Weights that are not finite are not saved; each tensor has a checksum in
+the file, and loading compares it.
 """
 
 import dataclasses
-import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from model import lora
+from model import lora, tensor_file
 from model.config import VLMConfig
-from model.optimizer import OptimizerGroup
+from model.durable import write
 from model.registry import UserError
 from model.vlm import VLM
 
@@ -100,17 +95,8 @@ def save(folder: Path, model: VLM, tokenizer_file: Path) -> None:
 def save_weights(model: VLM, tensors: dict[str, torch.Tensor], file: Path) -> None:
     """Write the tensors of the model, and either its encoder or the fingerprint of the encoder that is left out."""
     with_encoder = stores_encoder(model)
-    save_file(weights(tensors, with_encoder), file, {"encoder": "stored" if with_encoder else model.encoder.fingerprint()})
-
-
-def write(file: Path, fill: Callable[[Path], Any]) -> None:
-    """`fill` a temporary file, then rename it to `file`. Others may read it as far as the umask allows."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    fill(temporary)
-    temporary.chmod(mode)  # safetensors writes files that only their owner may read
-    os.replace(temporary, file)
+    facts = {"encoder": "stored" if with_encoder else model.encoder.fingerprint()}
+    tensor_file.save(weights(tensors, with_encoder), file, facts)
 
 
 def load(folder: Path, device: torch.device | str = "cpu", template: str = "") -> VLM:
@@ -120,13 +106,19 @@ def load(folder: Path, device: torch.device | str = "cpu", template: str = "") -
     that are missing, unexpected or of another shape: nothing is filled in silently.
     """
     folder = require(Path(folder))
-    model, file = VLM(read_config(folder)), folder / "model.safetensors"
-    tensors = read_tensors(file)
-    model.encoder_was_stored = holds_encoder(file, model)
-    load_weights(model, tensors, str(file), model.encoder_was_stored)
+    model = VLM(read_config(folder))
+    model.encoder_was_stored = load_file_into(folder / "model.safetensors", model)
     if template:
         model.config = dataclasses.replace(model.config, template=template)
     return model.to(device).eval()
+
+
+def load_file_into(file: Path, model: VLM) -> bool:
+    """Load a file of weights into a model; returns whether it holds the encoder, too. UserError as `load`."""
+    tensors, with_encoder = tensor_file.read(file), holds_encoder(file, model)
+    load_weights(model, tensors, str(file), with_encoder)
+    tensor_file.require_sound(file, tensors, model.state_dict())
+    return with_encoder
 
 
 def read_config(folder: Path) -> VLMConfig:
@@ -140,18 +132,9 @@ def read_config(folder: Path) -> VLMConfig:
         raise UserError(f"{file} is damaged, or not of a checkpoint of Pupil: {error}") from error
 
 
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """All tensors in a file; UserError where it is damaged."""
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged: {error}. Copy it again, or train again") from error
-
-
 def holds_encoder(file: Path, model: VLM) -> bool:
     """Whether a file of weights includes the encoder; UserError if it does not and the model has another encoder."""
-    with safe_open(file, "pt") as opened:
-        trained_with = (opened.metadata() or {}).get("encoder")
+    trained_with = tensor_file.facts(file).get("encoder")
     if trained_with != "stored" and trained_with != model.encoder.fingerprint():
         raise UserError(f"{file} was trained with another {model.config.encoder} than the one installed here "
                          f"({trained_with} != {model.encoder.fingerprint()}): train it again, or restore those weights")
@@ -173,63 +156,3 @@ def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
     return matched
-
-
-# ---------------------------------------------------------------- resuming
-
-def save_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, state: dict, rank: int, world_size: int) -> None:
-    """Write all that the next step depends on as resume/STEP, complete or not at all. Every rank calls this.
-
-    `state` is small and plain: step, data position, counters of the script. Each rank writes its own random states.
-    """
-    step, parent = f"{state['step']:06d}", folder / "resume"
-    temporary, optimizer_state = parent / f"{step}.tmp", optimizer.state_dict()
-    if rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write(temporary / "model.safetensors", lambda file: save_weights(model, model.state_dict(), file))  # LoRA not merged
-        torch.save(optimizer_state, temporary / "optimizer.pt")
-        (temporary / "state.json").write_text(json.dumps({**state, "world_size": world_size}))
-    barrier(world_size)
-    random_states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random_states["cuda"] = torch.cuda.get_rng_state()
-    torch.save(random_states, temporary / f"random-{rank}.pt")
-    barrier(world_size)
-    if rank == 0:
-        if (parent / step).is_dir():  # of an earlier run: a folder with files cannot be replaced
-            os.replace(parent / step, parent / f"{step}.old.tmp")
-        os.replace(temporary, parent / step)
-        for path in parent.iterdir():
-            if path.name != step:
-                shutil.rmtree(path)
-    barrier(world_size)
-
-
-def saved_steps(folder: Path) -> list[Path]:
-    """The folders of the complete steps that a run has saved for resuming, the newest last."""
-    return sorted(path for path in (folder / "resume").glob("*") if path.suffix != ".tmp" and path.is_dir())
-
-
-def load_resume(folder: Path, model: VLM, optimizer: OptimizerGroup, rank: int, world_size: int) -> dict:
-    """Restore the newest complete step and return its `state`."""
-    steps = saved_steps(folder)
-    if not steps:
-        raise FileNotFoundError(f"nothing to resume in {folder}: no step was saved yet; start without --resume")
-    state = json.loads((steps[-1] / "state.json").read_text())
-    if state.pop("world_size") != world_size:
-        raise UserError(f"{steps[-1]} was saved by another number of processes than {world_size}: resume with the same number")
-    file = steps[-1] / "model.safetensors"
-    load_weights(model, read_tensors(file), str(file), holds_encoder(file, model))
-    optimizer.load_state_dict(torch.load(steps[-1] / "optimizer.pt", "cpu", weights_only=True))
-    random_states = torch.load(steps[-1] / f"random-{rank}.pt", weights_only=True)
-    torch.set_rng_state(random_states["cpu"])
-    if "cuda" in random_states:
-        torch.cuda.set_rng_state(random_states["cuda"])
-    return state
-
-
-def barrier(world_size: int) -> None:
-    """Wait for the other ranks, if there are any."""
-    if world_size > 1:
-        torch.distributed.barrier()

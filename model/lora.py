@@ -20,11 +20,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from model import tensor_file
 from model.registry import UserError
 from model.vlm import VLM
 
@@ -172,8 +171,8 @@ def save(model: VLM, file: Path) -> None:
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("value_head.")}
     trained = {name for name, p in model.named_parameters() if p.requires_grad and name in tensors}
     base = fingerprint({name: tensor for name, tensor in tensors.items() if name not in trained})
-    save_file({name: tensors[name].contiguous() for name in sorted(trained)}, file,
-              {"adapters": json.dumps(facts(model)), "base": base})
+    tensor_file.save({name: tensors[name].contiguous() for name in sorted(trained)}, file,
+                     {"adapters": json.dumps(facts(model)), "base": base})
 
 
 def load(model: VLM, file: Path) -> None:
@@ -183,12 +182,7 @@ def load(model: VLM, file: Path) -> None:
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"no adapters at {file}: a run with, say, --train.llm lora:8 writes OUT/adapter.safetensors")
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-            saved = {name: opened.get_tensor(name) for name in opened.keys()}
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged, or no safetensors file: {error}") from error
+    saved, metadata = tensor_file.read(file), tensor_file.facts(file)
     if "adapters" not in metadata:
         raise UserError(f"{file} holds no adapters, as adapter.safetensors of a LoRA run does")
     settings = json.loads(metadata["adapters"])
@@ -204,6 +198,7 @@ def load(model: VLM, file: Path) -> None:
     if base != metadata["base"]:
         raise UserError(f"{file} was trained on another base ({metadata['base']}) than this one ({base}): --init the checkpoint "
                          f"that its run started from")
+    tensor_file.require_sound(file, saved, tensors)
     with torch.no_grad():
         for name, tensor in saved.items():
             tensors[name].copy_(tensor)

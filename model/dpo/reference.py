@@ -7,6 +7,8 @@ In:  batches of pairs (dataset/preferences.py).  Out: `reference(batch) -> (answ
     pairs known beforehand       computed once and stored in a file, OUT/reference.npz: no second model in training
 """
 
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model import checkpoint
+from model import durable
 from model.generate import evaluating
 from model.losses import sum_by_document
 from model.reference import ReferenceModel, only_adapters_train, reference_model
@@ -108,20 +110,23 @@ class StoredLogps:
                 np.savez(out, fingerprint=self.fingerprint, keys=list(self.logps),
                          logps=np.array(list(self.logps.values()), np.float32))
 
-        checkpoint.write(file, fill)
+        durable.write(file, fill)
 
     @classmethod
     def read(cls, file: Path, fingerprint: str) -> "StoredLogps":
         if not file.is_file():
             raise FileNotFoundError(f"no reference log-probabilities at {file}: start without --resume and --reference")
-        with np.load(file, allow_pickle=False) as stored:
-            if str(stored["fingerprint"]) != fingerprint:
-                raise UserError(
-                    f"{file} is stale: its log-probabilities were computed with other weights, another tokenizer, template or "
-                    f"precision ({stored['fingerprint']}) than the policy starts with now ({fingerprint}). Delete it and start "
-                    f"again without --resume, or restore the checkpoint in --init"
-                )
-            return cls(dict(zip(stored["keys"].tolist(), map(tuple, stored["logps"].tolist()), strict=True)), fingerprint)
+        try:
+            with np.load(file, allow_pickle=False) as opened:
+                stored = dict(opened)
+                logps = dict(zip(stored["keys"].tolist(), map(tuple, stored["logps"].tolist()), strict=True))
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{file} is damaged ({error}): delete it, and start again without --resume") from error
+        if str(stored["fingerprint"]) != fingerprint:
+            raise UserError(f"{file} is stale: its log-probabilities were computed with other weights, another tokenizer, "
+                            f"template or precision ({stored['fingerprint']}) than the policy starts with now ({fingerprint}). "
+                            f"Delete it and start again without --resume, or restore the checkpoint in --init")
+        return cls(logps, fingerprint)
 
     def of(self, batch: dict) -> Tensor:
         """(answers,): the log-probabilities of a batch's answers, in the order of its documents."""
