@@ -6,6 +6,7 @@ Out: generate -> Answers; stream -> tokens one by one.    Legend: B sequences (p
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
@@ -16,6 +17,9 @@ from model.llm.cache import Cache
 from model.losses import sampling_logits
 from model.registry import UserError
 from model.vlm import VLM
+
+BROKEN = ("the model gives probabilities that are not finite, so its weights are out of bounds: lower --lr and go on from an "
+          "earlier state with --resume, or take another checkpoint")
 
 
 @dataclasses.dataclass
@@ -101,7 +105,8 @@ def draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
     cumulative = probabilities.cumsum(-1)  # (B, V)
     point = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device) * cumulative[:, -1:]  # (B, 1)
     point = torch.minimum(point, cumulative[:, -1:].nextafter(torch.zeros_like(point)))  # below the end even after rounding
-    return torch.searchsorted(cumulative, point, right=True).squeeze(1)  # right: never a token of probability 0
+    tokens = torch.searchsorted(cumulative, point, right=True).squeeze(1)  # right: never a token of probability 0
+    return tokens.clamp(max=probabilities.shape[1] - 1)  # of a row of NaN it would be V
 
 
 @contextlib.contextmanager
@@ -139,6 +144,8 @@ def generate(
             tokens, logps = sample(logits, temperature, top_p, banned, generator)
             unfinished = []
             for row, (answer, token, logp) in enumerate(zip(active, tokens.tolist(), logps.tolist(), strict=True)):
+                if not math.isfinite(logp):
+                    raise FloatingPointError(BROKEN)
                 answer.logps.append(logp)
                 if token in stop_ids:
                     answer.stopped = True
@@ -175,7 +182,9 @@ def stream(
         for remaining in reversed(range(max_new_tokens)):
             if should_stop is not None and should_stop():
                 return
-            token, _ = sample(logits, temperature, top_p, banned, generator)
+            token, logp = sample(logits, temperature, top_p, banned, generator)
+            if not math.isfinite(float(logp)):
+                raise FloatingPointError(BROKEN)
             if int(token) in stop_ids:
                 return
             yield int(token)
