@@ -1,4 +1,4 @@
-"""The mechanics that every training script shares: ranks, precision, saving and resuming, the log, the curves.
+"""The mechanics that every training script shares: its folder, saving and resuming, steps, the log, the curves.
 
 In:  a script's `RunFlags` (model/cli.py).  Out: a `Run`, of which one process on one CPU is the ordinary case.
 
@@ -9,63 +9,35 @@ No GradScaler: bf16 where the GPU has it, fp32 elsewhere (bf16 autocast is slow 
 Nobody needs to read this file to follow the training loops.
 """
 
-import contextlib
-import ctypes
 import dataclasses
-import json
-import math
-import os
 import shutil
-import sys
+import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
-from torch.distributed import all_gather_object, all_reduce, destroy_process_group, init_process_group
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from model import checkpoint, context_parallel, losses, recipe, run_folder, sharding
+from model import checkpoint, context_parallel, durable, recipe, resume, run_folder, run_log, sharding, tensor_file
 from model.cli import OptimizerFlags, RunFlags
-from model.context_parallel import ContextParallel, Shard
-from model.losses import Score
+from model.computing import Computing, DataRanks, StepMetrics
+from model.curves import draw_curves
+from model.devices import keep_freed_memory, memory, pick_device, pick_dtype
+from model.faults import StepFaults
 from model.optimizer import OptimizerGroup, make_optimizer
 from model.recipe import Train
 from model.registry import UserError
-from model.run_folder import data_settings
+from model.run_data import data_settings, require_same_data
 from model.vlm import VLM
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+__all__ = ["Run", "StepMetrics", "data_settings", "draw_curves", "duration", "pick_device", "prepare"]
 
 
-def keep_freed_memory() -> None:
-    """Let glibc reuse what a tensor frees for the next one (Linux; elsewhere nothing happens).
-
-    By default every block above some megabytes goes back to the system and comes anew, a page fault for each 4 kB: 5 to 15 %
-    of the time of a nano step on a CPU.
-    """
-    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # not in musl
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-@dataclass(frozen=True)
-class DataRanks:
-    """The groups of ranks that get different micro-batches, and which of them this rank is in."""
-
-    rank: int
-    world_size: int
-
-
-class Run:
+class Run(Computing):
     """One rank of a run: where and how it computes, where it writes.
 
     config     the flags that every run has
@@ -82,28 +54,25 @@ class Run:
         for flag in ("log_every", "save_every"):
             if getattr(config, flag) < 1:
                 raise UserError(f"--{flag} is at least 1, not {getattr(config, flag)}")
-        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.is_main = self.rank == 0
+        super().__init__()
         keep_freed_memory()
-        self.device = pick_device(config.device)
-        self.dtype = pick_dtype(config.dtype, self.device)
-        if self.world_size > 1:
-            # The first rank checks and labels alone while the others wait: a day, where ten minutes would end the run.
-            init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        device = pick_device(config.device)
+        self.dtype = pick_dtype(config.dtype, device)
+        self.join(device, name, self.settings)
         self.ring = context_parallel.make_ring(config.context_parallel, self.rank, self.world_size)
         self.data_ranks = DataRanks(self.rank // config.context_parallel, self.world_size // config.context_parallel)
-        self.context: ContextParallel | None = None  # once a model is ready to be trained, and ranks share its sequences
         torch.manual_seed(config.seed)  # the same weights everywhere ...
         self.started = time.time()
         self.history: list[dict] = []
         self.drawn = 0  # rows of it that curves.png shows
         self.state: dict = {}  # what a resumed run was saved with
+        self.first, self.total = 0, -1  # step
+        self.faults = StepFaults(self, self.out, config.max_bad_steps)
         self.bar = tqdm(disable=True)
         self.tokens, self.counted_from = 0, time.time()
         self.base, self.anew = self.out, not config.resume  # --out: for iterations, the folder around theirs
         self.lock: Any = None
         self.facts: dict[str, Any] = {}  # what run.json says of this run
-        self.sharded: nn.Module | None = None  # a model that is divided among the ranks
         self.wandb: Any = None  # nothing is started or written before training: --dry_run leaves no trace
 
     @classmethod
@@ -116,11 +85,6 @@ class Run:
         import wandb
 
         return wandb.init(project="pupil", name=self.name, config=dataclasses.asdict(self.settings), dir=self.out)
-
-    def print0(self, text: str) -> None:
-        """Print once, however many ranks there are, without breaking the progress bar."""
-        if self.is_main:
-            tqdm.write(text, file=sys.stdout)
 
     # ------------------------------------------------------------ computing
 
@@ -171,79 +135,41 @@ class Run:
         # A rank whose rows hold no image uses no connector: find_unused_parameters lets the others go on without it.
         return DistributedDataParallel(wrapped, find_unused_parameters=True)
 
-    def gather(self) -> None:
-        """Make a sharded model whole on every rank until the next step, so that one may use it alone; all ranks call this."""
-        if self.sharded:
-            sharding.gather(self.sharded)
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 where it is used; training, references and evaluation all run inside it."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def to_device(self, batch: dict) -> dict:
-        """A batch of training on this rank's device: with --context_parallel, this rank's share of it."""
-        return self.move(self.context.shard(batch) if self.context else batch)
-
-    def move(self, batch: dict) -> dict:
-        """The batch with its tensors on this rank's device."""
-        return {name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else
-                value.to(self.device) if isinstance(value, Shard) else value for name, value in batch.items()}
-
-    def score(self, model: nn.Module, batch: dict, temperature: float = 1.0, banned: Sequence[int] = ()) -> Score:
-        """`score` (model/losses.py) of all of a batch's learned tokens, of a share those on other ranks too; see `all_tokens`."""
-        score = losses.score(model, batch, temperature, banned)
-        return self.context.gather_score(score, batch) if self.context and "shard" in batch else score
-
-    def all_tokens(self, values: Tensor, batch: dict) -> Tensor:
-        """A value for each learned token of this rank -> for each of the micro-batch, (L,). One process holds all of them."""
-        return self.context.gather(values, batch) if self.context else values
-
-    def generator(self, generate: Callable, model: nn.Module, **options: Any) -> Callable[..., Any]:
-        """`generate(model, batch, **options)` of a batch, and of options still to come, on this run's device and precision."""
-
-        def of_batch(batch: dict, **more: Any) -> Any:
-            with self.autocast():
-                return generate(model, self.move(batch), **options, **more)
-
-        return of_batch
-
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        checkpoint.barrier(self.world_size)
-
-    def sum(self, value: float) -> float:
-        """The sum of a number over all ranks."""
-        if self.world_size == 1:
-            return value
-        total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
-        all_reduce(total)
-        return total.item()
-
-    def max(self, value: float) -> float:
-        """The largest of a number over all ranks."""
-        return max(self.all_gather({self.rank: value}).values())
-
-    def all_gather(self, found: dict) -> dict:
-        """The dicts of all ranks as one."""
-        if self.world_size == 1:
-            return found
-        parts: list[dict] = [{}] * self.world_size
-        all_gather_object(parts, found)
-        return {key: value for part in parts for key, value in part.items()}
-
     # ------------------------------------------------------------ saving
+
+    def save_due(self, step: int, multiple_of: int = 1) -> bool:
+        """Whether a run is to be saved before this step: every --save_every steps, and where a signal asks for its end."""
+        due = self.stopping and step % multiple_of == 0
+        return due or (step > self.first and step % self.config.save_every == 0)
 
     def save(self, model: VLM, optimizer: OptimizerGroup, tokenizer_file: Path, step: int, position: int,
              **more: float | str) -> None:
-        """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`."""
+        """The model for anyone, and everything that resuming needs; `more` comes back in `self.state`.
+
+        Where a signal asks for it, this is the end. Weights with which no step was good yet are not saved over others.
+        """
         if self.preview_only:
             return
-        state = {"step": step, "position": position, "seconds": self.seconds, "data": data_settings(self.settings), **more}
-        with sharding.unsharded(model):
-            if self.is_main:
-                checkpoint.save(self.out, model, tokenizer_file)
-                self.record(self.out, self.base)
-            checkpoint.save_resume(self.out, model, optimizer, state, self.rank, self.world_size)
+        if not self.faults.doubtful(step, last=step == self.total):
+            state = {"step": step, "position": position, "seconds": self.seconds, "bad_steps": self.faults.count,
+                     "data": data_settings(self.settings), **more}
+            with sharding.unsharded(model):
+                if self.is_main:
+                    checkpoint.save(self.out, model, tokenizer_file)
+                    self.record(self.out, self.base)
+                resume.save_resume(self.out, model, optimizer, state, self.rank, self.world_size, self.config.keep)
+        if self.stopping:
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """The end that a signal asked for."""
+        self.bar.close()
+        if self.wandb:
+            self.wandb.finish()
+        saved = resume.saved_steps(self.out)
+        self.print0(f"saved at step {int(saved[-1].name)}; go on with --resume" if saved else "stopped; nothing was saved yet")
+        self.leave()
+        raise SystemExit(128 + (self.signals.number or signal.SIGTERM))
 
     def claim(self) -> None:
         """Take --out for this process alone; UserError where another writes there, or an interrupted run would be lost."""
@@ -251,6 +177,7 @@ class Run:
             self.lock = run_folder.lock(self.base)
             if self.anew:
                 run_folder.require_free(self.base, self.settings, self.config.overwrite)
+            run_folder.remove_temporary(self.base, self.config.feature_cache)
 
     def begin_record(self) -> None:
         """Write run.json, beside the checkpoints of all iterations too."""
@@ -281,18 +208,15 @@ class Run:
             self.barrier()
             return 0, 0
         with sharding.unsharded(model, write=True):
-            self.state = state = checkpoint.load_resume(self.out, model, optimizer, self.rank, self.world_size)
-        then, now = state.pop("data", None), data_settings(self.settings)
-        if then is not None and then != now:
-            changed = [f"--{name} {then.get(name)!r}, now {now.get(name)!r}" for name in sorted({**then, **now})
-                       if then.get(name) != now.get(name)]
-            raise UserError(f"{self.out} was started with {'; '.join(changed)}: --resume would go on with other rows. Give the "
-                            f"same flags and the same files")
-        lines = log.read_text().splitlines() if log.is_file() else []
-        self.history = [row for row in map(json.loads, lines) if row["step"] < state["step"]]
+            self.state = state = resume.load_resume(self.out, model, optimizer, self.rank, self.world_size)
+        require_same_data(self.out, state.pop("data"), data_settings(self.settings))
+        rows, damaged = run_log.read(log)
+        self.history = [row for row in rows if row["step"] < state["step"]]
         self.barrier()
         if self.is_main:
-            log.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+            run_log.write(log, self.history)
+            if damaged:
+                self.print0(f"{log}: {damaged} damaged lines are left out")
         self.started = time.time() - state["seconds"]
         self.print0(f"resuming {self.out} at step {state['step']}")
         return state["step"], state["position"]
@@ -316,6 +240,9 @@ class Run:
         """
         if first > total:
             raise UserError(f"{self.out} was saved at step {first}, and this run ends at {total}: resume with the same flags")
+        self.first, self.total = first, total
+        self.faults = StepFaults(self, self.out, self.config.max_bad_steps, self.state.get("bad_steps", 0))
+        self.faults.last_good = first - 1
         if self.preview_only:
             yield from self.trial_steps(total)
             return
@@ -324,9 +251,10 @@ class Run:
             self.wandb = self.start_wandb()
         self.counted_from = time.time()
         self.bar = tqdm(total=total, initial=first, unit="step", disable=not self.is_main, dynamic_ncols=True)
-        for step in range(first, total + 1):
-            yield step
-            self.bar.update(step < total)
+        with self.signals:
+            for step in range(first, total + 1):
+                yield step
+                self.bar.update(step < total)
 
     def trial_steps(self, total: int) -> Iterator[int]:
         """The first two steps of --dry_run, and then a line about the time and the memory that the run needs."""
@@ -336,6 +264,10 @@ class Run:
         seconds = time.time() - began  # of the second: the first one warms up
         self.print0(f"{seconds:.2g} s a step with the encoder's part, so {total} steps take about {duration(seconds * total)}, "
                     f"without checks; memory {self.max(memory(self.device)) / 1e9:.1f} GB")
+
+    def is_finite(self, step: int, batches: Sequence[dict], loss: float, gradient_norm: float) -> bool:
+        """Whether a step may be taken: loss and gradient, the same on every rank, are finite. Else see model/faults.py."""
+        return self.faults.is_finite(step, batches, loss, gradient_norm, store=not self.preview_only)
 
     def count_tokens(self, batches: Sequence[dict]) -> None:
         """Count the tokens of a step for the speed."""
@@ -355,11 +287,10 @@ class Run:
 
     def log(self, step: int, **metrics: float) -> None:
         """One line of log.jsonl, and the end of the bar."""
-        row = {"step": step, "seconds": round(self.seconds, 2), **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
+        row = run_log.as_row(step, self.seconds, metrics)
         self.history.append(row)
         if self.is_main and not self.preview_only:
-            with (self.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            run_log.append(self.out / "log.jsonl", row)
             if self.wandb:
                 self.wandb.log(metrics, step=step)
             shown = {name: metrics[name] for name in ("loss", "lr", "tokens_per_second") if name in metrics}
@@ -380,30 +311,7 @@ class Run:
             self.wandb.finish()
         self.record(self.out, self.base, ended=True)
         self.print0(f"{wrote} in {self.seconds:.0f} s. Next: {then}")
-        if self.world_size > 1:
-            destroy_process_group()
-
-
-class StepMetrics:
-    """What is logged of a step: sums over its tokens or pairs, and largest values, over micro-batches and ranks."""
-
-    def __init__(self, run: Run):
-        self.run, self.sums = run, Counter[str]()
-        self.peaks: dict[str, float] = {}
-
-    def add(self, **values: Tensor) -> None:
-        """Values of a micro-batch's tokens or pairs, (...): their sum is counted."""
-        self.sums.update({name: float(value.detach().float().sum()) for name, value in values.items()})
-
-    def peak(self, **values: Tensor) -> None:
-        """Of these the largest."""
-        for name, value in values.items():
-            self.peaks[name] = max(float(value.detach().max()), self.peaks.get(name, -math.inf))
-
-    def reduce(self, count: float) -> dict[str, float]:
-        """Means over `count` tokens or pairs of all ranks, and largest values."""
-        return {**{name: self.run.sum(value) / count for name, value in self.sums.items()},
-                **{name: self.run.max(value) for name, value in self.peaks.items()}}
+        self.leave()
 
 
 def prepare(model: VLM, run: Run, train: Train, flags: OptimizerFlags, *, adapter: Path | None = None, shard: str = "ddp",
@@ -416,19 +324,20 @@ def prepare(model: VLM, run: Run, train: Train, flags: OptimizerFlags, *, adapte
     run.claim()
     recipe.apply(model, train, run.config.checkpointing, adapter)
     run.print0(recipe.summary(model))
+    if run.world_size > 1:
+        run.require_same({f"weights {name}": str(value) for name, value in tensor_file.checksums(model.state_dict()).items()})
+    if run.is_main and not run.preview_only:
+        require_space(run, module or model)
     wrapped = run.wrap(module or model, shard)
     return wrapped, make_optimizer(model, flags.optimizer, lr=flags.lr, weight_decay=flags.weight_decay, train=train)
 
 
-def memory(device: torch.device) -> float:
-    """The most bytes that this process has held: of a GPU's memory, or else of the machine's (0 where that is not known)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    if find_spec("resource") is None:  # Windows
-        return 0.0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def require_space(run: Run, model: nn.Module) -> None:
+    """UserError where the disk has no space for what the run saves: two checkpoints (the last, the best), and its states."""
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    state = weights + sum(2 * p.nbytes for p in model.parameters() if p.requires_grad)  # AdamW remembers two numbers for each
+    states = 1 if run.config.resume else run.config.keep + 1  # a new one is complete before an old one goes
+    durable.require_space(run.out, 2 * weights + states * state, "lower --keep")
 
 
 def duration(seconds: float) -> str:
@@ -436,67 +345,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device of --device; auto: this rank's GPU where there is one."""
-    kind = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but torch sees no GPU: use --device cpu, or install torch with CUDA")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps, but torch sees no Apple GPU: use --device cpu")
-    if kind != "cuda":
-        try:
-            return torch.device(kind)
-        except RuntimeError as error:
-            raise UserError(f"--device is auto, cpu, cuda or mps, not {wanted!r}") from error
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
-def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The precision of --dtype."""
-    if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    if wanted not in DTYPES:
-        raise UserError(f"--dtype is auto, {' or '.join(DTYPES)}, not {wanted!r}")
-    return DTYPES[wanted]
-
-
-FIRST = ("reward", "accuracy", "length_right", "length_wrong")  # panels of curves.png, in this order
-
-
-def draw_curves(history: list[dict], file: Path) -> None:
-    """A PNG with one small plot for every metric that was logged more than once; for all, if none was.
-
-    Those that stayed the same are left out; reward, accuracy and the length of answers come first.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    logged = Counter(key for row in history for key in row if key not in ("step", "seconds"))
-    values = {name: [row[name] for row in history if name in row] for name in logged}
-    again = [name for name, times in logged.items() if times > 1] or list(logged)
-    names = [name for name in again if not math.isclose(min(values[name]), max(values[name]), rel_tol=1e-3)] or again
-    names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-    if not names:
-        return
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
-    width, height = 4 * columns, 2.6 * rows  # inches
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
-    for axis, name in zip(axes.flat, names):
-        points = [(row["step"], row[name]) for row in history if name in row]
-        axis.plot(*zip(*points), linewidth=1, marker="." if len(points) < 20 else None)
-        axis.set_title(name, fontsize=9)
-        axis.locator_params(nbins=4)  # most of the time goes into ticks
-    for axis in axes.flat[len(names):]:
-        axis.set_axis_off()
-    figure.supxlabel("step", fontsize=9)
-    figure.subplots_adjust(left=0.75 / width, right=1 - 0.15 / width, top=1 - 0.4 / height, bottom=0.5 / height, wspace=0.3,
-                           hspace=0.35)  # tight_layout would draw everything once more to find these
-    figure.savefig(file, dpi=80)
-    plt.close(figure)
