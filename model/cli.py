@@ -12,7 +12,9 @@ import difflib
 import io
 import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,23 +42,29 @@ from model.flags import (
     shared,
 )
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
+from model.stopping import Stopped, end_on_terminate, hide_traceback
 
 __all__ = [
     "Count", "CountOrZero", "OptimizerFlags", "Port", "Positive", "PositiveOrZero", "PositiveShare", "RunFlags", "Seed", "Share",
     "SharedFlags", "SharedOptimizerFlags", "Train", "data_flag", "flag_names", "from_mapping", "given_value", "optim", "parse",
-    "run", "shared", "unknown_algorithm",
+    "refusal", "run", "shared", "unknown_algorithm",
 ]  # fmt: skip
 
 Flags = TypeVar("Flags")
+ALONE = 3.0  # seconds that a rank waits for torchrun to end it for another rank's mistake
 CONFIG_HELP = "--config run.yaml reads flags from a file; those of the command line stand above them."
 
 
 def run(main: Callable[[Flags], None], config: Flags) -> None:
-    """`main` with its flags. A mistake of the user's is told in one line; a bug keeps its traceback."""
+    """`main` with its flags. A mistake of the user's is told in one line, as is a signal; a bug keeps its traceback."""
+    end_on_terminate()
     try:
         main(config)
-    except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted") from None
+    except (KeyboardInterrupt, Stopped) as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        if first_rank():
+            print(f"\nstopped by {signal.Signals(number).name}", file=sys.stderr)
+        raise SystemExit(128 + number) from None
     except BrokenPipeError:  # whoever read our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -64,7 +72,26 @@ def run(main: Callable[[Flags], None], config: Flags) -> None:
         line = mistake(error)
         if line is None:
             raise
-        raise SystemExit(line if int(os.environ.get("RANK", 0)) == 0 else 1) from error
+        raise refusal(line) from error
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def refusal(line: str, status: int = 1) -> SystemExit:
+    """The end of the process with a line, which the first rank says.
+
+    The other ranks make the same mistake most of the time, and torchrun ends them when the first one ends. One that is still
+    there after `ALONE` seconds is alone with its mistake, and says it.
+    """
+    if first_rank():
+        return SystemExit(line)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(ALONE)
+    print(f"rank {os.environ['RANK']}: {line}", file=sys.stderr, flush=True)
+    return SystemExit(status)
 
 
 def mistake(error: Exception) -> str | None:
@@ -83,7 +110,20 @@ def mistake(error: Exception) -> str | None:
 
 def parse(config_class: type[Flags], arguments: Sequence[str] | None = None) -> Flags:
     """An instance of the dataclass from the command line; SystemExit with one line where it does not fit."""
+    sys.excepthook = hide_traceback  # of Ctrl-C while a script imports what it needs
     write_utf8()
+    if first_rank():
+        return parsed(config_class, arguments)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return parsed(config_class, arguments)
+    except SystemExit as end:
+        raise refusal(end.code if isinstance(end.code, str) else said.getvalue().strip()) from None
+
+
+def parsed(config_class: type[Flags], arguments: Sequence[str] | None) -> Flags:
+    """`parse` on one rank."""
     file, given = split_config_file(list(sys.argv[1:] if arguments is None else arguments))
     default = config_class()
     if file:

@@ -97,6 +97,8 @@ class RunFlags:
     log_every: Count  # steps between lines of log.jsonl
     resume: bool = False  # go on exactly where the run in --out stopped
     overwrite: bool = False  # start anew although --out holds an interrupted run, which is deleted
+    keep: Count = 2  # states that are kept for --resume: the newest ones
+    max_bad_steps: CountOrZero = 10  # steps left out because loss or gradient is not finite; one more ends the run
     seed: Seed = data_flag(0)  # of weights, data order and sampling
     image_folder: Path | None = data_flag(None)  # where the pictures of files are; default: beside the file
     val_share: Share = data_flag(0.02)  # share of the rows of files held out, by a hash: at least 16 rows, at most half; 0: none
