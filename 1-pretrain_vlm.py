@@ -126,7 +126,7 @@ def main(config: Config) -> None:
     for step in run.steps(first_step, steps):
         # Save and evaluate; the last round does nothing else, so that the last update is saved and can be the best.
         last = step == steps
-        if last or (step > first_step and step % config.run.save_every == 0):
+        if last or run.save_due(step):
             run.save(model, optimizer, tokenizer.file, step, stream.position)
         if not last and step > 0 and config.run.eval_every and step % config.run.eval_every == 0:
             # Of a task's questions, captions: all that the model has been shown.
@@ -149,11 +149,12 @@ def main(config: Config) -> None:
             loss_sum += loss.item()
 
         rates = optimizer.scale_lr(lr_multiplier(step, warmup=config.optim.warmup, total=steps, floor=config.lr_end))
-        norm = clip_gradients(model, config.optim.clip)
-        optimizer.step()
+        step_loss, norm = run.sum(loss_sum) / learned_tokens, clip_gradients(model, config.optim.clip)
+        if run.is_finite(step, micro_batches, step_loss, norm):  # else the step is left out
+            optimizer.step()
         optimizer.zero_grad()
 
-        run.log_step(step, micro_batches, loss=run.sum(loss_sum) / learned_tokens, **rates, gradient_norm=norm)
+        run.log_step(step, micro_batches, loss=step_loss, **rates, gradient_norm=norm)
 
     if config.run.dry_run:
         return

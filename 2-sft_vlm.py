@@ -77,7 +77,7 @@ def main(config: Config) -> None:
     stream = batches.stream(position, run.data_ranks)
     for step in run.steps(first_step, steps):
         last = step == steps
-        if last or (step > first_step and step % config.run.save_every == 0):
+        if last or run.save_due(step):
             run.save(model, optimizer, tokenizer.file, step, stream.position)
         if not last and step > 0 and config.run.eval_every and step % config.run.eval_every == 0:
             validate(tasks, answer, config.run.eval_examples, run, step)
@@ -97,11 +97,12 @@ def main(config: Config) -> None:
             losses.append(loss.item())
 
         lr = optimizer.scale_lr(lr_multiplier(step, warmup=config.optim.warmup, total=steps))
-        norm = clip_gradients(model, config.optim.clip)
-        optimizer.step()
+        step_loss, norm = run.sum(sum(losses)) / learned_tokens, clip_gradients(model, config.optim.clip)
+        if run.is_finite(step, micro_batches, step_loss, norm):  # else the step is left out
+            optimizer.step()
         optimizer.zero_grad()
 
-        run.log_step(step, micro_batches, loss=run.sum(sum(losses)) / learned_tokens, **lr, gradient_norm=norm)
+        run.log_step(step, micro_batches, loss=step_loss, **lr, gradient_norm=norm)
 
     if config.run.dry_run:
         return

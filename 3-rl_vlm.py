@@ -106,7 +106,7 @@ def family() -> type[GRPO | DPO | OnlineDPO]:
         return GRPO
     if name in PREFERENCE_LOSSES.declared():
         return OnlineDPO if cli.given_value("pairs", "stored") == "policy" else DPO
-    raise SystemExit(cli.unknown_algorithm(name))
+    raise cli.refusal(cli.unknown_algorithm(name))
 
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and mistakes are answered at once
@@ -184,7 +184,7 @@ def grpo(config: GRPO) -> None:
     for step in run.steps(first_step, steps):
         stop = early_stop_reason(run.history, config.entropy_floor)
         last = step == steps or stop is not None
-        if last or (step > first_step and step % config.run.save_every == 0):
+        if last or run.save_due(step, multiple_of=config.num_iterations):
             run.save(model, optimizer, tokenizer.file, step, sampler.position, fingerprint=fingerprint, **clipping.state)
         if last or (tasks and config.run.eval_every and step % config.run.eval_every == 0):  # step 0 too: what there was before
             validation = validate(tasks, answer, config.run.eval_examples, run, step)
@@ -227,11 +227,11 @@ def grpo(config: GRPO) -> None:
             metrics.peak(ratio_max=ratio, logp_gap=log_ratio.abs())
 
         rates = optimizer.scale_lr(lr_multiplier(step, warmup=config.optim.warmup, total=steps))
-        clipped = clipping(model)
-        if not clipped.skip:  # skipped: no group had any variance, or the gradient is absurd
-            optimizer.step()
+        clipped, measured = clipping(model), metrics.reduce(sampled_tokens)
+        if run.is_finite(step, batches, measured["loss"], clipped.norm) and not clipped.skip:
+            optimizer.step()  # skipped: no group had any variance, or the gradient is absurd
         optimizer.zero_grad()
-        run.log_step(step, batches, **rollout.stats, **metrics.reduce(sampled_tokens), **rates, **clipped.facts())
+        run.log_step(step, batches, **rollout.stats, **measured, **rates, **clipped.facts())
 
     if config.run.dry_run:
         return
@@ -298,7 +298,7 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
     for step in run.steps(first_step, steps):
         stop = early_stop_reason(run.history, entropy_floor=0.0)  # of pairs that are sampled: stored ones log no groups
         last = step == steps or stop is not None
-        if last or (step > first_step and step % config.run.save_every == 0):
+        if last or run.save_due(step):
             run.save(model, optimizer, tokenizer.file, step, pairs.position, fingerprint=fingerprint, shift=algo.shift)
         if last or (tasks and config.run.eval_every and step % config.run.eval_every == 0):  # step 0 too: what there was before
             validation = validate(tasks, answer, config.run.eval_examples, run, step)
@@ -326,11 +326,11 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
             metrics.add(loss=loss, preference_loss=preference_loss, sft_loss=sft_loss, **algo.log(both))
 
         rates = optimizer.scale_lr(lr_multiplier(step, warmup=config.optim.warmup, total=steps))
-        norm = clip_gradients(model, config.optim.clip)
-        optimizer.step()
+        norm, measured = clip_gradients(model, config.optim.clip), metrics.reduce(number_of_pairs)
+        if run.is_finite(step, micro_batches, measured["loss"], norm):  # else the step is left out
+            optimizer.step()
+            algo.after_step((measured["reward_chosen"] + measured["reward_rejected"]) / 2)
         optimizer.zero_grad()
-        measured = metrics.reduce(number_of_pairs)
-        algo.after_step((measured["reward_chosen"] + measured["reward_rejected"]) / 2)
         run.log_step(step, micro_batches, **pairs.stats, **measured, **rates, gradient_norm=norm)
 
     if config.run.dry_run:
