@@ -10,11 +10,14 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+LARGEST = 10**9  # of an option's numbers
 
 
 class UserError(ValueError):
@@ -49,6 +52,14 @@ def typed(text: str, annotation: type | str, where: str) -> int | float | bool |
     if type(value) not in allowed:
         raise UserError(f"{where} is not of type {name}")
     return value
+
+
+def require_in_range(value: Any, default: Any, where: str) -> None:
+    """UserError for a number that no option means: infinite, or below 0 where the default is not."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        lowest = -math.inf if isinstance(default, int | float) and default < 0 else 0
+        if not lowest <= value <= LARGEST:
+            raise UserError(f"{where} is a number from {lowest:g} to {LARGEST:,}, not {value}")
 
 
 def split_options(text: str) -> list[str]:
@@ -136,6 +147,7 @@ class Registry:
             if key in options:
                 raise UserError(f"{self.kind} {name!r}: option {key!r} is given twice in {spec!r}")
             options[key] = typed(value, known[key].annotation, f"{self.kind} {name!r}: {option!r}")
+            require_in_range(options[key], known[key].default, f"{self.kind} {name!r}: {key}")
         missing = [key for key in allowed if key not in options and known[key].default is inspect.Parameter.empty]
         if missing:
             raise UserError(f"{self.kind} {name!r} also needs {', '.join(missing)}: write {name}:{missing[0]}=...")

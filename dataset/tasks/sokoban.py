@@ -263,6 +263,9 @@ class Sokoban(ReasoningTask):
         self.plays = plays
         if reward not in REWARDS:
             raise UserError(f"sokoban: reward is one of {', '.join(REWARDS)}, not {reward!r}")
+        if boxes < 1 or most < 1 or 2 * boxes + walls >= SIDE * SIDE:
+            raise UserError(f"sokoban:boxes={boxes},walls={walls},most={most}: a plan has a move or more, and a level a box or "
+                            f"more, with a goal for each, on {SIDE * SIDE} squares")
         self.boxes, self.walls, self.most, self.reward_function = boxes, walls, most, REWARDS[reward]
 
     def train(self, stage: str) -> Generated | None:

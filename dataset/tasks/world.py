@@ -16,7 +16,7 @@ from dataset.world.openmoji import LANGUAGES, categories
 from dataset.world.questions import KINDS, PAIR_KINDS, Question, account
 from dataset.world.scenes import CANVAS, Object, Scene, changed_scene, companions, draw_scene, is_new, sample_scene, varied_scene
 from dataset.world.words import mentions
-from model.registry import TASKS
+from model.registry import TASKS, UserError
 
 # Kinds of inventories. Stage 1 has only two, because more kinds at once are learned more slowly.
 PRETRAIN_INVENTORIES = ("place", "exists")
@@ -68,6 +68,8 @@ class World(Task):
 
     def __init__(self, categories: str = "nano", rows: int = 26_500, scenes: int = 3_000, most: int = 4,
                  description_noise: float = 0.8):
+        if scenes < 1:
+            raise UserError("world:scenes=0: name one or more, which the rows are about")
         self.categories, self.rows, self.scenes, self.most, self.noise = categories, rows, scenes, most, description_noise
 
     def scene(self, split: str, i: int) -> Scene:

@@ -22,7 +22,9 @@ import numpy as np
 from PIL import Image
 
 from dataset.world.openmoji import Category, categories, drawing, paste
+from model.registry import UserError
 
+MOST_OBJECTS = 9                 # cells of the canvas
 CANVAS = 96                      # side of a scene in pixels
 CELL = 32                        # side of a cell: a scene has 3 x 3 cells, a cell 2 x 2 patches of the tiny CLIP
 SIZES = range(24, 33, 2)         # side of a drawing in pixels
@@ -121,6 +123,8 @@ def sample_scene(split: str, index: int, which: str = "nano", most: int = 4, lea
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split: train, val or test, not {split!r}")
+    if not 2 <= most <= MOST_OBJECTS:
+        raise UserError(f"most={most}: a scene has up to 2 to {MOST_OBJECTS} objects")
     rng = random.Random(f"world/{which}/{most}/{split}/{index}")
     wants_new = split != "train" and index % 2 == 1
     pool = categories(which)
