@@ -204,7 +204,7 @@ def training_batches(source: Source, processor: Processor, config: TrainingFlags
     steps = config.optim.max_steps or max(1, round(config.epochs * len(batches) / per_step))
     run.print0(f"{len(source):,} {'pairs' if pairs else 'rows'}, {steps} steps of {config.batch_size * per_step} "
                f"on {run.world_size} x {run.device}")
-    if all_files and steps < FEW_STEPS and not config.optim.max_steps:
+    if all_files and steps < FEW_STEPS and not (config.optim.max_steps or run.config.check_data):
         run.print0(f"{steps} steps are few to learn from, and a pass over these rows takes {math.ceil(len(batches) / per_step)}: "
                    f"raise --epochs")
     if run.config.check_data and run.is_main:
