@@ -46,8 +46,8 @@ class FeatureCache:
     def refresh(self) -> None:
         """Read the lists of new shards, also those of other ranks. A truncated shard is dropped: `fill` makes it again."""
         for listing in sorted(set(self.folder.glob("*.json")) - self.listed):
-            keys = json.loads(listing.read_text(encoding="utf-8"))
             try:
+                keys = json.loads(listing.read_text(encoding="utf-8"))
                 shard = np.load(listing.with_suffix(".npy"), mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 print(f"dropping the feature shard {listing.stem}, to be computed again: {error}")
@@ -113,8 +113,12 @@ class FeatureCache:
             if picture.key not in self.place:
                 picture.load()  # raises BadRow for a broken picture
                 raise KeyError(f"no features of {picture.key} in {self.folder}: call fill first")
-        rows = [shard[row] for shard, row in (self.place[picture.key] for picture in pictures)]
-        return torch.from_numpy(np.stack(rows).astype(np.float32))
+        rows = np.stack([shard[row] for shard, row in (self.place[picture.key] for picture in pictures)]).astype(np.float32)
+        if not np.isfinite(rows).all():
+            broken = pictures[int(np.isfinite(rows).all(axis=(1, 2)).argmin())]
+            raise UserError(f"{self.folder} is damaged: the features of a picture ({broken.key}) are not finite. Delete the "
+                            f"folder, and they are computed again")
+        return torch.from_numpy(rows)
 
 
 def encoded_where_possible(pictures: list[Picture], encode: Callable) -> Iterator[tuple[list[Picture], torch.Tensor]]:
