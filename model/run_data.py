@@ -12,6 +12,9 @@ from typing import Any
 
 from model.registry import UserError
 
+ROW_FOLDERS = ("data", "train")  # of a folder of data, which are read as well (dataset/formats/folders.py)
+HASHED = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt")  # files of rows, and texts beside pictures
+
 
 def require_same_data(out: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     """UserError that names the flags and files of a run in `out` that are not those it was started with."""
@@ -32,11 +35,28 @@ def data_settings(settings: Any) -> dict[str, Any]:
         elif field.metadata.get("data"):
             found[field.name] = json.loads(json.dumps(value, default=str))
             named = value if isinstance(value, tuple | list) else [value]
-            files = {str(one): file_fingerprint(path) for one in named
-                     if isinstance(one, str | Path) and field.name != "image_folder" and (path := named_file(one))}
+            files = {str(one): known for one in named if isinstance(one, str | Path) and field.name != "image_folder"
+                     and (known := fingerprint(one))}
             if files:
                 found[f"{field.name} files"] = files
     return found
+
+
+def fingerprint(value: str | Path) -> str | None:
+    """What identifies the data that a flag's value names: of files and folders a hash, of hf:OWNER/NAME the commit that was
+    downloaded; None for what names no data.
+    """
+    path = named_file(value)
+    return file_fingerprint(path) if path else hub_commit(str(value)) if str(value).startswith("hf:") else None
+
+
+def hub_commit(value: str) -> str | None:
+    """The commit of a data set of the Hugging Face hub, hf:OWNER/NAME or hf:OWNER/NAME/FILE, in the hub's own cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    owner, name = (value.removeprefix("hf:").split("/") + [""])[:2]
+    file = Path(HF_HUB_CACHE) / f"datasets--{owner}--{name.partition(':')[0]}" / "refs" / "main"
+    return file.read_text().strip() if file.is_file() else None
 
 
 def named_file(value: Any) -> Path | None:
@@ -48,14 +68,22 @@ def named_file(value: Any) -> Path | None:
 
 
 def file_fingerprint(path: Path, edge: int = 1_000_000) -> str:
-    """Size, first and last megabyte of a file, or of the data files in a folder: other data, another fingerprint."""
+    """Size, first and last megabyte of a file, or of the files in a folder that are read: other data, another fingerprint.
+
+    Of a folder's pictures, which may be many, the name and the size alone.
+    """
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*.json*")) + sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+    places = [path, *(path / name for name in ROW_FOLDERS)]
+    for file in sorted(file for place in places if place.is_dir() for file in place.iterdir()) if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
         size = file.stat().st_size
-        with file.open("rb") as opened:
-            digest.update(f"{file.name if path.is_dir() else ''} {size} ".encode() + opened.read(edge))
-            opened.seek(max(0, size - edge))
-            digest.update(opened.read(edge))
+        digest.update(f"{file.relative_to(path).as_posix() if path.is_dir() else ''} {size} ".encode(errors="backslashreplace"))
+        if file.suffix in HASHED or not path.is_dir():
+            with file.open("rb") as opened:
+                digest.update(opened.read(edge))
+                opened.seek(max(0, size - edge))
+                digest.update(opened.read(edge))
     return digest.hexdigest()[:16]
 
 
