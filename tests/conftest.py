@@ -53,13 +53,15 @@ class Launcher:
         return json.loads(self.process.stdout.readline())
 
     def start(self, script: str | Path, *arguments, cwd: Path, stdin: str = "", env: dict | None = None, die_at_step=None,
-              fresh: bool = False) -> Started:
+              fresh: bool = False, dies_by: int = signal.SIGKILL, die_at_write: int | None = None,
+              file_limit: int | None = None) -> Started:
         self.runs += 1
         streams = {name: self.folder / f"{self.runs}.{name}" for name in ("stdin", "stdout", "stderr")}
         streams["stdin"].write_text(stdin)
         pid = self.request({"start": {
             "argv": [str(ROOT / script), *map(str, arguments)], "cwd": str(cwd), "env": env or {}, "die_at_step": die_at_step,
-            "fresh": fresh, **{name: str(file) for name, file in streams.items()}}})  # fmt: skip
+            "fresh": fresh, "dies_by": dies_by, "die_at_write": die_at_write, "file_limit": file_limit,
+            **{name: str(file) for name, file in streams.items()}}})  # fmt: skip
         return Started(pid, streams)
 
     def wait(self, started: Started, timeout: float = 300) -> Done:

@@ -2,12 +2,15 @@
 
 In:  one JSON request a line: {"start": {...}} or {"wait": pid, "timeout": seconds}.  Out: one JSON answer a line.
 A forked child runs the script exactly as `python SCRIPT ARGUMENTS` would, with its own folder, environment and streams.
-`die_at_step` makes it kill itself with SIGKILL once that step is logged: a crash at a known place.
+`die_at_step` makes it kill itself once that step is logged: a crash at a known place; `dies_by` is the signal, SIGKILL or one
+that a run may answer. `die_at_write` kills it at the n-th file that it writes, before the file has its name; `file_limit` is the
+size in bytes above which the system writes no file, as on a full disk.
 `fresh` makes it import the packages `model` and `dataset` anew, those beside the script: a copy with other files.
 """
 
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -51,17 +54,31 @@ def draw_loss_alone() -> None:
     runtime.draw_curves = draw_loss
 
 
-def die_at(step: int) -> None:
+def die_at(step: int, by: int) -> None:
     from model.runtime import Run
 
-    log = Run.log
+    log, signals = Run.log, [by]
 
     def log_then_die(run, at, **metrics):
         log(run, at, **metrics)
-        if at >= step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if at >= step and signals:
+            os.kill(os.getpid(), signals.pop())
 
     Run.log = log_then_die
+
+
+def die_at_write(count: int) -> None:
+    from model import durable
+
+    flush, flushed = durable.flush, []
+
+    def flush_then_die(path):
+        flush(path)
+        flushed.append(path)
+        if len(flushed) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    durable.flush = flush_then_die
 
 
 def child(request: dict) -> int:
@@ -76,7 +93,11 @@ def child(request: dict) -> int:
         for name in [name for name in sys.modules if name.partition(".")[0] in ("model", "dataset")]:
             del sys.modules[name]
     if request["die_at_step"] is not None:
-        die_at(request["die_at_step"])
+        die_at(request["die_at_step"], request["dies_by"])
+    if request["die_at_write"] is not None:
+        die_at_write(request["die_at_write"])
+    if request["file_limit"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], request["file_limit"]))
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:

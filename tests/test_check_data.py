@@ -12,6 +12,7 @@ from dataset.check_data import check_data
 from dataset.mixture import Mixture, load
 from dataset.preferences import load_preferences
 from tests import tiny
+from tests.conftest import TINY
 from tests.miniatures import lines, llava, png
 
 PROCESSOR = tiny.processor()
@@ -114,3 +115,10 @@ def test_predictions_can_be_read_again(tmp_path):
            "image_urls": [picture.address for picture in source[0].pictures]}  # fmt: skip
     again = load(lines(tmp_path / "predictions.jsonl", [json.loads(json.dumps(row))]), need_answer=False)
     assert again[0].pictures == source[0].pictures
+
+
+def test_a_check_of_the_data_gives_no_advice_about_steps(run_script, tmp_path):
+    lines(tmp_path / "rows.jsonl", [{"text": "alone"}] * 3)
+    for more, advised in (("--check_data", False), ("--dry_run", True)):
+        done = run_script("1-pretrain_vlm.py", *TINY, "--data", "rows.jsonl", more, cwd=tmp_path)
+        assert ("are few to learn from" in done.out) == advised

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from dataset.tokenizer import MODEL_FILE
 from model import checkpoint
-from model.checkpoint import load, load_resume, save, save_resume
+from model.checkpoint import load, save
 from model.encoder.clip import clip_random
 from model.optimizer import make_optimizer
 from model.recipe import Mode, set_trainable
 from model.registry import ENCODERS
+from model.resume import load_resume, save_resume
 from tests import tiny
 from tests.conftest import mixed_arguments
 
@@ -144,17 +145,17 @@ class Crash(Exception):
     pass
 
 
-@pytest.mark.parametrize("writer", ["save_file", "os.replace"])
+@pytest.mark.parametrize("writer", ["model.tensor_file.save_file", "os.replace"])
 def test_a_crash_while_saving_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch, writer):
     model = tiny.vlm()
     save(tmp_path, model, MODEL_FILE)
 
     def crash(*arguments, **options):
-        if writer == "save_file":
+        if writer.endswith("save_file"):
             arguments[1].write_bytes(b"half of it")
         raise Crash
 
-    monkeypatch.setattr(f"model.checkpoint.{writer}", crash)
+    monkeypatch.setattr(writer, crash)
     with torch.no_grad():
         model.connector.proj.weight.add_(1)
     with pytest.raises(Crash):
@@ -172,7 +173,7 @@ def trained_a_little(model, steps: int = 2):
     return optimizer
 
 
-@pytest.mark.parametrize("writer", ["save_file", "torch.save", "os.replace"])
+@pytest.mark.parametrize("writer", ["model.tensor_file.save_file", "torch.save", "os.replace"])
 def test_a_crash_while_saving_for_resume_leaves_the_step_before(tmp_path, monkeypatch, writer):
     model = tiny.vlm()
     optimizer = trained_a_little(model)
@@ -183,7 +184,7 @@ def test_a_crash_while_saving_for_resume_leaves_the_step_before(tmp_path, monkey
         raise Crash
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"model.checkpoint.{writer}", crash)
+        patched.setattr(writer, crash)
         trained_a_little(model)
         with pytest.raises(Crash):
             save_resume(tmp_path, model, optimizer, {"step": 2}, rank=0, world_size=1)
@@ -219,12 +220,13 @@ def test_resuming_puts_everything_back(tmp_path):
             assert all(torch.equal(state[name], restored[part]["state"][index][name]) for name in state)
 
 
-def test_only_the_newest_step_is_kept(tmp_path):
+@pytest.mark.parametrize(("keep", "left"), [(1, ["1000000"]), (2, ["000900", "1000000"])])
+def test_only_the_newest_steps_are_kept(keep, left, tmp_path):
     model = tiny.vlm()
     optimizer = trained_a_little(model)
     for step in (5, 900, 1000000, 1000000):
-        save_resume(tmp_path, model, optimizer, {"step": step}, rank=0, world_size=1)
-    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["1000000"]
+        save_resume(tmp_path, model, optimizer, {"step": step}, rank=0, world_size=1, keep=keep)
+    assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == left
 
 
 def test_a_frozen_pretrained_encoder_is_not_stored_for_resuming_either(tmp_path, named, monkeypatch):

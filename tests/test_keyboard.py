@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from model import checkpoint, cli
 from model.flags import Bounds, Share, outside
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
 from model.runtime import duration
+from model.stopping import Stopped
 from tests import tiny
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 
@@ -140,12 +142,19 @@ def raising(error: BaseException):
 @pytest.mark.parametrize(("error", "line"), [
     (UserError("no"), "no"), (FileNotFoundError("no data"), "no data"),
     (PermissionError(13, "Permission denied", "out/x"), "out/x: Permission denied"),
-    (FloatingPointError("the gradient norm is nan"), "the gradient norm is nan"), (KeyboardInterrupt(), "\ninterrupted"),
+    (FloatingPointError("the gradient norm is nan"), "the gradient norm is nan"),
     (MemoryError(), "out of memory: lower --batch_size"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(error, line):
     with pytest.raises(SystemExit, match=f"^{re.escape(line)}"):
         cli.run(raising(error), None)
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (Stopped(signal.SIGTERM), 143)])
+def test_a_signal_is_one_line_and_the_exit_status_of_shells(error, status, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(raising(error), None)
+    assert end.value.code == status and len(capsys.readouterr().err.splitlines()) == 2
 
 
 @pytest.mark.parametrize("error", [ValueError("shape"), KeyError("x"), RuntimeError("mat1 and mat2")])
@@ -154,11 +163,31 @@ def test_a_bug_keeps_its_traceback(error):
         cli.run(raising(error), None)
 
 
-def test_only_the_first_rank_tells_a_mistake(monkeypatch):
+@pytest.fixture
+def waited(monkeypatch) -> list[float]:
+    """The process is rank 1; how long it waited for torchrun to end it."""
+    times: list[float] = []
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("model.cli.time.sleep", times.append)
+    monkeypatch.setattr("model.cli.signal.signal", lambda *_: None)
+    return times
+
+
+def test_another_rank_tells_a_mistake_only_where_nobody_ended_it_before(waited, capsys):
     with pytest.raises(SystemExit) as end:
         cli.run(raising(UserError("no")), None)
-    assert end.value.code == 1
+    assert end.value.code == 1 and waited == [cli.ALONE] and capsys.readouterr().err == "rank 1: no\n"
+
+
+def test_another_rank_waits_with_a_wrong_flag_too(waited, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(RunOnly, ["--see", "3"])
+    assert waited == [cli.ALONE] and re.fullmatch("rank 1: unknown flag or value --see; .*--seed.*\n", capsys.readouterr().err)
+
+
+@dataclass
+class RunOnly:
+    seed: int = 0
 
 
 # ---------------------------------------------------------------- consoles

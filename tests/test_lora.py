@@ -11,10 +11,11 @@ from torch import nn
 
 from dataset.tokenizer import MODEL_FILE
 from model import checkpoint, lora
-from model.checkpoint import load, load_resume, save, save_resume
+from model.checkpoint import load, save
 from model.optimizer import make_optimizer
 from model.recipe import Mode, count_trainable, set_trainable
 from model.registry import UserError
+from model.resume import load_resume, save_resume
 from tests import tiny
 
 

@@ -15,7 +15,7 @@ import torch
 from dataset.formats import folders
 from dataset.formats.folders import READERS
 from dataset.tokenizer import MODEL_FILE
-from model import checkpoint, run_folder
+from model import checkpoint, resume, run_folder
 from model.flag_file import as_mapping, from_mapping
 from model.registry import UserError
 from model.run_folder import fingerprint
@@ -130,7 +130,7 @@ def test_files_of_a_checkpoint_are_read_by_whom_the_umask_lets(umask, mode, tmp_
     model, before = tiny.vlm(), os.umask(umask)
     try:
         checkpoint.save(tmp_path / "out", model, MODEL_FILE)
-        checkpoint.save_resume(tmp_path / "out", model, OPTIMIZER, {"step": 1}, 0, 1)
+        resume.save_resume(tmp_path / "out", model, OPTIMIZER, {"step": 1}, 0, 1)
     finally:
         os.umask(before)
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]

@@ -104,9 +104,8 @@ def test_long_gradients_are_scaled_down_and_short_ones_left_alone():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_stops_the_run(value):
-    with pytest.raises(FloatingPointError, match="gradient norm is (nan|inf).*lower --lr"):
-        clip_gradients(with_gradient(1.0, value), 1.0)
+def test_the_norm_of_a_gradient_that_is_no_number_says_so(value):
+    assert not math.isfinite(clip_gradients(with_gradient(1.0, value), 1.0))
 
 
 # ---------------------------------------------------------------- a run of one process

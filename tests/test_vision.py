@@ -15,6 +15,7 @@ from dataset.vision import feature_cache, image_processor
 from dataset.vision.feature_cache import FeatureCache
 from dataset.vision.image_processor import ImageProcessor, OneRank
 from dataset.vision.loading import from_base64, from_name
+from model.registry import UserError
 from tests.test_images import gradient, saved
 
 TOKENS, DIM = 3, 4
@@ -130,6 +131,25 @@ def test_a_shard_that_was_cut_short_is_computed_again(cache, size, capsys):
     reread.fill(PICTURES, encode, rank=0, world=1)
     assert encode.seen == 4
     assert torch.equal(reread.get(tuple(PICTURES)), Encode()(PICTURES).half().float())
+
+
+@pytest.mark.parametrize("kind", ["*.json", "*.npy"])
+def test_a_shard_with_half_a_file_is_computed_again(kind, cache):
+    cache.fill(PICTURES, Encode(), rank=0, world=1)
+    file = next(cache.folder.glob(kind))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    again(cache).fill(PICTURES, Encode(), rank=0, world=1)
+    assert set(again(cache).place) == {picture.key for picture in PICTURES}
+
+
+def test_features_that_are_not_finite_are_refused(cache):
+    cache.fill(PICTURES, Encode(), rank=0, world=1)
+    for file in cache.folder.glob("*.npy"):
+        shard = np.load(file)
+        shard[:, 0, 0] = np.nan
+        np.save(file, shard)
+    with pytest.raises(UserError, match="the features of a picture .* are not finite. Delete the folder"):
+        again(cache).get((PICTURES[1],))
 
 
 def test_a_shard_without_its_list_was_never_finished(cache):
