@@ -18,7 +18,7 @@ from dataset.tokenizer import MODEL_FILE
 from model import checkpoint, resume, run_folder
 from model.flag_file import as_mapping, from_mapping
 from model.registry import UserError
-from model.run_folder import fingerprint
+from model.run_data import fingerprint
 from tests import tiny
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_structure import CONFIGS, config_class
