@@ -150,11 +150,27 @@ def test_a_mistake_is_one_line(error, line):
         cli.run(raising(error), None)
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (Stopped(signal.SIGTERM), 143)])
-def test_a_signal_is_one_line_and_the_exit_status_of_shells(error, status, capsys):
+def noted(error: BaseException) -> BaseException:
+    error.add_note("3 of 9 answered")
+    return error
+
+
+@pytest.mark.parametrize(("error", "status", "line"), [
+    (KeyboardInterrupt(), 130, "
+stopped by SIGINT
+"), (Stopped(signal.SIGTERM), 143, "
+stopped by SIGTERM
+"),
+    (noted(KeyboardInterrupt()), 130, "
+3 of 9 answered
+"), (noted(Stopped(signal.SIGTERM)), 143, "
+3 of 9 answered
+"),
+])  # fmt: skip
+def test_a_signal_is_one_line_and_the_exit_status_of_shells(error, status, line, capsys):
     with pytest.raises(SystemExit) as end:
         cli.run(raising(error), None)
-    assert end.value.code == status and len(capsys.readouterr().err.splitlines()) == 2
+    assert end.value.code == status and capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize("error", [ValueError("shape"), KeyError("x"), RuntimeError("mat1 and mat2")])
