@@ -53,17 +53,12 @@ def token_tensors(documents: Sequence[Document]) -> dict[str, Tensor]:
 
 def pad(documents: Sequence[Document], images: Images, pad_id: int) -> dict:
     """The same tensors with one document per row, padded on the right to the longest, for generation."""
-    shape = (len(documents), max(len(document) for document in documents))
-    batch = {
-        "input_ids": torch.full(shape, pad_id),
-        "labels": torch.full(shape, IGNORE),
-        "position_ids": torch.zeros(shape, dtype=torch.long),
-        "document_ids": torch.full(shape, -1),
-    }
-    for row, document in enumerate(documents):
-        for name, values in token_tensors([document]).items():
-            batch[name][row, : len(document)] = values[0]
-        batch["document_ids"][row, : len(document)] = row
+    lengths = torch.tensor([len(document) for document in documents])
+    real = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
+    padding = {"input_ids": pad_id, "labels": IGNORE, "position_ids": 0, "document_ids": -1}
+    batch = {name: torch.full(real.shape, value) for name, value in padding.items()}
+    for name, values in token_tensors(documents).items():
+        batch[name][real] = values[0]
     return {**batch, **image_tensors(documents, images), "ids": [document.id for document in documents]}
 
 
