@@ -6,8 +6,8 @@ In:  lists of chat messages.  Out: the judge's reply to each, or the reason why 
     judge = Judge("qwen3", url="http://localhost:8000/v1")              a local server (vLLM, llama.cpp, Ollama) needs no key
     replies = judge.ask([[message("Is the sky green?")], [message("What is this?", [picture])]])
 
-Replies are stored in a file, so an interrupted run continues where it stopped; failed requests are sent again.
-A failure is a value of its own: it is counted separately and never becomes a score.
+Replies are stored in a file with their tokens, so an interrupted run continues where it stopped; the next run sends failed
+requests again, and those whose reply could not be read. A failure is a value of its own: it never becomes a score.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import json
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from dataset.formats.files import complete_lines
 from dataset.images import Picture, png
 from model.registry import Registry, UserError
 
@@ -35,6 +37,14 @@ LONGEST_WORD = 16  # letters of a variable's name without an underscore between 
 
 class NoJudge(UserError):
     """There is no judge: neither an address nor a key is given."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a judge replied, and the tokens that it read and wrote for it."""
+
+    text: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -74,18 +84,23 @@ class Judge:
     cache     a jsonl file of replies, by model and messages; None: replies are not stored
     workers   requests sent at the same time
     timeout   seconds to wait for one reply
-    retries   how often a request is repeated after a time-out, a lost connection, or status 408, 409, 429 or 5xx
+    retries   how often a request is repeated after a time-out, a lost connection, or status 408, 409, 429 or 5xx: after as long
+              as the server's Retry-After says, else after half a second, then twice as long each time up to 8 s, less a random
+              quarter (the library openai does this)
+    tokens    read and written for the replies so far, those of stored replies included; 0 from a server that does not count
 
     The constructor raises NoJudge without url and key, UserError without a model name or the library, or for a key in the place
     of a variable's name.
     """
 
     def __init__(self, model: str, url: str = "", key: str = "OPENAI_API_KEY", cache: Path | None = CACHE, workers: int = 8,
-                 timeout: float = 120.0, retries: int = 4, max_tokens: int = 2048):  # fmt: skip
+                 timeout: float = 120.0, retries: int = 6, max_tokens: int = 2048):  # fmt: skip
         require_variable(key)
         if not url and not os.environ.get(key):
             raise NoJudge(f"no judge: give judge=URL (any server with the OpenAI chat API, such as http://localhost:8000/v1), "
                           f"or put OpenAI's key into the environment variable {key}")  # fmt: skip
+        if url and not url.startswith(("http://", "https://")):
+            raise UserError(f"judge={url} is no address: give one such as http://localhost:8000/v1")
         if not model:
             raise UserError("a judge needs its name on the server: give model=NAME")
         if importlib.util.find_spec("openai") is None:  # checked now, and not after an hour of answers
@@ -94,28 +109,38 @@ class Judge:
         self.workers, self.timeout, self.retries = workers, timeout, retries
         self.cache, self.lock = cache, threading.Lock()
         self.known = read_cache(cache) if cache else {}
+        self.tokens = 0
 
     def fingerprint(self, messages: list[dict]) -> str:
         """A hash of model and messages: the key that a reply is stored under, wherever the model runs."""
         request = json.dumps([self.model, self.max_tokens, messages], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(request.encode()).hexdigest()
 
-    def ask(self, questions: Sequence[list[dict]]) -> list[str | Failure]:
-        """The reply to each list of messages, in their order. Equal requests are sent once."""
+    def ask(self, questions: Sequence[list[dict]], read: Callable[[str], object] = str) -> list[str | Failure]:
+        """The reply to each list of messages, in their order. Equal requests are sent once.
+
+        read   what will be made of a reply; where it is a `Failure`, a stored reply does not count and the judge is asked anew
+        """
         import openai
 
         # A server that needs no key gets a placeholder: the client library insists on one.
         client = openai.OpenAI(base_url=self.url or None, api_key=os.environ.get(self.key) or "none", timeout=self.timeout,
                                max_retries=self.retries)  # fmt: skip
         keys = [self.fingerprint(messages) for messages in questions]
-        new = {key: messages for key, messages in zip(keys, questions) if key not in self.known}
+        new = {key: messages for key, messages in zip(keys, questions)
+               if key not in self.known or isinstance(read(self.known[key].text), Failure)}  # fmt: skip
         with client, ThreadPoolExecutor(self.workers) as pool:
-            replies = pool.map(lambda key: self.reply(client, key, new[key]), new)
-            progress = tqdm(replies, total=len(new), desc=f"judge {self.model}", disable=not new, leave=False)
-            failed = {key: reply for key, reply in zip(new, progress) if isinstance(reply, Failure)}
-        return [self.known[key] if key in self.known else failed[key] for key in keys]
+            sent = pool.map(lambda key: self.reply(client, key, new[key]), new)
+            progress = tqdm(sent, total=len(new), desc=f"judge {self.model}", disable=not new, leave=False)
+            replies = {**self.known, **dict(zip(new, progress, strict=True))}
+        tokens = sum(reply.tokens for key in set(keys) if isinstance(reply := replies[key], Reply))
+        self.tokens += tokens
+        if new:
+            failed = sum(isinstance(replies[key], Failure) for key in new)
+            print(f"judge {self.model}: {len(new)} requests, {failed} failed; {tokens:,} tokens for all {len(set(keys))} replies")
+        return [reply.text if isinstance(reply := replies[key], Reply) else reply for key in keys]
 
-    def reply(self, client, key: str, messages: list[dict]) -> str | Failure:
+    def reply(self, client, key: str, messages: list[dict]) -> Reply | Failure:
         """One reply, stored under its key. It is read from the raw response, which may be the HTML page of a proxy."""
         import openai
 
@@ -123,39 +148,35 @@ class Judge:
             response = client.chat.completions.with_raw_response.create(
                 model=self.model, messages=messages, temperature=0.0, max_tokens=self.max_tokens
             )
-            text = json.loads(response.text)["choices"][0]["message"]["content"]
+            body = json.loads(response.text)
+            text, usage = body["choices"][0]["message"]["content"], body.get("usage") or {}
+            tokens = int(usage.get("total_tokens") or 0)
         except openai.OpenAIError as error:
             return Failure(f"{type(error).__name__}: {error}")
-        except (json.JSONDecodeError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             return Failure(f"the server's reply is not a chat completion ({type(error).__name__}: {error})")
         if not isinstance(text, str) or not text.strip():
             return Failure("an empty reply")
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be written to a file
+        reply = Reply(text, tokens)
         with self.lock:
-            self.store(key, text)
-        return text
+            self.store(key, reply)
+        return reply
 
-    def store(self, key: str, reply: str) -> None:
+    def store(self, key: str, reply: Reply) -> None:
         """Put a reply into memory and, at once, onto the disk."""
         self.known[key] = reply
         if self.cache:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             with self.cache.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "model": self.model, "reply": reply}, ensure_ascii=False) + "\n")
+                row = {"key": key, "model": self.model, "reply": reply.text, "tokens": reply.tokens}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_cache(file: Path) -> dict[str, str]:
-    """The stored replies, by key. A last line that an interrupted run left incomplete is removed, so it is requested again."""
-    known = {}
-    if file.is_file():
-        text = file.read_text(encoding="utf-8")
-        if text and not text.endswith("\n"):
-            text = text[: text.rfind("\n") + 1]
-            file.write_text(text, encoding="utf-8")
-        for line in text.split("\n")[:-1]:  # not splitlines: a reply may hold U+2028
-            row = json.loads(line)
-            known[row["key"]] = row["reply"]
-    return known
+def read_cache(file: Path) -> dict[str, Reply]:
+    """The stored replies, by key; of several the last. A line that an interrupted run left incomplete is requested again."""
+    rows = map(json.loads, complete_lines(file))
+    return {row["key"]: Reply(row["reply"], row.get("tokens", 0)) for row in rows}
 
 
 def make_judge(options: str) -> Judge:
@@ -175,9 +196,15 @@ def judge_or_none(task: str, judge: str, model: str, key: str) -> Judge | None:
         return None
 
 
-def failures(task: str, replies: Sequence[object]) -> int:
-    """The number of failures; prints the first reason."""
-    failed = [reply for reply in replies if isinstance(reply, Failure)]
-    if failed:
-        print(f"{task}: {len(failed)} of {len(replies)} judgements failed and are not scored; the first: {failed[0].reason}")
-    return len(failed)
+def failures(task: str, replies: Sequence[object], ids: Sequence[str] = ()) -> int:
+    """The number of failures. Prints each reason with the questions (`ids`) that failed for it."""
+    failed: dict[str, list[str]] = defaultdict(list)
+    for id, reply in zip(ids or [str(k) for k in range(len(replies))], replies, strict=True):
+        if isinstance(reply, Failure):
+            failed[reply.reason].append(id)
+    count = sum(map(len, failed.values()))
+    if count:
+        print(f"{task}: {count} of {len(replies)} judgements failed and are not scored; the same command asks only these again")
+    for reason, of in failed.items():
+        print(f"  {reason}: {', '.join(of)}")
+    return count

@@ -26,7 +26,9 @@ class FakeJudge:
     def __init__(self, reply):
         self.reply, self.asked = reply, []
 
-    def ask(self, questions):
+    tokens = 0
+
+    def ask(self, questions, read=str):
         texts = [messages[-1]["content"] for messages in questions]
         self.asked += texts
         return [self.reply(text) for text in texts]

@@ -48,12 +48,16 @@ class Handler(BaseHTTPRequestHandler):
             reply = "late"
         if isinstance(reply, str):
             choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
-            reply = 200, json.dumps({"id": "1", "object": "chat.completion", "model": request["model"], "choices": [choice]})
+            usage = {"prompt_tokens": 10, "completion_tokens": len(reply), "total_tokens": 10 + len(reply)}
+            reply = 200, json.dumps({"id": "1", "object": "chat.completion", "model": request["model"], "choices": [choice],
+                                     "usage": usage})  # fmt: skip
         with server.lock:
             server.together -= 1
-        status, body = reply
+        status, body, *headers = reply
         try:
             self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(body.encode())
@@ -127,6 +131,45 @@ def test_a_server_that_fails_now_and_then_is_asked_again(serve):
 
     assert ask(serve(flaky), ["?"], retries=2) == ["here"]
     assert len(tries) == 2
+
+
+def test_a_server_that_says_how_long_to_wait_is_waited_for(serve):
+    times = []
+
+    def busy(text):
+        times.append(time.time())
+        return (429, "{}", ("Retry-After", "1")) if len(times) == 1 else "here"
+
+    assert ask(serve(busy), ["?"], retries=1) == ["here"]
+    assert 1 <= times[1] - times[0] < 5
+
+
+def test_tokens_are_counted_and_kept_with_the_replies(serve, tmp_path, capsys):
+    server, cache = serve(lambda text: (400, "{}") if text == "b" else text), tmp_path / "judge.jsonl"
+    for printed in ("judge m: 3 requests, 1 failed; 25 tokens for all 3 replies", "judge m: 1 requests, 1 failed; 25 tokens"):
+        judge = Judge("m", server.url, cache=cache, retries=0)
+        replies = judge.ask([[message(text)] for text in ("a", "b", "aaaa", "a")])
+        assert [isinstance(reply, Failure) for reply in replies] == [False, True, False, False] and judge.tokens == 11 + 14
+        assert printed in capsys.readouterr().out
+
+
+def test_a_stored_reply_that_says_nothing_is_asked_for_again(serve, tmp_path):
+    said = iter(["hm", "7", "8"])
+    server, cache = serve(lambda text: next(said)), tmp_path / "judge.jsonl"
+
+    def number(reply):
+        return int(reply) if reply.isdigit() else Failure("no number")
+
+    def asked(read):
+        return Judge("m", server.url, cache=cache).ask([[message("How many?")]], read)
+
+    assert [asked(number), asked(number), asked(number), asked(str)] == [["hm"], ["7"], ["7"], ["7"]]
+    assert len(server.requests) == 2
+
+
+def test_an_address_without_its_scheme_is_told_at_once():
+    with pytest.raises(ValueError, match="judge=localhost:8000/v1 is no address: give one such as http://localhost:8000/v1"):
+        Judge("m", "localhost:8000/v1")
 
 
 def test_a_server_that_always_fails_is_a_failure_with_its_reason(serve):
@@ -252,9 +295,12 @@ def test_a_missing_library_is_told_before_anything_is_generated(monkeypatch):
         Judge("m", "http://localhost:1/v1")
 
 
-def test_failures_are_counted_and_the_first_reason_is_told(capsys):
-    assert failures("mmhal", ["a", Failure("asleep"), 3, Failure("gone")]) == 2
-    assert "2 of 4 judgements failed and are not scored; the first: asleep" in capsys.readouterr().out
+def test_failures_are_counted_and_listed_by_their_reason(capsys):
+    failed = [Failure("asleep"), "a", 3, Failure("gone"), Failure("asleep")]
+    assert failures("mmhal", failed, ["q0", "q1", "q2", "q3", "q4"]) == 3
+    head, *reasons = capsys.readouterr().out.splitlines()
+    assert head == "mmhal: 3 of 5 judgements failed and are not scored; the same command asks only these again"
+    assert reasons == ["  asleep: q0, q4", "  gone: q3"]
     assert failures("mmhal", ["a"]) == 0 and not capsys.readouterr().out
 
 

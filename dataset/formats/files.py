@@ -142,3 +142,12 @@ if __name__ == "__main__":
             parser.error(f"{args.path}: a file of {', '.join(READERS)} is expected")
         source = FileSource(args.path, args.path.parent, allow_urls=False, need_answer=True).tell()
         print(f"{len(source):,} rows; the first: {source[0]}")
+
+
+def complete_lines(file: Path) -> list[str]:
+    """The lines of a file that grows by appending. A last one that an interrupted run left incomplete is removed from it."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if text and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        file.write_text(text, encoding="utf-8")
+    return text.split("\n")[:-1]  # not splitlines: an answer may hold U+2028

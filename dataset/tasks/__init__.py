@@ -60,10 +60,12 @@ class Task:
 
     size   pictures of the test set; a picture may have several questions
     rows   examples of "train" that stage 2 learns from: set it in __init__, and RL begins after them
+    judge  the model that rates answers where no rule can (dataset/judge.py)
     """
 
     size = 500
     rows = 0
+    judge: Any = None
 
     def train(self, stage: str) -> Source | None:
         """The conversations to learn from in stage "pretrain" (script 1) or "sft" (script 2); None where the task has none."""

@@ -98,8 +98,8 @@ class MMHal(Task):
             return [None] * len(answers), {"judged": 0}
         prompts = [JUDGE.format(contents=e.tags[0], question=e.prompt.messages[-1].text, reference=e.answer, answer=a)
                  for e, a in zip(examples, answers, strict=True)]  # fmt: skip
-        ratings = [rating(reply) for reply in self.judge.ask([[message(text)] for text in prompts])]
-        failed = failures("mmhal", ratings)
+        ratings = [rating(reply) for reply in self.judge.ask([[message(text)] for text in prompts], rating)]
+        failed = failures("mmhal", ratings, [example.prompt.id for example in examples])
         scores = [None if isinstance(mark, Failure) else mark / 6 for mark in ratings]
         return scores, {**summary(ratings, [example.kind for example in examples]),
                         "judged": len(ratings) - failed, "judge_failures": failed}  # fmt: skip

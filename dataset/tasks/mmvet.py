@@ -92,9 +92,9 @@ class MMVet(Task):
         for example, answer in zip(examples, answers, strict=True):
             reference = example.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
             texts.append(before + "\n" + " | ".join([example.prompt.messages[-1].text, reference, answer, ""]))
-        grades = [grade(reply) for reply in self.judge.ask([[message(text)] for text in texts])]
+        grades = [grade(reply) for reply in self.judge.ask([[message(text)] for text in texts], grade)]
         failed = [k for k, one in enumerate(grades) if isinstance(one, Failure)]
-        for k, reply in zip(failed, self.judge.ask([[message(texts[k] + AGAIN)] for k in failed]), strict=True):
+        for k, reply in zip(failed, self.judge.ask([[message(texts[k] + AGAIN)] for k in failed], grade), strict=True):
             grades[k] = grade(reply)
         return grades
 
@@ -114,7 +114,7 @@ class MMVet(Task):
         if self.judge is None and not self.grades:
             return [None] * len(answers), {"judged": 0, **rule}
         grades = self.judged(examples, answers) if self.judge else self.read_grades(examples)
-        failed = failures("mmvet", grades)
+        failed = failures("mmvet", grades, [example.prompt.id for example in examples])
         valid = [(example, one) for example, one in zip(examples, grades) if not isinstance(one, Failure)]
         metrics: dict[str, float] = {}
         if valid:

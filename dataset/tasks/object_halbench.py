@@ -9,8 +9,9 @@ judge, model, key    a judge that extracts the objects of an answer, as in the p
 
 rsp = answers that name an absent object / answers that name any of the 80.  men = absent objects / objects, each counted once
 per answer; an answer of three words or fewer names none. An object is present if it has a mask in the picture or is named in
-one of its human captions. The paper's extractor is GPT-3.5; with the rule (`by_rule` 1) scores are close to its scores, not
-equal: the synonyms are the same, and which words of an answer are objects is decided by rules.
+one of its human captions. The paper's extractor is GPT-3.5. With the rule (`by_rule` 1) scores do not compare with its scores:
+the synonyms are the same, and which words of an answer are objects is decided by rules (dataset/README.md says how far they
+are from the official rules for captions).
 """
 
 from __future__ import annotations
@@ -283,7 +284,7 @@ class ObjectHalBench(Task):
             extracted: list = [objects(answers[k]) for k in long]
         else:
             prompts = [EXTRACT.format(question=examples[k].prompt.messages[-1].text, answer=answers[k]) for k in long]
-            extracted = [listed(reply) for reply in self.judge.ask([[message(text)] for text in prompts])]
+            extracted = [listed(reply) for reply in self.judge.ask([[message(text)] for text in prompts], listed)]
         for k, named in zip(long, extracted, strict=True):
             found[k] = named
         return found
@@ -295,7 +296,7 @@ class ObjectHalBench(Task):
         """
         named = self.extracted(examples, answers)
         print(f"object_halbench: objects read by {'the rule' if self.judge is None else self.judge.model}")
-        failed = failures("object_halbench", named)
+        failed = failures("object_halbench", named, [example.prompt.id for example in examples])
         present = [set(example.answer.split(", ")) - {""} for example in examples]
         judged = [(objects, truth) for objects, truth in zip(named, present) if not isinstance(objects, Failure)]
         scores = [None if isinstance(objects, Failure) or not objects else float(set(objects.values()) <= truth)

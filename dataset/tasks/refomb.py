@@ -76,9 +76,13 @@ def compared(judge: Judge, examples: Sequence[Example], answers: Sequence[str], 
         first, second = (answer, example.answer) if ours == "A" else (example.answer, answer)
         question = example.prompt.messages[-1].text
         prompts.append(COMPARE.format(description=example.tags[0], question=question, first=first, second=second))
-    reviews = judge.ask([[message(text)] for text in prompts])
+
+    def ask(texts: list[str]) -> list[str | Failure]:
+        return judge.ask([[message(text)] for text in texts], lambda reply: verdict(reply, ours))
+
+    reviews = ask(prompts)
     reviewed = [k for k, review in enumerate(reviews) if not isinstance(review, Failure)]
-    replies = judge.ask([[message(TRUST.format(review=reviews[k]))] for k in reviewed])
+    replies = ask([TRUST.format(review=reviews[k]) for k in reviewed])
     trust = {k: verdict(reply, ours) for k, reply in zip(reviewed, replies)}
     return [verdict(review, ours) for review in reviews], [trust.get(k, review) for k, review in enumerate(reviews)]
 
@@ -112,8 +116,9 @@ class RefoMB(Task):
         orders = [compared(self.judge, examples, answers, ours) for ours in ("BA" if self.swap else "B")]
         wins = [mean_verdict(*points) for points in zip(*(order[0] for order in orders))]
         trust = [mean_verdict(*points) for points in zip(*(order[1] for order in orders))]
-        failed = failures("refomb", wins)
-        failed_trust = failures("refomb, trustworthiness", trust)
+        ids = [example.prompt.id for example in examples]
+        failed = failures("refomb", wins, ids)
+        failed_trust = failures("refomb, trustworthiness", trust, ids)
         valid = [(example, point) for example, point in zip(examples, wins) if not isinstance(point, Failure)]
         valid_trust = [point for point in trust if not isinstance(point, Failure)]
         metrics: dict[str, float] = {"judged": len(valid), "judge_failures": failed, "trust_failures": failed_trust}
