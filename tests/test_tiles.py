@@ -261,11 +261,11 @@ def test_cached_features_are_those_of_the_tiles_and_no_picture_finds_those_of_an
     cached.prepare([WIDE, SMALL, TALL])
     assert len(cached.features.place) == 7 + 1 + 3
     tiles = [tile for picture in (TALL, WIDE, SMALL) for tile in now.tiles(picture)]
-    assert torch.equal(cached(tiles), now.encode(tiles).half().float())
+    assert torch.equal(cached(tiles), now.encode(now.pixels(tiles)).half().float())
     plain = ImageProcessor(model.encoder, fit, 0, tmp_path, OneRank())
     plain.prepare([WIDE])  # the same folder, without tiles
-    assert torch.equal(plain([WIDE]), plain.encode([WIDE]).half().float())
-    assert torch.equal(cached(tiles), now.encode(tiles).half().float())
+    assert torch.equal(plain([WIDE]), plain.encode(plain.pixels([WIDE])).half().float())
+    assert torch.equal(cached(tiles), now.encode(now.pixels(tiles)).half().float())
 
 
 def test_a_tile_goes_to_the_encoder_pixel_by_pixel_whatever_the_fit():

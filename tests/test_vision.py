@@ -57,14 +57,22 @@ def picture(shade: int) -> Picture:
     return from_image(Image.new("RGB", (4, 4), (shade, 0, 0)))
 
 
+def opened(pictures):
+    [picture.load() for picture in pictures]
+    return pictures
+
+
 class Encode:
-    """Pictures -> (n, P, D): the picture's shade everywhere. It counts them."""
+    """Pictures, or their pixels -> (n, P, D): the picture's shade everywhere. It counts them."""
 
     def __init__(self):
         self.seen = 0
 
     def __call__(self, pictures):
-        shades = [picture.load().getpixel((0, 0))[0] for picture in pictures]
+        if isinstance(pictures, torch.Tensor):  # normalised by a mean and a std of 0.5
+            shades = ((pictures[:, 0, 0, 0] * 0.5 + 0.5) * 255).round().tolist()
+        else:
+            shades = [picture.load().getpixel((0, 0))[0] for picture in pictures]
         self.seen += len(pictures)
         return torch.tensor(shades)[:, None, None].expand(-1, TOKENS, DIM).float() / 7
 
@@ -90,7 +98,7 @@ def again(cache: FeatureCache) -> FeatureCache:
 
 def test_features_are_what_the_encoder_gives_to_half_precision(cache):
     encode = Encode()
-    cache.fill(PICTURES, encode, rank=0, world=1)
+    cache.fill(PICTURES, opened, encode, rank=0, world=1)
     features = again(cache).get((PICTURES[9], PICTURES[2], PICTURES[2]))
     assert features.dtype == torch.float32
     assert torch.equal(features, encode([PICTURES[9], PICTURES[2], PICTURES[2]]).half().float())
@@ -98,9 +106,9 @@ def test_features_are_what_the_encoder_gives_to_half_precision(cache):
 
 def test_each_picture_is_encoded_once_ever(cache):
     encode = Encode()
-    cache.fill(PICTURES[:6] + PICTURES[:6], encode, rank=0, world=1)
-    cache.fill(PICTURES, encode, rank=0, world=1)
-    again(cache).fill(PICTURES, encode, rank=0, world=1)
+    cache.fill(PICTURES[:6] + PICTURES[:6], opened, encode, rank=0, world=1)
+    cache.fill(PICTURES, opened, encode, rank=0, world=1)
+    again(cache).fill(PICTURES, opened, encode, rank=0, world=1)
     assert encode.seen == 10
 
 
@@ -108,14 +116,14 @@ def test_ranks_share_the_work_and_see_each_others(cache):
     encoders = [Encode(), Encode()]
     ranks = [cache, again(cache)]
     for rank in (0, 1):  # as if at once: neither has seen the other's shards
-        ranks[rank].fill(PICTURES, encoders[rank], rank, world=2)
+        ranks[rank].fill(PICTURES, opened, encoders[rank], rank, world=2)
     assert [encode.seen for encode in encoders] == [5, 5]
     cache.refresh()
     assert torch.equal(cache.get(tuple(PICTURES)), Encode()(PICTURES).half().float())
 
 
 def test_another_encoder_does_not_find_these(cache):
-    cache.fill(PICTURES, Encode(), rank=0, world=1)
+    cache.fill(PICTURES, opened, Encode(), rank=0, world=1)
     other = FeatureCache(cache.folder.parent, "another print", TOKENS, DIM)
     with pytest.raises(KeyError, match="call fill first"):
         other.get((PICTURES[0],))
@@ -123,12 +131,12 @@ def test_another_encoder_does_not_find_these(cache):
 
 @pytest.mark.parametrize("size", [0, 60, 130])
 def test_a_shard_that_was_cut_short_is_computed_again(cache, size, capsys):
-    cache.fill(PICTURES, Encode(), rank=0, world=1)
+    cache.fill(PICTURES, opened, Encode(), rank=0, world=1)
     shard = max(cache.folder.glob("*.npy"), key=lambda path: path.stat().st_size)
     shard.write_bytes(shard.read_bytes()[:size])
     encode, reread = Encode(), again(cache)
     assert "to be computed again" in capsys.readouterr().out
-    reread.fill(PICTURES, encode, rank=0, world=1)
+    reread.fill(PICTURES, opened, encode, rank=0, world=1)
     assert encode.seen == 4
     assert torch.equal(reread.get(tuple(PICTURES)), Encode()(PICTURES).half().float())
 
@@ -153,7 +161,7 @@ def test_features_that_are_not_finite_are_refused(cache):
 
 
 def test_a_shard_without_its_list_was_never_finished(cache):
-    cache.fill(PICTURES[:4], Encode(), rank=0, world=1)
+    cache.fill(PICTURES[:4], opened, Encode(), rank=0, world=1)
     next(cache.folder.glob("*.json")).unlink()
     assert not again(cache).place
 
@@ -165,13 +173,13 @@ def test_a_crash_leaves_what_was_finished_and_nothing_half_done(cache):
         return Encode()(pictures)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        cache.fill(PICTURES, fails_late, rank=0, world=1)
+        cache.fill(PICTURES, opened, fails_late, rank=0, world=1)
     assert set(again(cache).place) == {picture.key for picture in PICTURES[:4]}
 
 
 def test_a_broken_picture_is_left_out_and_says_why_when_asked(cache):
     broken = from_bytes(b"no image")
-    cache.fill([*PICTURES[:2], broken, *PICTURES[2:]], Encode(), rank=0, world=1)
+    cache.fill([*PICTURES[:2], broken, *PICTURES[2:]], opened, Encode(), rank=0, world=1)
     assert len(cache.place) == 10
     with pytest.raises(BadRow, match="cannot be opened"):
         cache.get((PICTURES[0], broken))
@@ -180,17 +188,17 @@ def test_a_broken_picture_is_left_out_and_says_why_when_asked(cache):
 @pytest.mark.parametrize("features", [torch.zeros(3, TOKENS, DIM + 1), torch.full((3, TOKENS, DIM), 1e6)])
 def test_features_of_another_shape_or_too_large_for_fp16_are_refused(cache, features):
     with pytest.raises(ValueError, match="fp16"):
-        cache.fill(PICTURES[:3], lambda pictures: features, rank=0, world=1)
+        cache.fill(PICTURES[:3], opened, lambda pictures: features, rank=0, world=1)
 
 
 def test_a_cache_of_another_shape_is_refused(cache):
-    cache.fill(PICTURES, Encode(), rank=0, world=1)
+    cache.fill(PICTURES, opened, Encode(), rank=0, world=1)
     with pytest.raises(ValueError, match="delete"):
         FeatureCache(cache.folder.parent, cache.folder.name, TOKENS, DIM + 1)
 
 
 def test_features_are_read_through_a_memory_map(cache):
-    cache.fill(PICTURES, Encode(), rank=0, world=1)
+    cache.fill(PICTURES, opened, Encode(), rank=0, world=1)
     assert all(isinstance(shard, np.memmap) for shard, _ in cache.place.values())
 
 

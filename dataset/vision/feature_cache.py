@@ -1,6 +1,7 @@
 """Features of a frozen encoder, computed once per picture and stored on disk.
 
-In:  pictures, and `encode(pictures) -> (n, P, D)`.  Out: `get(pictures) -> (N, P, D)` in fp32, read through memory maps.
+In:  pictures, `load(pictures)`, which opens them, and `encode(what load returns) -> (n, P, D)`.
+Out: `get(pictures) -> (N, P, D)` in fp32, read through memory maps.
 
 On disk, FOLDER/FINGERPRINT/ belongs to one encoder (the fingerprint of its weights), so no other encoder finds these features.
 A shard is NAME.npy, fp16 (n, P, D), and NAME.json, the keys of its n pictures. The list is written last: a shard exists when
@@ -16,18 +17,21 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from dataset.ahead import ahead
 from dataset.bad_rows import BadRow
 from dataset.images import Picture
 from model.registry import UserError
 
 SHARD = 2048  # pictures per shard, and the most that a crash can lose
 BATCH = 64  # pictures encoded together
+Load = Callable[[list[Picture]], Any]
+Encode = Callable[[Any], torch.Tensor]
 
 
 class FeatureCache:
@@ -63,10 +67,9 @@ class FeatureCache:
         return 2 * count * self.shape[0] * self.shape[1]
 
     def fill(
-        self, pictures: Iterable[Picture], encode: Callable[[list[Picture]], torch.Tensor], rank: int, world: int,
-        total: int | None = None,
+        self, pictures: Iterable[Picture], load: Load, encode: Encode, rank: int, world: int, total: int | None = None,
     ) -> None:
-        """Compute this rank's share of the `total` missing pictures, then `refresh`.
+        """Compute this rank's share of the `total` missing pictures, then `refresh`; a thread opens pictures ahead.
 
         The pictures are read once, and at most a shard of them is in memory. A picture that does not open is left out: `get`
         raises its error.
@@ -75,7 +78,7 @@ class FeatureCache:
         with tqdm(total=total and -(-total // world), desc="features", unit="image", delay=1e-9,
                   disable=rank > 0 or total == 0) as bar:
             while part := list(itertools.islice(share, SHARD)):
-                self.write(part, encode, bar)
+                self.write(part, load, encode, bar)
         self.refresh()
 
     def missing(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
@@ -86,14 +89,14 @@ class FeatureCache:
                 seen.add(picture.key)
                 yield picture
 
-    def write(self, pictures: list[Picture], encode: Callable, bar: tqdm) -> None:
+    def write(self, pictures: list[Picture], load: Load, encode: Encode, bar: tqdm) -> None:
         """Encode pictures and write them as one shard."""
         keys, features = [], []
-        for start in range(0, len(pictures), BATCH):
-            part = pictures[start : start + BATCH]
-            for opened, encoded in encoded_where_possible(part, encode):
+        parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+        for part, loaded in ahead(lambda part: list(loaded_where_possible(part, load)), parts):
+            for opened, pixels in loaded:
                 keys += [picture.key for picture in opened]
-                features.append(encoded.detach().cpu().half().numpy())
+                features.append(encode(pixels).detach().cpu().half().numpy())
             bar.update(len(part))
         if not keys:
             return
@@ -121,16 +124,16 @@ class FeatureCache:
         return torch.from_numpy(rows)
 
 
-def encoded_where_possible(pictures: list[Picture], encode: Callable) -> Iterator[tuple[list[Picture], torch.Tensor]]:
-    """(pictures, features) of a batch; a batch with a broken picture is encoded one by one, without that picture."""
+def loaded_where_possible(pictures: list[Picture], load: Load) -> Iterator[tuple[list[Picture], Any]]:
+    """(pictures, what `load` returns) of a batch; a batch with a broken picture is loaded one by one, without that picture."""
     try:
-        features = encode(pictures)
+        loaded = load(pictures)
     except BadRow:
         if len(pictures) > 1:
             for picture in pictures:
-                yield from encoded_where_possible([picture], encode)
+                yield from loaded_where_possible([picture], load)
     else:
-        yield pictures, features
+        yield pictures, loaded
 
 
 @contextmanager

@@ -66,9 +66,9 @@ class ImageProcessor:
         return torch.stack([pixels(picture, encoder.size, encoder.mean, encoder.std, self.fit) for picture in pictures])
 
     @torch.inference_mode()
-    def encode(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        """(N, P, D), computed without the cache."""
-        return self.encoder(self.pixels(pictures).to(self.ranks.device))
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) -> (N, P, D), computed without the cache."""
+        return self.encoder(pixels.to(self.ranks.device))
 
     def all_tiles(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
         """The tiles of all pictures. A picture that does not open is skipped here; rendering its row reports it."""
@@ -104,7 +104,7 @@ class ImageProcessor:
         if in_memory >= MAX_BYTES_IN_MEMORY:
             tiles_by_key, tiles = {}, self.all_tiles(once(again()))
         self.ranks.barrier()  # before the first rank writes, every rank must know what is missing, or their shares would overlap
-        self.features.fill(tiles, self.encode, self.ranks.rank, self.ranks.world_size, missing)
+        self.features.fill(tiles, self.pixels, self.encode, self.ranks.rank, self.ranks.world_size, missing)
         self.ranks.barrier()
         self.features.refresh()
 
