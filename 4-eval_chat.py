@@ -7,28 +7,33 @@
     python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1      the same, with the pass rate of each row
     python 4-eval_chat.py --bench world,easy_vqa                        test scores, with the blank and shuffled controls
     python 4-eval_chat.py --bench all                                   every benchmark whose files are there (dataset/README.md)
+    python 4-eval_chat.py --bench world --model out/sft out/dpo         several checkpoints in one table, out/benchmarks.md
+    torchrun --nproc_per_node 2 4-eval_chat.py --bench world            each process answers a share of the questions
     python 4-eval_chat.py --bench hallucination --best_of 8 --reference out/sft --temperature 0.7
 
 In:  --model; by default the first that exists of out/grpo, out/dpo, out/sft and out/pretrain, whatever its age.
 Out: answers; scores.json beside the checkpoint, and out/report.md.
+Answers are kept as they come: after Ctrl-C or a crash, the same command goes on.
 Best of N: the answer with the highest log pi(y) / pi_reference(y) per token (dataset/feedback/best_of.py).
 """
 
+import contextlib
+import io
 import json
 import random
-import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from model import cli
 
 
 @dataclass
 class Config:
-    model: Path | None = None  # a checkpoint; default: out/grpo, else out/dpo, else out/sft, else out/pretrain
+    model: tuple[Path, ...] = ()  # a checkpoint, for --bench also several; default: out/grpo, else out/dpo, out/sft, out/pretrain
     image: tuple[Path, ...] = ()  # pictures for the first message
     prompt: str = ""  # one message; the script prints the answer and stops
     data: Path | None = None  # a file of conversations to answer: json, jsonl or parquet; scored where its rows hold answers
@@ -57,36 +62,50 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 
 import torch
 
+from dataset.answers import Journal, answers
 from dataset.bad_rows import BadRow
 from dataset.benchmarks import benchmarks
 from dataset.chat import Conversation, Message
 from dataset.dialogue import Dialogue
-from dataset.evaluation import Answer, Answerer, evaluate
+from dataset.evaluation import Answerer, Asked
 from dataset.feedback.best_of import AnswerScorer, BestOf
-from dataset.formats.files import FileSource
 from dataset.held_out import indices
 from dataset.mixture import load_file
-from dataset.own_rows import OwnRows, Verdicts, as_example, final_answer
+from dataset.predictions import Predictions
 from dataset.processor import Processor
-from dataset.report import add_scores, bench_scores, poster, section, sheet, subsections, table
-from dataset.rewards import answer_reward, matches_gold
-from dataset.tasks import Example
+from dataset.report import add_scores, bench_page, bench_scores, table, write_rows
+from dataset.score_table import write_table
+from dataset.tasks import Task
 from dataset.terminal import Chat, matches, opened
 from dataset.tokenizer import load_tokenizer
 from model import checkpoint
 from model.generate import generate, stream
 from model.losses import score
 from model.registry import UserError
+from model.run_folder import file_fingerprint
 from model.runtime import Run
 from model.vlm import VLM
 
 
 def main(config: Config) -> None:
-    folder = checkpoint.require(config.model or checkpoint.latest())
-    check_flags(config, folder)
-    run = Run.inference(folder, config.device, config.dtype, config.seed)
+    folders = [checkpoint.require(folder) for folder in config.model or (checkpoint.latest(),)]
+    if len(folders) > 1 and (not config.bench or config.data or config.best_of > 1):
+        raise UserError("--model takes several checkpoints for --bench alone: name one")
+    check_flags(config, folders[0])
+    run = Run.inference(folders[0], config.device, config.dtype, config.seed)
+    with contextlib.redirect_stdout(sys.stdout if run.is_main else io.StringIO()):  # the other processes answer, and are silent
+        tasks = benchmarks(config.bench, config.examples)  # all are made first: a wrong name fails before any scoring
+        for folder in folders:
+            measure(config, run, folder, tasks)
+        if len(folders) > 1 and run.is_main:
+            print(f"wrote {write_table(folders, tasks)}")
+        run.barrier()
+
+
+def measure(config: Config, run: Run, folder: Path, tasks: dict[str, Task]) -> None:
+    """What the flags ask for, of one checkpoint."""
     model, tokenizer = checkpoint.load(folder, run.device), load_tokenizer(checkpoint.tokenizer_file(folder))
-    print(f"model: {folder}", file=sys.stderr)
+    print(f"model: {folder}", file=sys.stderr if run.is_main else io.StringIO())
     processor = Processor.of(model, tokenizer, run, config.feature_cache if config.bench else None)
     longest_prompt = processor.max_prompt_tokens(config.max_new_tokens)  # tokens
     sampling = dict(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
@@ -94,20 +113,37 @@ def main(config: Config) -> None:
     if not (config.data or config.bench or config.best_of > 1):
         chat(config, Dialogue(lambda batch: stream(model, run.to_device(batch), **sampling), processor, longest_prompt))
         return
-    answerer = Answerer(processor, run.generator(generate, model, **sampling), config.batch_size, progress=True)
-    answer: Answer = answerer
-    if config.best_of > 1:
-        answer, folder = best_of(config, run, model, answerer), folder.parent / f"{folder.name}-best_of_{config.best_of}"
+    one_answer = Answerer(processor, run.generator(generate, model, **sampling), config.batch_size)
+    answerer = best_of(config, run, model, one_answer) if config.best_of > 1 else one_answer
+    # The scores of best of N do not replace those of one answer.
+    scores = folder.parent / f"{folder.name}-best_of_{config.best_of}" if config.best_of > 1 else folder
+    journal = Journal(scores, what_decides(config, run, folder), run, config.batch_size // config.samples // config.best_of or 1,
+                      config.seed)
     if config.bench:
-        benchmark(config, folder, answer)
+        def answer(prompts: list[Conversation], kept: Journal) -> list[str]:
+            processor.images.prepare(picture for prompt in prompts for picture in prompt.pictures)
+            return answers(kept, answerer, prompts)
+
+        benchmark(config, journal, answer, tasks)
     if config.data:
         source = load_file(config.data, config.image_folder, config.allow_urls, need_answer=False)
-        rows = indices(source, config.val_share, config.image_folder)
-        predictions = Predictions(source, rows, answer, processor, longest_prompt, config.samples)
-        predictions.write(config.save or folder / "predictions.jsonl", config.batch_size)
-        predictions.report(config.data.name + ("-held_out" if config.val_share else ""), folder)
+        rows, file = indices(source, config.val_share, config.image_folder), config.save or scores / "predictions.jsonl"
+        predictions = Predictions(source, rows, answerer, processor, longest_prompt, config.samples)
+        results = predictions.results(journal.of(file, data=file_fingerprint(config.data)))
+        if run.is_main:
+            predictions.write(results, file)
+            predictions.report(results, config.data.name + ("-held_out" if config.val_share else ""), scores)
+            journal.of(file).clear()
     elif config.prompt and not config.bench:
-        print(answer_once(config, answer))
+        print(answer_once(config, answerer))
+
+
+def what_decides(config: Config, run: Run, folder: Path) -> dict[str, Any]:
+    """All that answers depend on, beside the questions."""
+    models = [folder, *([config.reference] if config.reference else [])]
+    return {"models": list(map(checkpoint.fingerprint, models)), "computed in": f"{run.dtype} on {run.device.type}",
+            "flags": [config.temperature, config.top_p, config.max_new_tokens, config.batch_size, config.samples, config.best_of,
+                      config.seed]}
 
 
 def check_flags(config: Config, folder: Path) -> None:
@@ -158,7 +194,7 @@ def chat(config: Config, dialogue: Dialogue) -> None:
     talk.run()
 
 
-def answer_once(config: Config, answer: Answer) -> str:
+def answer_once(config: Config, answer: Answerer | BestOf) -> str:
     """The answer to --prompt and --image."""
     try:
         pictures = opened(file for path in config.image for file in matches(str(path)))
@@ -170,12 +206,13 @@ def answer_once(config: Config, answer: Answer) -> str:
 # ---------------------------------------------------------------- best of N
 
 def best_of(config: Config, run: Run, model: VLM, answerer: Answerer) -> BestOf:
-    """A function that samples --best_of answers to each prompt and returns the best."""
+    """A function that samples --best_of answers to each prompt and returns the best; each process works alone."""
     reference = checkpoint.load(config.reference or Path(), run.device)
     processor = Processor.of(reference, answerer.processor.tokenizer, run, config.feature_cache if config.bench else None)
-    aligned = AnswerScorer(answerer.processor, run.generator(answer_logps, model), config.batch_size)
-    return BestOf(answerer, aligned, AnswerScorer(processor, run.generator(answer_logps, reference), config.batch_size),
-                  config.best_of)
+    alone = replace(answerer, processor=answerer.processor.on_one_rank())
+    aligned = AnswerScorer(alone.processor, run.generator(answer_logps, model), config.batch_size)
+    scorer = AnswerScorer(processor.on_one_rank(), run.generator(answer_logps, reference), config.batch_size)
+    return BestOf(alone, aligned, scorer, config.best_of)
 
 
 @torch.inference_mode()
@@ -185,122 +222,43 @@ def answer_logps(model: VLM, batch: dict) -> list[list[float]]:
     return [scores.logps[scores.owner == k].tolist() for k in range(len(batch["ids"]))]
 
 
-# ---------------------------------------------------------------- predictions for a file
-
-@dataclass
-class Predictions:
-    """Answers to the rows of a file, one line each, in the MM-EUREKA format with `prediction` and its reasoning and final answer.
-
-    max_prompt_tokens   the longest prompt that leaves space for an answer
-    samples             answers to each row; several are all saved, with `pass_rate`, the share that RL's rule calls right
-    """
-
-    source: FileSource
-    rows: Sequence[int]
-    answer: Answer
-    processor: Processor
-    max_prompt_tokens: int
-    samples: int
-    verdicts: Verdicts = field(default_factory=Verdicts)
-
-    def write(self, file: Path, batch_size: int) -> None:
-        """Write all rows, `batch_size` of them answered together. The line of a bad row holds the error."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        answered, started = 0, time.time()
-        with file.open("w", encoding="utf-8") as out:
-            for start in range(0, len(self.rows), batch_size):
-                for record in self.records(self.rows[start:start + batch_size]):
-                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
-                    answered += "prediction" in record
-        print(f"wrote {file}: {answered} predictions, {len(self.rows) - answered} bad rows, in {time.time() - started:.0f} s")
-
-    def report(self, name: str, folder: Path) -> None:
-        """Print the scores of the rows that hold answers; they go to scores.json, and with some answers to the report."""
-        scores, page = self.verdicts.scores(name), folder.parent / "report.md"
-        if not scores:
-            print(f"{self.source.path} holds no answers, so its rows are not scored")
-            return
-        print(f"\n{table(scores)}")
-        folder.mkdir(exist_ok=True)
-        add_scores(folder, scores)
-        examples, answers = zip(*self.verdicts.shown)
-        rows = sheet(folder / name, page, [(OwnRows(examples), example) for example in examples], {"answer": answers})
-        section(page, f"{name}, answered by {folder.name}", f"{table(scores)}\n\n{rows}")
-        print(f"accuracy: the final answer is right by the rule of RL, with or without <think>...</think><answer>...</answer>; "
-              f"format: the share with it. They are in {folder / 'scores.json'} and {page}")
-
-    def records(self, rows: Sequence[int]) -> Iterator[dict]:
-        """The lines of these rows."""
-        prompts: dict[int, Conversation] = {}
-        errors: dict[int, str] = {}
-        for row in rows:
-            try:
-                prompt = self.source[row]
-                self.processor.require_answerable(prompt, self.max_prompt_tokens)
-                prompts[row] = prompt
-            except BadRow as bad:
-                errors[row] = str(bad)
-                print(f"skipped {bad}")
-        answers = iter(self.answer([prompt for prompt in prompts.values() for _ in range(self.samples)]))
-        for row in rows:
-            if row in errors:
-                yield {"id": f"{self.source.path}:{row + 1}", "error": errors[row]}
-            else:
-                yield self.record(self.source.rows[row], prompts[row], [next(answers) for _ in range(self.samples)])
-
-    def record(self, raw: dict, prompt: Conversation, answers: list[str]) -> dict:
-        """The line of one row, whose answers are scored where it holds the right one."""
-        example = as_example(prompt)
-        self.verdicts.add(example, answers)
-        reasoning = re.search(r"<think>(.*?)</think>", answers[0], re.DOTALL)
-        return {"id": raw.get("id", prompt.id),
-                "conversations": [{"role": message.role, "content": "".join(part if isinstance(part, str) else "<image>"
-                                                                            for part in message.parts)}
-                                  for message in example.prompt.messages],
-                "answer": example.answer, "image_urls": [picture.address for picture in prompt.pictures],
-                "prediction": answers[0], "reasoning": reasoning[1] if reasoning else "",
-                "predicted_answer": final_answer(answers[0]), **(solved(example, answers) if self.samples > 1 else {})}
-
-
-def solved(example: Example, answers: list[str]) -> dict:
-    """All answers to a row, and the share of right ones where the row has a gold answer that can be checked."""
-    reward = answer_reward(matches_gold)
-    try:
-        right = [reward(example, text).accuracy for text in answers]
-    except ValueError:
-        return {"predictions": answers}
-    return {"predictions": answers, "pass_rate": sum(right) / len(right)}
-
-
 # ---------------------------------------------------------------- benchmarks
 
-def benchmark(config: Config, folder: Path, answer: Answer) -> None:
-    """Score every task on its test split: numbers to scores.json, answers to predictions-TASK.jsonl, both to the report."""
-    started, page, title = time.time(), folder.parent / "report.md", f"Test scores of {folder.name}"
-    folder.mkdir(exist_ok=True)  # best of N has a folder of its own, so its scores do not replace those of one answer
-    for name, task in benchmarks(config.bench).items():  # all tasks are made first: a wrong name fails before any scoring
-        task_started = time.time()
-        new, rows = evaluate(name, task, "test", answer, config.examples or task.size, controls=config.controls)
+def benchmark(config: Config, journal: Journal, answer: Callable[[list[Conversation], Journal], list[str]],
+              tasks: dict[str, Task]) -> None:
+    """Score every task on its test split: numbers to scores.json, answers to predictions-TASK.jsonl, both to the report.
+
+    journal   beside the checkpoint; a quick look (--examples) has one of its own for each task
+    answer    prompts and a journal -> answers; the first process alone scores them
+    """
+    started, folder = time.time(), journal.file
+    page = folder.parent / "report.md"
+    folder.mkdir(exist_ok=True)
+    for name, task in tasks.items():
+        task_started, file = time.time(), folder / f"predictions-{name}.jsonl"
+        asked = Asked.of(name, task, "test", config.examples or task.size, controls=config.controls)
+        kept = journal.of(folder / f"quick-{name}.jsonl" if config.examples else file)
+        said = answer(asked.prompts, kept)
+        if journal.ranks.rank > 0:
+            continue
+        new, rows = asked.scored(said)
         new[f"{name}/seconds"] = round(time.time() - task_started, 1)
         print(f"\n{table(new)}")
         if config.examples and (fuller := bench_scores(folder).get(f"{name}/n", 0)) > len(rows):
             print(f"not stored: {folder / 'scores.json'} and {page} keep {name} on {fuller:g} questions; without --examples it "
                   f"is replaced")
-            continue
-        with (folder / f"predictions-{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        add_scores(folder, new)  # before anything is drawn
-        for upload, answered in task.submission(rows).items():
-            (folder / upload).write_text(json.dumps(answered, ensure_ascii=False), encoding="utf-8")
-            print(f"wrote {folder / upload}")
-        examples = task.examples("test", min(40, config.examples or 40))
-        examples = random.Random(config.seed).sample(examples, min(24, len(examples)))
-        answers, questions = answer([example.prompt for example in examples]), [(task, example) for example in examples]
-        image = poster(folder / f"{name}.png", page, questions, answers)
-        parts = {**subsections(page, title), name: f"{image}{sheet(folder / name, page, questions, {'answer': answers})}"}
-        section(page, title, "\n\n".join([table(bench_scores(folder)), *(f"### {part}\n\n{parts[part]}" for part in parts)]))
+        else:
+            write_rows(file, rows)
+            add_scores(folder, new, name)  # before anything is drawn
+            for upload, answered in task.submission(rows).items():
+                (folder / upload).write_text(json.dumps(answered, ensure_ascii=False), encoding="utf-8")
+                print(f"wrote {folder / upload}")
+            answered_questions = list(zip(asked.examples, said))
+            bench_page(folder, name, task, random.Random(config.seed).sample(answered_questions, min(24, len(rows))))
+        if not any(new.get(f"{name}/{failed}") for failed in ("judge_failures", "trust_failures")):
+            kept.clear()  # else the same command asks the judge again, and not the model
     print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. "
-          f"Next: python web_demo.py --model {config.model or checkpoint.latest()}")
+          f"Next: python web_demo.py --model {config.model[0] if config.model else checkpoint.latest()}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from PIL import Image
@@ -37,7 +38,6 @@ class Answerer:
     processor: Processor
     generate: Callable[[dict], list]
     batch_size: int = 128
-    progress: bool = False
 
     @classmethod
     def greedy(cls, processor: Processor, generator: Callable[..., Callable], generate: Callable, model: Any,
@@ -48,8 +48,15 @@ class Answerer:
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
         prompts = [self.processor.prompt(conversation) for conversation in conversations]
-        answers = self.processor.map(prompts, self.generate, self.batch_size, self.progress)
-        return [self.text(answer) for answer in answers]
+        return [self.text(answer) for answer in self.processor.map(prompts, self.generate, self.batch_size)]
+
+    def load(self, conversations: Sequence[Conversation]) -> dict:
+        """A padded batch of all these prompts. Features of their pictures are computed before (`ImageProcessor.prepare`)."""
+        return self.processor.padded([self.processor.prompt(conversation) for conversation in conversations])
+
+    def answers(self, loaded: dict) -> list[str]:
+        """The answers to the prompts of a batch."""
+        return [self.text(answer) for answer in self.generate(loaded)]
 
     def text(self, answer: Any) -> str:
         """The text of a generated answer."""
@@ -122,11 +129,53 @@ def make_tasks(bench: str, data: Sequence[str] = ()) -> dict[str, Task]:
 def scores_and_rows(name: str, task: Task, examples: Sequence[Example],
                     answers: Sequence[str]) -> tuple[dict[str, float], list[dict]]:
     """(scores, rows): the metrics of the answers as "name/metric": value, and one row per question."""
+    if task.judge:
+        task.judge.tokens = 0
     scores, metrics = task.measure(examples, answers)
+    if task.judge and task.judge.tokens:
+        metrics = {**metrics, "judge_tokens": task.judge.tokens}
     rows = [{"id": example.prompt.id, "kind": example.kind, "question": example.prompt.messages[-1].text, "truth": example.answer,
              "answer": answer, "truncated": isinstance(answer, Truncated), "score": score}
             for example, answer, score in zip(examples, answers, scores, strict=True)]
     return {**{f"{name}/{metric}": value for metric, value in metrics.items()}, f"{name}/n": len(examples)}, rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The questions of a benchmark, and those of its controls: some of them again, with a blank and with a shuffled picture."""
+
+    name: str
+    task: Task
+    examples: list[Example]
+    controls: dict[str, list[Example]]  # by the control's name; {} without controls
+
+    @classmethod
+    def of(cls, name: str, task: Task, split: str, n: int, *, controls: int = 0, kinds: Sequence[str] = ()) -> Asked:
+        """What is asked about n pictures of a split; `evaluate` explains the options. UserError where nothing is."""
+        examples = [example for example in task.examples(split, n) if not kinds or example.kind in kinds]
+        if not examples:
+            raise UserError(f"the task {name!r} asks no question{' of the kind ' + ' or '.join(kinds) if kinds else ''}: "
+                            f"leave it out of --bench")
+        subset = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls or None]
+        return cls(name, task, examples, {"blank": blank(subset), "shuffled": shuffled(subset)} if controls else {})
+
+    @property
+    def prompts(self) -> list[Conversation]:
+        """What a model is asked: all questions, and then those of the controls."""
+        return [example.prompt for examples in (self.examples, *self.controls.values()) for example in examples]
+
+    def scored(self, answers: Sequence[str]) -> tuple[dict[str, float], list[dict]]:
+        """(scores, rows) of the answers to `prompts`. A task in words alone has no picture to replace, and no controls."""
+        rest = iter(answers)
+        result, rows = scores_and_rows(self.name, self.task, self.examples, list(islice(rest, len(self.examples))))
+        if self.controls and (guessing := self.task.guess(self.examples)) is not None:
+            result[f"{self.name}/guessing"] = guessing
+        for control, changed in self.controls.items():
+            said = list(islice(rest, len(changed)))
+            right = [score for score in self.task.measure(changed, said)[0] if score is not None] if changed else []
+            if right:
+                result[f"{self.name}/{control}"] = sum(right) / len(right)
+        return result, rows
 
 
 def evaluate(name: str, task: Task, split: str, answer: Answer, n: int, *, controls: int = 0,
@@ -136,24 +185,8 @@ def evaluate(name: str, task: Task, split: str, answer: Answer, n: int, *, contr
     controls   repeat every `controls`-th question with a blank and with a shuffled picture; 0: none
     kinds      only these kinds of questions; (): all
     """
-    examples = [example for example in task.examples(split, n) if not kinds or example.kind in kinds]
-    if not examples:
-        raise UserError(f"the task {name!r} asks no question{' of the kind ' + ' or '.join(kinds) if kinds else ''}: "
-                        f"leave it out of --bench")
-    result, rows = scores_and_rows(name, task, examples, answer([example.prompt for example in examples]))
-    if controls:
-        if (guessing := task.guess(examples)) is not None:
-            result[f"{name}/guessing"] = guessing
-        subset = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls]
-        for control, change in (("blank", blank), ("shuffled", shuffled)):
-            changed = change(subset)
-            if not changed:  # a task in words alone has no picture to replace
-                continue
-            answers = answer([example.prompt for example in changed])
-            right = [score for score in task.measure(changed, answers)[0] if score is not None]
-            if right:
-                result[f"{name}/{control}"] = sum(right) / len(right)
-    return result, rows
+    asked = Asked.of(name, task, split, n, controls=controls, kinds=kinds)
+    return asked.scored(answer(asked.prompts))
 
 
 def validate(tasks: dict[str, Task], answer: Answer, n: int, run: Run, step: int, *,

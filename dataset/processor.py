@@ -13,8 +13,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from dataset.bad_rows import BadRow
 from dataset.chat import Conversation, Document, Message, Pair, Preference, Prefill, Template
 from dataset.collate import collate, pad
@@ -127,13 +125,12 @@ class Processor(Renderer):
         """One document per row, padded on the right, for generation."""
         return pad(documents, self.images, self.tokenizer.pad)
 
-    def map(self, documents: Sequence[Document], function: Callable[[dict], Sequence[Result]], batch_size: int,
-            progress: bool = False) -> list[Result]:
+    def map(self, documents: Sequence[Document], function: Callable[[dict], Sequence[Result]], batch_size: int) -> list[Result]:
         """Results of `function` for padded batches, one per document, in their order. A batch has documents of similar length."""
         self.images.prepare(picture for document in documents for picture in document.pictures)
         order = sorted(range(len(documents)), key=lambda k: len(documents[k]))
         results: dict[int, Result] = {}
-        for start in tqdm(range(0, len(order), batch_size), unit="batch", disable=not progress, leave=False):
+        for start in range(0, len(order), batch_size):
             indices = order[start:start + batch_size]
             results.update(zip(indices, function(self.padded([documents[k] for k in indices])), strict=True))
         return [results[k] for k in range(len(documents))]

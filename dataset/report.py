@@ -218,15 +218,33 @@ class HeldOutAnswers:
         section(page, f"{title}: {folder.name}", f"{metrics}\n\n![]({folder.name}/curves.png)\n\n{body}")
 
 
-def add_scores(folder: Path, scores: dict[str, float]) -> None:
-    """Add scores to FOLDER/scores.json, beside those of other benchmarks."""
+def bench_page(folder: Path, name: str, task: Task, answered: Sequence[tuple[Example, str]]) -> None:
+    """The part of a benchmark in the report: all test scores of the checkpoint, and some answers."""
+    page, title = folder.parent / "report.md", f"Test scores of {folder.name}"
+    questions, answers = [(task, example) for example, _ in answered], [answer for _, answer in answered]
+    image = poster(folder / f"{name}.png", page, questions, answers)
+    parts = {**subsections(page, title), name: f"{image}{sheet(folder / name, page, questions, {'answer': answers})}"}
+    section(page, title, "\n\n".join([table(bench_scores(folder)), *(f"### {part}\n\n{parts[part]}" for part in parts)]))
+
+
+def write_rows(file: Path, rows: Sequence[dict]) -> None:
+    """Write the rows of a benchmark, as `scores_and_rows` returns them: an object a line."""
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def known_scores(folder: Path) -> dict[str, float]:
+    """What FOLDER/scores.json holds."""
     file = folder / "scores.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def add_scores(folder: Path, scores: dict[str, float], replaced: str = "") -> None:
+    """Add scores to FOLDER/scores.json, beside those of other benchmarks and in the place of all of the task `replaced`."""
+    known = {name: value for name, value in known_scores(folder).items() if name.rpartition("/")[0] != replaced or not replaced}
+    (folder / "scores.json").write_text(json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")
 
 
 def bench_scores(folder: Path) -> dict[str, float]:
     """The scores in FOLDER/scores.json that 4-eval_chat.py measured on test splits: those of tasks with seconds."""
-    file = folder / "scores.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = known_scores(folder)
     return {name: value for name, value in known.items() if f"{name.rpartition('/')[0]}/seconds" in known}

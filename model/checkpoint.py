@@ -13,6 +13,7 @@ the file, and loading compares it.
 """
 
 import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -156,3 +157,12 @@ def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
     return matched
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of all that a checkpoint answers with: config, tokenizer and weights."""
+    digest = hashlib.sha256()
+    for file in (folder / "config.json", tokenizer_file(folder), folder / "model.safetensors"):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -218,7 +218,7 @@ def test_two_variants_of_a_task_are_not_measured_at_once():
 def test_the_controls_ask_every_nth_question():
     calls = []
     evaluate("names", Names(), "val", lambda prompts: calls.append(len(prompts)) or seer(prompts), n=12, controls=4)
-    assert calls == [12, 2, 2]  # of the six with a picture, numbers 0 and 4
+    assert calls == [12 + 2 + 2]  # of the six with a picture, numbers 0 and 4
 
 
 def test_a_task_without_a_question_to_ask_is_named():
@@ -285,6 +285,12 @@ def test_scores_of_several_benchmarks_share_a_file(tmp_path):
     add_scores(tmp_path, {"world/exact": 0.5, "world/n": 10})
     add_scores(tmp_path, {"easy_vqa/accuracy": 0.25, "world/exact": 0.75})
     assert json.loads((tmp_path / "scores.json").read_text()) == {"world/exact": 0.75, "world/n": 10, "easy_vqa/accuracy": 0.25}
+
+
+def test_new_scores_of_a_task_leave_no_old_one_of_it(tmp_path):
+    add_scores(tmp_path, {"world/exact": 0.5, "world/blank": 0.2, "world_words/exact": 0.4})
+    add_scores(tmp_path, {"world/exact": 0.6}, "world")
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"world/exact": 0.6, "world_words/exact": 0.4}
 
 
 # ---------------------------------------------------------------- the report

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dataset.images import from_file
+from dataset.predictions import solved
 from dataset.processor import Processor
 from dataset.tasks import Example, dialogue
 from dataset.tokenizer import SentencePieceTokenizer
@@ -104,6 +104,37 @@ def test_a_benchmark_writes_scores_with_controls_predictions_and_its_part_of_the
     assert "Next: python web_demo.py" in done.out
 
 
+def answered(folder: Path) -> dict:
+    """What a run has left in a folder, without the seconds that it took."""
+    scores = json.loads((folder / "scores.json").read_text())
+    return {"scores": {name: value for name, value in scores.items() if not name.endswith("/seconds")},
+            **{file.name: file.read_text() for file in folder.glob("*.jsonl*") if file.name != "log.jsonl"}}  # fmt: skip
+
+
+def test_two_processes_answer_and_score_as_one_and_several_checkpoints_make_a_table(stage_two, samples, run_script, run_ranks,
+                                                                                    tmp_path):  # fmt: skip
+    """What is sampled is the same, too: chunks of questions are seeded, not processes."""
+    given = ("4-eval_chat.py", "--max_new_tokens", 4, "--temperature", 1, "--batch_size", 8, "--device", "cpu")
+    bench, data = ("--bench", "world,text", "--examples", 2), ("--data", samples / "eureka.jsonl")
+    for name in ("one", "two"):
+        shutil.copytree(stage_two[0] / "out" / "sft", tmp_path / name / "sft")
+        shutil.copytree(stage_two[0] / "out" / "sft", tmp_path / name / "dpo")
+    models = ("--model", "sft", "dpo")
+    done = run_script(*given, *bench, *models, cwd=tmp_path / "one")
+    assert "wrote benchmarks.md" in done.out
+    page = (tmp_path / "one" / "benchmarks.md").read_text()
+    assert "| score | questions | sft | dpo |" in page and "| world/exact |" in page and "| text/" in page
+    ranks = run_ranks(*given, *bench, *models, cwd=tmp_path / "two")
+    assert "wrote benchmarks.md" in ranks[0].out and not ranks[1].out
+    run_script(*given, *data, *models[:2], cwd=tmp_path / "one")
+    run_ranks(*given, *data, *models[:2], cwd=tmp_path / "two")
+    for model in ("sft", "dpo"):
+        first, second = (answered(tmp_path / name / model) for name in ("one", "two"))
+        assert first == second and "predictions-world.jsonl" in first and not [name for name in first if "partial" in name]
+    refused = run_script(*given, *data, *models, cwd=tmp_path / "one", expect=1)
+    assert "--model takes several checkpoints for --bench alone: name one" in refused.err
+
+
 def test_a_question_about_a_picture_is_answered_as_the_model_answers_it(stage_two, samples, run_script):
     folder, _ = stage_two
     out = folder / "out" / "sft"
@@ -153,7 +184,6 @@ def test_a_file_of_questions_gets_one_prediction_a_row(stage_two, samples, run_s
 
 
 def test_a_pass_rate_is_the_share_that_the_rule_of_rl_calls_right():
-    solved = runpy.run_path(str(ROOT / "4-eval_chat.py"))["solved"]
     said = [f"<think>x</think><answer>{body}</answer>" for body in ("8", "9", "8.0")] + ["8"]
     asked = dialogue("row", [], [("3+5?", "")])
     assert solved(Example(asked, "8", "file"), said) == {"predictions": said, "pass_rate": 0.5}

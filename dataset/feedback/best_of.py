@@ -66,12 +66,20 @@ class AnswerScorer:
 
 @dataclass(frozen=True)
 class BestOf:
-    """Like `Answerer`: conversations -> answers, each the best of `group_size` samples."""
+    """Like `Answerer`: conversations -> answers, each the best of `group_size` samples. All its processors are on one rank."""
 
     answerer: Answerer
     aligned: AnswerLogps
     reference: AnswerLogps
     group_size: int
+
+    def load(self, conversations: Sequence[Conversation]) -> Sequence[Conversation]:
+        """The conversations: their batches depend on what is sampled."""
+        return conversations
+
+    def answers(self, loaded: Sequence[Conversation]) -> list[str]:
+        """The best answer to each."""
+        return self(loaded)
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
         samples = self.answerer.sampled(conversations, self.group_size)
