@@ -35,8 +35,11 @@ ALL = {  # task -> where its files are, under the folder of all
 JUDGED = ("judge", "model", "key")
 
 
-def benchmarks(bench: str) -> dict[str, Task]:
-    """The tasks of --bench, by name; `all` stands for those of `ALL` whose files are present, unless named beside it."""
+def benchmarks(bench: str, examples: int = 0) -> dict[str, Task]:
+    """The tasks of --bench, by name; `all` stands for those of `ALL` whose files are present, unless named beside it.
+
+    examples   pictures' worth of questions that will be asked; 0: all. Each of their pictures is looked for, none is opened
+    """
     given = specs(bench)
     options = [spec.partition(":")[2] for spec in given if spec.partition(":")[0] == "all"]
     if not options:
@@ -46,10 +49,11 @@ def benchmarks(bench: str) -> dict[str, Task]:
     for name, spec in expanded(options[0]).items():
         if name not in named:
             try:
-                present[name] = TASKS.make(spec)
-                present[name].examples("test", 1)
+                task = TASKS.make(spec)
+                if ALL[name]:  # what needs no file lacks none
+                    task.examples("test", examples or task.size)
+                present[name] = task
             except FileNotFoundError as missing:
-                del present[name]
                 print(f"left out {name}: {missing}")
     return {**present, **named}
 

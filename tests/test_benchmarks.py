@@ -8,12 +8,15 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from dataset import report
+from dataset.answers import Journal
 from dataset.benchmarks import ALL, benchmarks, expanded
 from dataset.evaluation import evaluate
 from dataset.judge import Failure
 from dataset.report import table
 from dataset.studies.rescore import rescore
 from dataset.tasks import gqa, mme, mmmu_answers, mmvet, pope, scienceqa, vqa_score
+from dataset.vision.image_processor import OneRank
 from model.registry import TASKS, UserError
 from tests.conftest import ROOT
 from tests.miniatures import lines, picture
@@ -463,7 +466,23 @@ def test_every_benchmark_has_the_two_controls(gqa_folder, tmp_path):
         return ["red"] * len(prompts)
 
     metrics, _ = evaluate("gqa", TASKS.make(f"gqa:path={gqa_folder}"), "test", answer, 9, controls=1)
-    assert metrics["gqa/blank"] == metrics["gqa/accuracy"] == 0.25 and set(seen[1]) == {"blank"}
+    asked = metrics["gqa/n"]
+    assert metrics["gqa/blank"] == metrics["gqa/accuracy"] == 0.25 and set(seen[0][asked:2 * asked]) == {"blank"}
+    assert "blank" not in seen[0][:asked] + seen[0][2 * asked:]
+
+
+@pytest.mark.parametrize("name", ["vqav2", "gqa", "textvqa", "scienceqa", "pope", "mme", "mmvet"])
+def test_saved_answers_are_scored_again_without_the_pictures(name, request):
+    root = request.getfixturevalue(f"{name}_folder")
+    task = TASKS.make(f"{name}:path={root}")
+    metrics, rows = evaluate(name, task, "test", lambda prompts: ["yes"] * len(prompts), task.size)
+    pictures = [file for end in ("png", "jpg") for file in root.rglob(f"*.{end}")]
+    assert pictures
+    for file in pictures:
+        file.unlink()
+    assert rescore(name, task, rows)[0] == metrics
+    with pytest.raises(FileNotFoundError, match="it is one of"):
+        task.examples("test", task.size)
 
 
 EIGHT = ("vqav2", "gqa", "textvqa", "scienceqa", "pope", "mme", "mmvet", "mmmu")
@@ -509,12 +528,14 @@ def test_a_file_that_is_no_text_is_told_in_one_line(pope_folder, mme_folder):
             TASKS.make(f"{name}:path={pope_folder}").examples("test", 99)
 
 
-def test_scores_and_uploads_are_written_before_anything_is_drawn(mmvet_folder, tmp_path):
+def test_scores_and_uploads_are_written_before_anything_is_drawn(mmvet_folder, tmp_path, monkeypatch):
     """And what is drawn are pictures of --examples: of the three questions two are asked, and the third has no picture."""
     listed = json.loads((mmvet_folder / "mm-vet.json").read_text())
     saved(mmvet_folder / "mm-vet.json", {**listed, "v1_2": {**listed["v1_2"], "imagename": "missing.png"}})
     script = runpy.run_path(str(ROOT / "4-eval_chat.py"))
-    config = script["Config"](bench=f"mmvet:path={mmvet_folder}", examples=2, controls=0)
+    config = script["Config"](examples=2, controls=0)
+    tasks = {"mmvet": TASKS.make(f"mmvet:path={mmvet_folder}")}
+    journal = Journal(tmp_path / "sft", {}, OneRank(), 4, seed=0)
     drawn = []
 
     def poster(file, page, questions, answers):
@@ -522,9 +543,9 @@ def test_scores_and_uploads_are_written_before_anything_is_drawn(mmvet_folder, t
         assert (file.parent / "mmvet.json").is_file() and len(questions) == 2
         raise OSError("no space left")
 
-    script["benchmark"].__globals__["poster"] = poster
+    monkeypatch.setattr(report, "poster", poster)
     with pytest.raises(OSError, match="no space left"):
-        script["benchmark"](config, tmp_path / "sft", lambda prompts: ["a"] * len(prompts))
+        script["benchmark"](config, journal, lambda prompts, kept: ["a"] * len(prompts), tasks)
     assert {"mmvet/n", "mmvet/judged", "mmvet/contains"} <= set(drawn)
     assert len((tmp_path / "sft" / "predictions-mmvet.jsonl").read_text().splitlines()) == 2
 
@@ -544,6 +565,10 @@ def test_all_runs_what_is_there_and_names_what_is_not(pope_folder, gqa_folder, c
     assert set(tasks) == {"gqa", "textvqa", "easy_vqa", "world", "world_words", "reflection"}
     (root / "val2014").rename(root / "pope" / "val2014")
     assert "pope" in benchmarks(f"all:path={root}")
+    last = sorted((root / "pope" / "val2014").iterdir())[-1]
+    last.rename(root / last.name)  # whichever picture is missing, it is noticed before anything is asked
+    assert "pope" not in benchmarks(f"all:path={root}")
+    (root / last.name).rename(last)
     told = capsys.readouterr().out
     assert "left out pope: pope: no picture COCO_val2014_1.jpg" in told and "left out gqa" in told.partition("left out pope")[2]
     for name, source in (

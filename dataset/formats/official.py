@@ -6,7 +6,9 @@ In:  a path from a task's option.  Out: rows or pictures; an error of one line f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +63,9 @@ class Folder:
     def picture(self, names: Sequence[str], folders: Sequence[str], source: str) -> Picture:
         """The picture with one of these names in images=, or else in one of these folders below the root."""
         roots = [Path(self.images)] if self.images else [self.root / folder for folder in folders]
-        for root in roots:
-            for name in names:
-                if (root / name).is_file():
-                    return from_file(root / name)
-        raise FileNotFoundError(f"{self.task}: no picture {' or '.join(names)} in {' or '.join(map(str, roots))}: it is one of "
-                                f"{source}; another folder is {self.task}:images=FOLDER")  # fmt: skip
+        return first_picture([root / name for root in roots for name in names],
+                             f"{self.task}: no picture {' or '.join(names)} in {' or '.join(map(str, roots))}: it is one of "
+                             f"{source}; another folder is {self.task}:images=FOLDER")  # fmt: skip
 
 
 def text(file: Path) -> str:
@@ -125,12 +124,36 @@ def of_first(rows: Iterable[dict], key: Callable[[dict], Hashable], n: int) -> l
     return [row for row in rows if seen.setdefault(key(row), len(seen)) < n]
 
 
+unseen = ContextVar("unseen", default=False)  # whether pictures may be missing
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Inside, a missing picture is no error before it is opened: answers are only scored again."""
+    token = unseen.set(True)
+    try:
+        yield
+    finally:
+        unseen.reset(token)
+
+
+def first_picture(files: Iterable[Path], missing: str) -> Picture:
+    """The picture in the first of these files that exists; FileNotFoundError(missing) where none does and one is needed."""
+    for file in files:
+        if file.is_file():
+            return from_file(file)
+
+    def load() -> Any:
+        raise FileNotFoundError(missing)
+
+    if not unseen.get():
+        load()
+    return Picture(missing, load)
+
+
 def picture(row: dict, names: Sequence[str], folder: str, source: str) -> Picture:
     """The picture of a row: its `image` as base64, or the first of these names that exists in the folder of images."""
     if len(row.get("image") or "") > 200:  # base64; a file's name is shorter
         return from_base64(row["image"])
-    where = existing(folder, "images", source)
-    for name in names:
-        if (where / name).is_file():
-            return from_file(where / name)
-    raise FileNotFoundError(f"images={folder} holds no {' or '.join(names)}: it wants {source}")
+    where = Path(folder) if unseen.get() else existing(folder, "images", source)
+    return first_picture([where / name for name in names], f"images={folder} holds no {' or '.join(names)}: it wants {source}")

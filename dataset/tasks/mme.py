@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from dataset.formats.official import Folder, text
-from dataset.images import from_file
+from dataset.formats.official import Folder, first_picture, text
+from dataset.images import Picture
 from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.vqa_score import SHORT
 from model.registry import TASKS, UserError
@@ -54,7 +54,7 @@ class MME(Task):
     def __init__(self, path: str = ""):
         self.folder = Folder("mme", path, SOURCE)
 
-    def pictures(self, ability: str) -> Iterator[tuple[str, Path, Path]]:
+    def pictures(self, ability: str) -> Iterator[tuple[str, Picture, Path]]:
         """(ability, picture, its file of questions), in the order of names."""
         names = [f"{above}{ability}" for above in ("", "MME_Benchmark_release_version/", "MME_Benchmark/",
                                                    "MME_Benchmark_release_version/MME_Benchmark/")]  # fmt: skip
@@ -64,10 +64,8 @@ class MME(Task):
         if not (files := sorted(texts.glob("*.txt"))):
             raise FileNotFoundError(f"mme: {texts} has no *.txt with questions: it wants {ability} of {SOURCE}")
         for file in files:
-            image = next((path for end in ("jpg", "png") if (path := images / f"{file.stem}.{end}").is_file()), None)
-            if image is None:
-                raise FileNotFoundError(f"mme: {images} has no {file.stem}.jpg or .png for {file}: it is one of {SOURCE}")
-            yield ability, image, file
+            missing = f"mme: {images} has no {file.stem}.jpg or .png for {file}: it is one of {SOURCE}"
+            yield ability, first_picture([images / f"{file.stem}.{end}" for end in ("jpg", "png")], missing), file
 
     def examples(self, split: str, n: int) -> list[Example]:
         """The two questions about each of n pictures, the abilities in turns; a tag tells the picture."""
@@ -76,8 +74,8 @@ class MME(Task):
         for ability, image, file in [one for turn in turns for one in turn if one][:n]:
             for k, (question, answer) in enumerate(questions(file)):
                 asked = re.sub(r"\s*Please answer yes or no\.$", "", question) + SHORT
-                prompt = dialogue(f"mme/{ability}/{image.name}/{k}", [from_file(image)], [(asked, "")])
-                examples.append(Example(prompt, answer, ability, (image.name,)))
+                prompt = dialogue(f"mme/{ability}/{file.stem}/{k}", [image], [(asked, "")])
+                examples.append(Example(prompt, answer, ability, (file.stem,)))
         return examples
 
     def score(self, example: Example, answer: str) -> float:
