@@ -6,17 +6,20 @@ swap       the picture is replaced after half of it was read, so the prefilled f
            answer follow the text (old), the picture (new), or each for its half (mixed)?
 
 A tiny model looks again only where stage 2 had such rows (`arithmetic:recheck=0.08`); RL then changes how often, and how often
-it helps. This task has no training rows; its problems are those of `arithmetic` in the same split.
+it helps. This task has no training rows; its problems are those of `arithmetic` in the same split, or one's own:
+
+    python 4-eval_chat.py --bench reflection:path=rows.jsonl,images=FOLDER      (reflection_rows.py says what is asked)
 """
 from __future__ import annotations
 
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-from dataset.chat import Conversation, Message, Prefill
 from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.arithmetic import Arithmetic, Sum, listed, misread
+from dataset.tasks.reflection_rows import OwnProblems, own_metrics, own_score, with_prefill
 from dataset.tasks.world import THINK
 from model.registry import TASKS
 
@@ -29,11 +32,6 @@ def marked(answer: str) -> bool:
     return MARKER.search(answer) is not None
 
 
-def with_prefill(conversation: Conversation, words: str) -> Conversation:
-    """The same question with the start of its answer prefilled."""
-    return Conversation(conversation.id, (*conversation.messages, Message("assistant", (Prefill(words),))))
-
-
 def share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags)
 
@@ -44,8 +42,10 @@ class Reflection(Task):
 
     size = 300  # pictures of the test set, each with one question of each kind
 
-    def __init__(self):
+    def __init__(self, path: str = "", images: str = ""):
         self.arithmetic = Arithmetic()
+        self.own = OwnProblems(Path(path), images) if path else None
+        self.size = len(self.own.problems) if self.own else Reflection.size
 
     def draw(self, split: str, rng: random.Random, like: Sum | None = None) -> Sum:
         """A random sum in a picture; `like`: one with as many numbers, and dice or digits too."""
@@ -56,6 +56,8 @@ class Reflection(Task):
 
     def examples(self, split: str, n: int) -> list[Example]:
         """One question of each kind for each of n pictures; `tags` end with the sums that a misled answer gives."""
+        if self.own:
+            return self.own.examples(n)
         examples = []
         for i in range(n):
             rng = random.Random(f"reflection/{split}/{i}")
@@ -77,12 +79,14 @@ class Reflection(Task):
         return examples
 
     def score(self, example: Example, answer: str) -> float:
-        """1 if the answer is the sum of the numbers in the picture shown."""
-        return self.arithmetic.score(example, answer)
+        """1 if the answer is right about the picture shown."""
+        return own_score(example, answer) if self.own else self.arithmetic.score(example, answer)
 
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[list[float], dict[str, float]]:
         """Accuracy and share of marked answers by kind; right_marked, right_unmarked; shares that the prefill misled."""
         scores = [self.score(example, answer) for example, answer in zip(examples, answers, strict=True)]
+        if self.own:
+            return scores, own_metrics(examples, scores, answers, list(map(marked, answers)))
         rows = [(e, a, s, marked(a)) for e, a, s in zip(examples, answers, scores)]
         metrics = {}
         for kind in KINDS:
