@@ -7,16 +7,26 @@ In:  a message: texts and pictures.  Out: the answer while it is generated, as t
         print(text)
     for text in dialogue.say(["And where is it?"]):     # the model still sees the picture
         print(text)
+
+In Python, with a checkpoint:
+
+    from dataset.dialogue import load
+    chat = load("out/dpo")
+    print(chat("picture.png", "What is this?"), chat("And where is it?"))     # chat.reset() begins anew
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from PIL.Image import Image
 
 from dataset.bad_rows import BadRow
 from dataset.chat import Conversation, Document, Message
-from dataset.images import Picture
+from dataset.images import Picture, from_file, from_image
 from dataset.processor import Processor
+from dataset.tokenizer import load_tokenizer
 
 
 class Dialogue:
@@ -32,6 +42,14 @@ class Dialogue:
                  messages: Sequence[Message] = ()):
         self.stream, self.processor, self.max_prompt_tokens = stream, processor, max_prompt_tokens
         self.messages, self.forgotten = list(messages), 0
+
+    def __call__(self, *message: str | Path | Image | Picture) -> str:
+        """The whole answer to a message: pictures (files or images), and last its text. It raises as `say` does."""
+        *pictures, text = message
+        found = [from_image(one) if isinstance(one, Image) else one if isinstance(one, Picture) else from_file(one)
+                 for one in pictures]  # fmt: skip
+        *_, answer = self.say([*found, str(text)])
+        return answer
 
     def reset(self) -> None:
         """Start a new conversation; the system's message stays."""
@@ -73,6 +91,22 @@ class Dialogue:
             f"images), and the model reads {self.max_prompt_tokens}",
             "shorten it, or send fewer images",
         )
+
+
+def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", max_new_tokens: int = 256, temperature: float = 0.0,
+         seed: int = 0) -> Dialogue:
+    """A dialogue with the model of a checkpoint; the options are the flags of 4-eval_chat.py. UserError where there is none."""
+    from model import checkpoint  # here both packages meet, as in the scripts
+    from model.generate import stream
+    from model.runtime import Run
+
+    folder = checkpoint.require(Path(folder))
+    run = Run.inference(folder, device, dtype, seed)
+    model = checkpoint.load(folder, run.device)
+    processor = Processor.of(model, load_tokenizer(checkpoint.tokenizer_file(folder)), run)
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, **processor.sampling}
+    longest = processor.max_prompt_tokens(max_new_tokens)
+    return Dialogue(lambda batch: stream(model, run.to_device(batch), **options), processor, longest)
 
 
 def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:

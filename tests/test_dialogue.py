@@ -9,11 +9,12 @@ from PIL import Image
 
 from dataset.bad_rows import BadRow
 from dataset.chat import Message, pupil
-from dataset.dialogue import Dialogue, split
+from dataset.dialogue import Dialogue, load, split
 from dataset.images import from_bytes, from_image
 from dataset.processor import Processor
-from dataset.tokenizer import SentencePieceTokenizer
+from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
 from dataset.vision.image_processor import OneRank
+from model import checkpoint
 from model.config import VLMConfig
 from model.generate import stream
 from model.vlm import VLM
@@ -193,3 +194,32 @@ def test_a_real_model_talks_over_two_turns_with_pictures_in_both():
     first = list(talk.say([RED, BLUE, "?"]))[-1]
     second = list(talk.say([GREEN, "?"]))[-1]
     assert [message.text for message in talk.messages] == ["?", first, "?", second]
+
+
+# ---------------------------------------------------------------- in Python
+
+
+def test_a_message_is_pictures_and_then_words_and_the_answer_comes_whole(tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    model = Model("A red square.", "Two.", "Hello.")
+    chat = dialogue(model)
+    assert chat(tmp_path / "red.png", Image.new("RGB", (8, 8), "blue"), "What is this?") == "A red square."
+    assert chat(str(tmp_path / "red.png"), GREEN, "And now?") == "Two."
+    colours = model.batches[1]["pixels"][:, :, 0, 0].tolist()
+    assert colours == [[1, 0, 0], [0, 0, 1], [1, 0, 0], [0, pytest.approx(128 / 255), 0]]
+    chat.reset()
+    assert chat("Hi!") == "Hello." and "pixels" not in model.batches[2]
+    with pytest.raises(BadRow, match="image file missing"):
+        chat("nowhere.png", "What?")
+
+
+def test_a_checkpoint_talks_in_three_lines_as_the_script_answers(tmp_path, run_script):
+    model = tiny.nano()
+    checkpoint.save(tmp_path / "out" / "dpo", model, MODEL_FILE)
+    Image.new("RGB", (96, 96), "red").save(tmp_path / "picture.png")
+    chat = load(tmp_path / "out" / "dpo", max_new_tokens=5)
+    answer = chat(tmp_path / "picture.png", "What is this?")
+    asked = ("--image", "picture.png", "--prompt", "What is this?", "--max_new_tokens", 5, "--device", "cpu")
+    assert run_script("4-eval_chat.py", *asked, cwd=tmp_path).out == f"{answer}\n"
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        load(tmp_path / "nothing")
