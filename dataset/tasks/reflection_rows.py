@@ -160,7 +160,7 @@ def own_metrics(examples: Sequence[Example], scores: Sequence[float], answers: S
     recovery_misled and swap_old: the share that ends with the answer that its first words state."""
     rows = list(zip(examples, scores, answers, marked, strict=True))
     right = {example.prompt.id.rpartition("/")[0] for example, score, *_ in rows if example.kind == "markers" and score == 1}
-    groups = {
+    groups: dict[str, Sequence[float]] = {
         **{kind: [score for example, score, *_ in rows if example.kind == kind and example.answer]
            for kind in ("markers", "recovery", "swap")},
         **{f"{kind}_marked": [said for example, _, _, said in rows if example.kind == kind]
