@@ -29,7 +29,7 @@ HEADLINES = {  # task -> the scores that the table shows; of any other task: acc
     "refomb": ("win_rate",),
     "amber": ("amber", "chair", "cover"),
 }
-LOWER_IS_BETTER = {"blank", "false", "chair_s", "swap_old", "rsp", "men", "hallucination_rate", "chair"}
+LOWER_IS_BETTER = {"false", "chair_s", "swap_old", "rsp", "men", "hallucination_rate", "chair"}
 COLUMNS = ("gqa/accuracy", "scienceqa/image_accuracy", "textvqa/accuracy", "mmvet/total", "pope/accuracy", "mme/perception",
            "mmmu/accuracy")  # fmt: skip
 TINYLLAVA = {  # github.com/TinyLLaVA/TinyLLaVA_Factory, README

@@ -32,7 +32,7 @@ def test_the_table_has_a_column_for_each_checkpoint_and_says_where_fewer_questio
     assert page == folders[0].parent / "benchmarks.md"
     assert table(page) == {
         "world/exact": {"questions": "100", "sft": "90.0 %", "dpo": "95.0 % (n = 60)"},
-        "world/blank (lower is better)": {"questions": "100", "sft": "25.0 %", "dpo": ""},
+        "world/blank": {"questions": "100", "sft": "25.0 %", "dpo": ""},
     }
     assert "Published" not in page.read_text()
     with Image.open(page.with_suffix(".png")) as chart:
