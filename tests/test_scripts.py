@@ -107,8 +107,9 @@ def test_a_benchmark_writes_scores_with_controls_predictions_and_its_part_of_the
 def answered(folder: Path) -> dict:
     """What a run has left in a folder, without the seconds that it took."""
     scores = json.loads((folder / "scores.json").read_text())
+    files = [file for file in folder.glob("*.jsonl*") if file.is_file()]
     return {"scores": {name: value for name, value in scores.items() if not name.endswith("/seconds")},
-            **{file.name: file.read_text() for file in folder.glob("*.jsonl*") if file.name != "log.jsonl"}}  # fmt: skip
+            **{file.name: file.read_text() for file in files}}  # fmt: skip
 
 
 def test_two_processes_answer_and_score_as_one_and_several_checkpoints_make_a_table(stage_two, samples, run_script, run_ranks,
