@@ -63,8 +63,7 @@ def run(main: Callable[[Flags], None], config: Flags) -> None:
     except (KeyboardInterrupt, Stopped) as stop:  # with notes that say how far it came, if anything can go on
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         if first_rank():
-            print("", *getattr(stop, "__notes__", [f"stopped by {signal.Signals(number).name}"]), sep="
-", file=sys.stderr)
+            print("", *getattr(stop, "__notes__", [f"stopped by {signal.Signals(number).name}"]), sep="\n", file=sys.stderr)
         raise SystemExit(128 + number) from None
     except BrokenPipeError:  # whoever read our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -156,16 +156,8 @@ def noted(error: BaseException) -> BaseException:
 
 
 @pytest.mark.parametrize(("error", "status", "line"), [
-    (KeyboardInterrupt(), 130, "
-stopped by SIGINT
-"), (Stopped(signal.SIGTERM), 143, "
-stopped by SIGTERM
-"),
-    (noted(KeyboardInterrupt()), 130, "
-3 of 9 answered
-"), (noted(Stopped(signal.SIGTERM)), 143, "
-3 of 9 answered
-"),
+    (KeyboardInterrupt(), 130, "\nstopped by SIGINT\n"), (Stopped(signal.SIGTERM), 143, "\nstopped by SIGTERM\n"),
+    (noted(KeyboardInterrupt()), 130, "\n3 of 9 answered\n"), (noted(Stopped(signal.SIGTERM)), 143, "\n3 of 9 answered\n"),
 ])  # fmt: skip
 def test_a_signal_is_one_line_and_the_exit_status_of_shells(error, status, line, capsys):
     with pytest.raises(SystemExit) as end:
