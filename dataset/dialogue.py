@@ -80,17 +80,36 @@ class Dialogue:
 
     def prompt(self, messages: list[Message]) -> tuple[Document, int]:
         """(prompt, exchanges left out): as much of the conversation as fits. The oldest exchanges are left out as a whole."""
+        conversation, document, forgotten = self.recent(messages)
+        return document, forgotten
+
+    def recent(self, messages: Sequence[Message]) -> tuple[Conversation, Document, int]:
+        """(the exchanges that fit, their prompt, the number of older ones)."""
         system, exchanges = split(messages)
-        for forgotten in range(len(exchanges)):
-            recent = [*system, *(message for exchange in exchanges[forgotten:] for message in exchange)]
-            document = self.processor.prompt(Conversation("this message", tuple(recent)))
+        for forgotten in range(self.first_that_may_fit(exchanges), len(exchanges)):
+            kept = [*system, *(message for exchange in exchanges[forgotten:] for message in exchange)]
+            conversation = Conversation("this message", tuple(kept))
+            document = self.processor.prompt(conversation)
             if len(document) <= self.max_prompt_tokens:
-                return document, forgotten
+                return conversation, document, forgotten
         raise BadRow(
             f"the message is {len(document)} tokens long ({len(document.pictures) * self.processor.image_tokens} of them for "
             f"images), and the model reads {self.max_prompt_tokens}",
             "shorten it, or send fewer images",
         )
+
+    def first_that_may_fit(self, exchanges: Sequence[Sequence[Message]]) -> int:
+        """The exchange from which on all may fit, counted back from the last, so that a long history costs no more than a prompt.
+
+        It is a lower bound: the numbers of the pictures may take a few tokens more than they do here.
+        """
+        tokens = 0
+        for index in reversed(range(len(exchanges))):
+            _, *segments = self.processor.segments("this message", exchanges[index])  # without the beginning of a document
+            tokens += sum(len(segment.ids) for segment in segments)
+            if tokens > self.max_prompt_tokens:
+                return min(index + 1, len(exchanges) - 1)
+        return 0
 
 
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", max_new_tokens: int = 256, temperature: float = 0.0,
@@ -109,7 +128,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", max_n
     return Dialogue(lambda batch: stream(model, run.to_device(batch), **options), processor, longest)
 
 
-def split(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
+def split(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
     """(system messages, exchanges). An exchange is a user's message with the answers to it."""
     system: list[Message] = []
     exchanges: list[list[Message]] = []

@@ -6,7 +6,8 @@ Legend: T tokens of a document, L learned tokens of a batch, H heads, K channels
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,15 +46,21 @@ class Seen(NamedTuple):
 
 @contextlib.contextmanager
 def recorded(model: Any) -> Iterator[list[Seen]]:
-    """A list that fills, inside the block, with what each block's attention sees. UserError for an `llm` that is not ours."""
+    """A list that fills, inside the block, with what each block's attention sees. UserError for an `llm` that is not ours.
+
+    Another thread may use the model at the same time: what it computes is not recorded.
+    """
     layers: list[Any] = [getattr(block, "self_attn", None) for block in model.llm.blocks]
     if not all(hasattr(layer, "attend") for layer in layers):
         raise UserError(f"the attention of {model.config.llm_name} is inside another library: only gpt shows its weights")
     seen: list[Seen] = []
+    thread = threading.get_ident()
 
     def recorder(attend: Any) -> Any:
         def attend_and_record(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
-            seen.append(Seen(q, k, v, packed, out := attend(q, k, v, packed)))
+            out = attend(q, k, v, packed)
+            if threading.get_ident() == thread:
+                seen.append(Seen(q, k, v, packed, out))
             return out
 
         return attend_and_record
@@ -75,26 +82,48 @@ class Step(NamedTuple):
     gave: tuple[int, ...]
 
 
-class Inspector:
-    """A model and the questions that figures ask it."""
+def beside(folder: Path) -> dict[str, Path]:
+    """Name -> folder of the checkpoints in the same place, itself included: the stages in their order, then the others."""
+    found = {}
+    for file in sorted(folder.resolve().parent.glob("*/config.json")):
+        with contextlib.suppress(UserError):  # what another program wrote
+            checkpoint.read_config(file.parent)
+            found[file.parent.name] = file.parent
+    stages = [name for name in reversed(checkpoint.STAGES) if name in found]
+    return {name: found[name] for name in dict.fromkeys([*stages, *found])}
 
-    def __init__(self, folder: Path):
-        self.folder, self.model = folder, checkpoint.load(folder)
+
+class Inspector:
+    """A model and the questions that figures and the page ask it; batches may lie on another device."""
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu"):
+        self.folder, self.model = folder, checkpoint.load(folder, device)
         self.tokenizer_file = checkpoint.tokenizer_file(folder)
+
+    def on_device(self, batch: dict) -> dict:
+        """The batch where the model is."""
+        device = next(self.model.parameters()).device
+        return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
 
     @torch.inference_mode()
     def attention(self, batch: dict, block: int = -1) -> list[Tensor]:
         """The attention weights of one block, by default the last, in each document of the batch: (H, T, T) each."""
         with recorded(self.model) as seen:
-            self.model(batch, batch["document_ids"] >= 0)
+            score(self.model, self.on_device(batch))
         lengths = seen[block].packed.lengths.tolist()
         return [attention_weights(q, k) for q, k in zip(seen[block].q.split(lengths), seen[block].k.split(lengths))]
 
     @torch.inference_mode()
     def answer_logps(self, batch: dict) -> tuple[Tensor, Tensor]:
         """(documents,), (documents,): the log-probability of what is learned of each document in nats, and its tokens."""
-        scores = score(self.model, batch)
+        scores = score(self.model, self.on_device(batch))
         return sum_by_document(scores.logps, scores.owner, len(batch["ids"]))
+
+    @torch.inference_mode()
+    def likeliest(self, batch: dict, count: int, banned: Sequence[int] = ()) -> list[list[tuple[int, float]]]:
+        """For each learned token of a batch the `count` likeliest tokens at its place: (id, probability), the likeliest first."""
+        top = score(self.model, self.on_device(batch), banned=banned).logits.softmax(-1).topk(count)  # (L, count)
+        return [list(zip(ids, shares)) for ids, shares in zip(top.indices.tolist(), top.values.tolist())]
 
     def sample(self, batch: dict, group_size: int, *, temperature: float, **options: Any) -> list[Answer]:
         """`group_size` answers to each prompt of a padded batch; the same ones whenever this is called."""

@@ -145,6 +145,23 @@ def test_what_no_longer_fits_is_left_out_by_whole_exchanges_the_oldest_first():
     assert len(talk.messages) == 12, "the record itself is whole"
 
 
+def test_a_long_history_is_rendered_as_far_as_it_may_fit_and_no_further(monkeypatch):
+    talk = dialogue(Model("a"), max_prompt_tokens=60)
+    history = [Message(role, (f"message {number}",)) for number in range(300) for role in ("user", "assistant")]
+    rendered = []
+    segments = talk.processor.segments
+
+    def counted(name, messages):
+        rendered.append(len(messages))
+        return segments(name, messages)
+
+    monkeypatch.setattr(talk.processor, "segments", counted)
+    document, forgotten = talk.prompt([*history, Message("user", ("now?",))])
+    assert sum(rendered) < 40 and forgotten > 290 and 40 < len(document) <= 60
+    more = [*history[2 * (forgotten - 1) :], Message("user", ("now?",))]
+    assert talk.prompt(more)[1] == 1, "one exchange more is too long"
+
+
 def test_what_the_system_said_is_never_left_out():
     model = Model("a", "b")
     talk = dialogue(model, max_prompt_tokens=20, messages=[Message("system", ("be brief",))])

@@ -9,7 +9,7 @@ questions stands below. All ask what lies at a place: for a count or a place, th
 """
 from __future__ import annotations
 
-import math
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +18,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from PIL import Image
 
 from dataset.chat import Conversation
-from dataset.figures.stage import BAD, GOOD, INK, LEARNED, CannotDraw, Stage, Trained, blank, chinese_font
+from dataset.checkpoints import Trained
+from dataset.figures.stage import BAD, GOOD, INK, LEARNED, CannotDraw, Stage, blank, chinese_font
+from dataset.look import grid, on_pictures
 from dataset.tasks import dialogue
 from dataset.tasks.world import picture
 from dataset.world.questions import Question, named
@@ -57,17 +60,6 @@ def answers(trained: Trained, prompts: Sequence[Conversation]) -> list[str]:
     return [processor.tokenizer.decode(answer.tokens) for answer in found]
 
 
-def grid(trained: Trained) -> int:
-    """Squares along an edge of the picture, one token each; CannotDraw where tokens are not squares of it."""
-    count, encoder = trained.processor.image_tokens, trained.inspector.model.encoder
-    patches = encoder.tokens - encoder.has_cls
-    with_cls = count == encoder.tokens and encoder.has_cls
-    edge = math.isqrt(count - with_cls)
-    if edge**2 != count - with_cls or patches % edge**2:
-        raise CannotDraw(f"the connector's {count} tokens are not squares of the picture")
-    return edge
-
-
 def looks(trained: Trained, prompts: Sequence[Conversation], texts: Sequence[str]) -> list[torch.Tensor]:
     """Where the model looked while it wrote these answers: (edge, edge) shares of each picture, which sum to 1."""
     processor, edge = trained.processor, grid(trained)
@@ -75,12 +67,10 @@ def looks(trained: Trained, prompts: Sequence[Conversation], texts: Sequence[str
     batch = processor.batch(documents)
     maps = []
     for document, weights in zip(documents, trained.inspector.attention(batch), strict=True):
-        is_image = torch.tensor(document.input_ids) == processor.tokenizer.image
         first = document.learn.index(True)
-        writers = range(first - 1, max(first, len(document) - 2))  # positions that write the answer, without its end of turn
-        on_picture = weights.mean(0)[list(writers)][:, is_image][:, -edge**2:]  # (positions, squares): without a CLS token
-        shares = on_picture[on_picture.sum(1).argmax()]
-        maps.append((shares / shares.sum()).view(edge, edge))
+        writers = slice(first - 1, max(first, len(document) - 2))  # positions that write the answer, without its end of turn
+        shares, _ = on_pictures(trained, document, weights.mean(0)[writers], edge)
+        maps.append(shares[0])
     return maps
 
 
@@ -114,7 +104,7 @@ def draw(stage: Stage) -> Figure:
     figure = blank(3 * 2.7, 3.2 * len(languages) + 0.75)
     axes = figure.subplots(len(languages), 3, squeeze=False).flatten()
     for axis, prompt, text, truth, shares in zip(axes, prompts, texts, right, maps):
-        panel(axis, prompt, shares)
+        panel(axis, prompt.pictures[0].load(), shares, float(shares.max()))
         axis.set_title(prompt.messages[-1].text, fontsize=11, pad=5)
         axis.set_xlabel(f"→ {text}", color=GOOD if text == truth else BAD, fontsize=11, labelpad=4)
     means = {language: mean_on_object(trained, language) for language in languages}
@@ -128,14 +118,14 @@ def draw(stage: Stage) -> Figure:
     return figure
 
 
-def panel(axis: Any, prompt: Conversation, shares: torch.Tensor) -> None:
-    """The picture under its squares, the more coloured the more weight they have."""
+def panel(axis: Any, image: Image.Image, shares: torch.Tensor, most: float) -> None:
+    """The picture under its squares, the more coloured the more weight they have; `most` is the largest share."""
     edge = len(shares)
-    axis.imshow(prompt.pictures[0].load(), extent=(0, edge, edge, 0), interpolation="nearest")
+    axis.imshow(image, extent=(0, edge, edge, 0), interpolation="nearest")
     for place, share in enumerate(shares.flatten().tolist()):
         row, column = divmod(place, edge)
-        axis.add_patch(Rectangle((column, row), 1, 1, facecolor=(*to_rgb(LEARNED), 0.6 * share / float(shares.max())),
-                                 edgecolor="white", linewidth=1.5))
+        axis.add_patch(Rectangle((column, row), 1, 1, facecolor=(*to_rgb(LEARNED), 0.6 * share / most), edgecolor="white",
+                                 linewidth=1.5))
         if edge <= 4:
             axis.text(column + 0.06, row + 0.06, f"{100 * share:.0f} %", va="top", fontsize=9, color="black",
                       fontweight="bold" if share > 0.2 else "normal",
@@ -143,3 +133,18 @@ def panel(axis: Any, prompt: Conversation, shares: torch.Tensor) -> None:
     axis.set(xlim=(0, edge), ylim=(edge, 0), xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(visible=True, color=INK)
+
+
+def heat_map(pictures: Sequence[Image.Image], shares: torch.Tensor) -> bytes:
+    """Pictures side by side, four in a row, under their squares (N, edge, edge), as a PNG file."""
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = blank(2.7 * columns, 2.7 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes[len(pictures):]:
+        axis.set_axis_off()
+    for axis, image, of_picture in zip(axes, pictures, shares):
+        panel(axis, image, of_picture, float(shares.max()))
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.05)
+    figure.savefig(file := io.BytesIO(), dpi=110, transparent=True)
+    return file.getvalue()

@@ -14,10 +14,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from dataset.processor import Processor
+from dataset.checkpoints import Trained
 from dataset.report import fonts
-from dataset.tokenizer import load_tokenizer
-from dataset.vision.image_processor import OneRank
 
 INK, READ, LEARNED, IMAGE, GOOD, BAD = "#7d8791", "#a3acb5", "#e8923c", "#5b9bd5", "#4fa66a", "#d4605a"
 STYLE = {  # no background and text of a middle tone: readable on a white page and on a dark one
@@ -30,14 +28,6 @@ STARTS = {"sft": "pretrain", "dpo": "sft", "grpo": "sft"}  # stage -> the stage 
 
 class CannotDraw(Exception):
     """Why a run does not have a figure."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A checkpoint: the model as `Inspector` shows it, and its processor, whose batches hold pixels."""
-
-    inspector: Any
-    processor: Processor
 
 
 @dataclass(eq=False)
@@ -80,9 +70,7 @@ class Stage:
         if not (folder / "config.json").is_file():
             raise CannotDraw(f"no checkpoint in {folder}")
         if folder not in self.opened:
-            inspector = self.inspect(folder)
-            tokenizer = load_tokenizer(inspector.tokenizer_file)
-            self.opened[folder] = Trained(inspector, Processor.of(inspector.model, tokenizer, OneRank()))
+            self.opened[folder] = Trained.of(self.inspect(folder))
         return self.opened[folder]
 
     def before(self) -> Trained:
