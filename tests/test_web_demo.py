@@ -1,5 +1,6 @@
 """The web page sends the whole conversation to the model, wherever it was edited, and listens on this machine alone."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,19 +9,28 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 import web_demo
 from dataset.bad_rows import BadRow
 from dataset.chat import Message
+from dataset.images import from_file
+from dataset.page import views
+from dataset.page.actions import Page, paced
+from dataset.page.examples import examples, truth
+from dataset.page.messages import answer_entries, last_answer, messages
+from dataset.page.server import app_options
 from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
 from model import checkpoint
 from model.config import VLMConfig
 from model.vlm import VLM
+from tests import tiny
 from tests.conftest import free_port
 from tests.test_dialogue import BLUE, GREEN, RED, Model, dialogue, encode, look
 from tests.tiny import llm_config
@@ -36,12 +46,31 @@ def page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         model = Model()
-        examples = web_demo.world_examples(folder)
-        demo = web_demo.build_demo(lambda messages: dialogue(model, messages=messages), examples, "a test")
+        shown = examples()[:2]
+        samples = [example.message(folder, number) for number, example in enumerate(shown)]
+        demo = web_demo.build_demo(Page(told := Told(model), shown), samples, "sft", web_demo.Config())
         port = free_port()
-        demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, share=False)
-        yield Client(f"http://127.0.0.1:{port}", verbose=False, download_files=False), model
+        demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, share=False,
+                    app_kwargs=app_options())  # fmt: skip
+        yield Client(f"http://127.0.0.1:{port}", verbose=False, download_files=False), model, told
         demo.close()
+
+
+class Told:
+    """In the place of checkpoints: two names for a model that says what the test tells it to say."""
+
+    folders = {"pretrain": Path("pretrain"), "sft": Path("sft")}
+
+    def __init__(self, model: Model):
+        self.model, self.network = model, tiny.nano()
+
+    def dialogue(self, name, messages=(), *, max_new_tokens=1, **sampling):
+        self.asked = name, max_new_tokens, sampling
+        return dialogue(self.model, messages=messages)
+
+    def trained(self, name):
+        processor = dialogue(self.model).processor
+        return SimpleNamespace(inspector=SimpleNamespace(model=self.network), processor=processor)
 
 
 @pytest.fixture
@@ -55,7 +84,7 @@ def files(tmp_path) -> dict[str, str]:
 
 def say(page, history: list, text: str, *uploads: str, answers: str) -> list:
     """The page's conversation after one more message and its answer."""
-    client, model = page
+    client, model, _ = page
     model.answers.append(answers)
     message = {"text": text, "files": [handle_file(file) for file in uploads]}
     history, _ = client.predict(message, history, api_name="/send")
@@ -81,8 +110,10 @@ def test_every_message_and_every_picture_of_the_conversation_reaches_the_model(p
 
 def test_the_answer_streams(page):
     page[1].answers.append("one two three four")
+    page[1].seconds = 0.06  # the page shows ten updates a second
     history, _ = page[0].predict({"text": "count", "files": []}, [], api_name="/send")
     grown = [texts(update)[-1] for update in page[0].submit(history, api_name="/answer")]
+    page[1].seconds = 0.0
     assert grown[-1] == "one two three four"
     assert len(grown) > 2 and all(later.startswith(earlier) for earlier, later in zip(grown, grown[1:], strict=False))
 
@@ -96,14 +127,12 @@ def test_what_looks_like_html_is_shown_as_written_and_reaches_the_model_as_writt
     assert page[1].batches[-1]["input_ids"][0].tolist() == expected + encode("<|assistant|>")
 
 
-def test_a_text_file_named_png_gets_a_note_and_the_conversation_goes_on_without_it(page, files):
+def test_a_text_file_named_png_is_refused_with_the_reason_and_the_conversation_goes_on_without_it(page, files):
     history = say(page, [], "hello", answers="hi")
-    refused = say(page, history, "what is this?", files["notes"], answers="never said")
-    page[1].answers.clear()
-    assert refused[-1]["metadata"]["title"] == web_demo.NOT_READ
-    assert "notes.png" in texts(refused)[-1] and "cannot be opened" in texts(refused)[-1]
-    assert "/" not in texts(refused)[-1], "no folder of the server's"
-    say(page, refused, "still there?", answers="yes")
+    with pytest.raises(AppError, match="cannot be opened: notes.png") as refused:
+        page[0].predict({"text": "what is this?", "files": [handle_file(files["notes"])]}, history, api_name="/send")
+    assert "/" not in str(refused.value), "no folder of the server's"
+    say(page, history, "still there?", answers="yes")
     expected = encode("<s>", "<|user|>", "hello", "<|assistant|>", "hi", "<|end|>", "<|user|>", "still there?")
     assert page[1].batches[-1]["input_ids"][0].tolist() == expected + encode("<|assistant|>")
 
@@ -125,7 +154,7 @@ def test_a_retry_asks_the_same_again_and_undo_gives_the_message_back(page, files
 
 
 def test_stop_stops_the_model(page):
-    client, model = page
+    client, model, _ = page
     model.answers.append("one two three four five six seven eight nine ten " * 5)
     model.seconds, before = 0.02, len(model.spoken)
     history, _ = client.predict({"text": "count", "files": []}, [], api_name="/send")
@@ -133,7 +162,7 @@ def test_stop_stops_the_model(page):
     while not job.outputs():
         time.sleep(0.02)
     job.cancel()
-    time.sleep(0.2)
+    time.sleep(0.5)
     made = len(model.spoken)
     time.sleep(0.2)
     model.seconds = 0.0
@@ -141,7 +170,7 @@ def test_stop_stops_the_model(page):
 
 
 def test_two_people_are_answered_one_after_the_other(page):
-    client, model = page
+    client, model, _ = page
     model.answers += ["one two three four five six"] * 2
     model.seconds, before = 0.02, len(model.spoken)
     history, _ = client.predict({"text": "count", "files": []}, [], api_name="/send")
@@ -154,7 +183,7 @@ def test_two_people_are_answered_one_after_the_other(page):
 
 
 def test_files_of_the_server_cannot_be_asked_for(page):
-    client, model = page
+    client, model, _ = page
     asked = len(model.batches)
     file = {"path": str(SCRIPT), "meta": {"_type": "gradio.FileData"}}
     data = {"data": [[{"role": "user", "content": [{"type": "file", "file": file}]}]]}
@@ -175,19 +204,140 @@ def entry(role: str, *content, title: str | None = None) -> dict:
 def test_pictures_and_texts_in_entries_of_their_own_are_one_message(files):
     picture = {"type": "file", "file": {"path": files["red"]}}
     history = [entry("user", picture), entry("user", {"type": "text", "text": "1 &lt; 2?"}), entry("assistant")]
-    message, answer = web_demo.messages(history)
+    message, answer = messages(history)
     assert message.text == "1 < 2?" and message.parts[0].load().getpixel((0, 0)) == (255, 0, 0)
-    assert answer == Message("assistant", ())
+    assert answer == Message("assistant", ("",))
     with pytest.raises(BadRow, match="missing"):
-        web_demo.messages([entry("user", {"type": "file", "file": {"path": files["red"] + "x"}})])
+        messages([entry("user", {"type": "file", "file": {"path": files["red"] + "x"}})])
 
 
-def test_the_examples_show_scenes_of_both_languages_and_one_has_two_pictures(tmp_path):
-    examples = web_demo.world_examples(tmp_path)
-    assert any(example["text"].isascii() for example in examples)
-    assert any(not example["text"].isascii() for example in examples)
-    assert sorted(len(example["files"]) for example in examples)[-1] == 2
-    assert all(Image.open(file).size == (96, 96) for example in examples for file in example["files"])
+@pytest.mark.parametrize("answer", [
+    "A bus.", "<think>1+1</think><answer>2</answer>", "<think>1 < 2</think> so 2", "<answer>2</answer>", "", "1 <think> 2",
+])  # fmt: skip
+def test_reasoning_is_folded_away_and_comes_back_to_the_model_as_it_was(answer):
+    entries = answer_entries(answer)
+    titles = [(one["metadata"] or {}).get("title") for one in entries]
+    assert titles == (["Reasoning", None] if answer.startswith("<think>") else [None])
+    assert "&lt;/" not in "".join(texts(entries)), "no tag is shown"
+    assert messages([*entries])[0].text == answer == last_answer(entries)
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("<think>1+", [("1+", "Reasoning", None)]), ("<think>1+1</think>", [("1+1", "Reasoning", "done")]),
+    ("<think>1+1</think><answer>2", [("1+1", "Reasoning", "done"), ("2", None, None)]),
+])  # fmt: skip
+def test_reasoning_is_open_while_it_grows(text, shown):
+    entries = [(texts([one])[0], one["metadata"] or {}) for one in answer_entries(text)]
+    assert [(words, metadata.get("title"), metadata.get("status")) for words, metadata in entries] == shown
+
+
+def test_every_update_but_some_between_the_first_and_the_last_is_skipped():
+    assert list(paced(iter("abcde"), seconds=60)) == ["a", "e"]
+    assert list(paced(iter("abc"), seconds=0)) == ["a", "b", "c"] and list(paced(iter(""))) == []
+
+
+def test_the_examples_are_of_every_task_in_both_languages_and_know_their_answers(tmp_path):
+    shown = examples()
+    samples = [example.message(tmp_path, number) for number, example in enumerate(shown)]
+    tasks = {type(example.task).__name__ for example in shown}
+    assert tasks == {"World", "Arithmetic", "EasyVQA", "Geometry", "Sokoban"}
+    assert any(not sample["text"].isascii() for sample in samples) and all(sample["text"] for sample in samples)
+    assert sorted(len(sample["files"]) for sample in samples)[-1] == 2
+    assert all(min(Image.open(file).size) >= 64 for sample in samples for file in sample["files"])
+    for example, sample in zip(shown, samples, strict=True):
+        asked = Message("user", (*(from_file(file) for file in sample["files"]), sample["text"]))
+        assert truth(asked, shown) == (example, example.example.answer), "a copy of the pictures is known, too"
+    other = Message("user", (from_file(samples[0]["files"][0]), "Anything else?"))
+    assert truth(other, shown).shown is None and truth(other, shown).text.startswith("At the ")
+    assert truth(Message("user", (RED, "What is this?")), shown) == (None, "") == truth(Message("user", ("What?",)), shown)
+
+
+def test_a_picture_without_words_is_a_message(page, files):
+    history = say(page, [], "", files["red"], answers="A square.")
+    assert texts(history) == ["PICTURE", "A square."]
+    asked = [*encode("<s>", "<|user|>", "1"), *[TOKENIZER.image] * 5, *encode("<|assistant|>")]
+    assert page[1].batches[-1]["input_ids"][0].tolist() == asked
+
+
+def test_the_settings_of_the_page_reach_the_model(page):
+    page[1].answers.append("yes")
+    history, _ = page[0].predict({"text": "really?", "files": []}, [], api_name="/send")
+    page[0].predict(history, "pretrain", 1.5, 0.5, 7, api_name="/answer")
+    assert page[2].asked == ("pretrain", 7, {"temperature": 1.5, "top_p": 0.5})
+
+
+def test_checkpoints_answer_side_by_side_and_what_they_say_is_inert(page, files):
+    page[1].answers += ["<think>2</think><answer><b>A</b></answer>", "A bus."]
+    message = {"text": "<i>What</i>?", "files": [handle_file(files["red"])]}
+    shown = page[0].predict(message, [], ["pretrain", "sft"], api_name="/compare")
+    assert "<h3>pretrain</h3><details><summary>Reasoning</summary>2</details><p>&lt;b&gt;A&lt;/b&gt;</p>" in shown
+    assert "<h3>sft</h3><p>A bus.</p>" in shown and "&lt;i&gt;What&lt;/i&gt;?" in shown and "right answer" not in shown
+    with pytest.raises(AppError, match="write a question"):
+        page[0].predict({"text": "", "files": []}, [], ["sft"], api_name="/compare")
+
+
+def test_the_right_answer_of_an_example_stands_above_the_others_which_are_marked():
+    example = examples()[0]
+    right = truth(example.example.prompt.messages[-1], [example])
+    shown = views.side_by_side("?", right, {"sft": example.example.answer, "dpo": "A violin."})
+    assert "The right answer" in shown and "sft ✓" in shown and "dpo ✗" in shown
+
+
+@pytest.mark.parametrize("history", [
+    [{"role": "robot", "content": [{"type": "text", "text": "hi"}]}], [{"role": "user"}], [5], "hello", {"a": 1}, [[["a", "b"]]],
+    [{"role": "user", "content": [{"type": "component", "component": "html", "value": "", "constructor_args": {}, "props": {}}]}],
+    [{"role": "user", "content": [{"type": "file", "file": {"path": "gone.png"}}]}], None, [{"role": "user", "content": []}],
+])  # fmt: skip
+def test_a_malformed_post_gets_an_error_and_the_next_message_its_answer(page, history, capfd):
+    asked = len(page[1].batches)
+    with contextlib.suppress(urllib.error.HTTPError):
+        data = json.dumps({"data": [history, "sft", 0.3, 0.9, 20]}).encode()
+        url = f"{page[0].src}gradio_api/call/answer"
+        call = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        event = json.load(urllib.request.urlopen(call))["event_id"]
+        assert b"event: error" in urllib.request.urlopen(f"{url}/{event}").read() or history is None
+    assert len(page[1].batches) == asked
+    assert "Traceback" not in capfd.readouterr().err
+    assert texts(say(page, [], "hello", answers="hi")) == ["hello", "hi"]
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [
+    ("call/answer", b"{", 422), ("call/answer", b"[1, 2]", 422), ("call/answer", b"{}", 422),
+    ("call/nothing", b'{"data": []}', 400), ("queue/join", b'{"data": [], "fn_index": 999, "session_hash": "x"}', 400),
+])  # fmt: skip
+def test_a_post_that_is_no_call_gets_a_status_and_leaves_no_traceback(page, path, body, status, capfd):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        call = urllib.request.Request(f"{page[0].src}gradio_api/{path}", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(call)
+    assert refused.value.code == status and "Traceback" not in capfd.readouterr().err
+
+
+def test_more_messages_than_may_wait_are_refused(page):
+    model, before, accepted = page[1], len(page[1].batches), 0
+    model.answers += ["one two three four five six seven eight"] * (web_demo.WAITING + 10)
+    model.seconds = 0.1
+    data = json.dumps({"data": [[entry("user", {"type": "text", "text": "count"})], "sft", 0.3, 0.9, 20]}).encode()
+    call = urllib.request.Request(f"{page[0].src}gradio_api/call/answer", data, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        for _ in range(web_demo.WAITING + 10):
+            urllib.request.urlopen(call)
+            accepted += 1
+    model.seconds = 0.0
+    while len(model.batches) - before < accepted:
+        time.sleep(0.05)
+    model.answers.clear()
+    assert accepted >= web_demo.WAITING
+
+
+def test_a_long_history_costs_its_length(page):
+    history = []
+    for number in range(400):
+        history.append(entry("user", {"type": "text", "text": f"question {number}"}))
+        history.append(entry("assistant", {"type": "text", "text": "ok"}))
+    asked = messages(history)
+    started = time.process_time()
+    document, forgotten = dialogue(page[1], max_prompt_tokens=60).prompt(asked[:-1])
+    assert time.process_time() - started < 1 and forgotten > 300 and len(document) <= 60
 
 
 @pytest.fixture(scope="module")
