@@ -1,9 +1,11 @@
 """A chat at the keyboard: messages, pictures and commands, until the end of the input.
 
-In:  a `Dialogue`, and lines that a person types.  Out: answers, printed while they are generated.
+In:  a `Dialogue`, the checkpoints beside it, and lines that a person types.  Out: answers, printed while they are generated.
 
     > /image cat.png "my dog.jpg" ~/pictures/*.png      pictures for the next message
     > Which of them is asleep?
+    > /look dog                                         where the model looked when it wrote "dog" in its answer
+    > /compare Which is older?                          the answers of all checkpoints, which see the conversation so far
 """
 from __future__ import annotations
 
@@ -13,27 +15,39 @@ import glob
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dataset.bad_rows import BadRow
+from dataset.checkpoints import Trained
 from dataset.dialogue import Dialogue
 from dataset.images import Picture, from_file
+from dataset.look import Glance, blocks, glance, words
+from model.registry import UserError
 
 COMMANDS = {
     "/image PATH ...": "add pictures to the next message; quotes, ~ and * are understood; Enter alone sends them",
+    "/compare QUESTION": "the answers of the checkpoints beside this one, under one another; they do not join the conversation",
+    "/look WORD": "where the model looked on the pictures when it wrote a word of its last answer, and what else was likely",
     "/new": "start a new conversation",
     "/help": "show these commands",
     "/quit": "end; so does the end of the input (Ctrl-D)",
 }
-HELP = "\n".join(f"{command:17}{text}" for command, text in COMMANDS.items())
+HELP = "\n".join(f"{command:19}{text}" for command, text in COMMANDS.items())
 
 
 class Chat:
-    """A conversation with the pictures that wait for its next message."""
+    """A conversation with the pictures that wait for its next message.
 
-    def __init__(self, dialogue: Dialogue, pictures: Sequence[Picture] = ()):
+    others    name -> a function that continues the conversation with that checkpoint, for /compare
+    trained   opens the checkpoint itself, for /look
+    """
+
+    def __init__(self, dialogue: Dialogue, pictures: Sequence[Picture] = (),
+                 others: Mapping[str, Callable[[list], Dialogue]] | None = None, trained: Callable[[], Trained] | None = None):
         self.dialogue, self.pictures = dialogue, list(pictures)
+        self.others, self.trained = others or {}, trained
 
     def run(self) -> None:
         """Read lines and answer them until /quit or the end of the input."""
@@ -44,8 +58,8 @@ class Chat:
         while (line := read_line()) is not None and line not in ("/quit", "/exit"):
             try:
                 self.obey(line)
-            except BadRow as bad:
-                print(bad)
+            except (BadRow, UserError) as error:
+                print(error)
 
     def obey(self, line: str) -> None:
         """Do what a command says, or answer a message. A command is / and letters: /usr/bin is none."""
@@ -59,6 +73,10 @@ class Chat:
         elif command == "/image":
             self.pictures += opened(picture_files(rest.strip()))
             print(f"{len(self.pictures)} picture{'s' * (len(self.pictures) != 1)} for the next message")
+        elif command == "/compare":
+            self.compare(rest.strip())
+        elif command == "/look":
+            self.look(rest.strip())
         elif command in ("/help", "/"):
             print(HELP)
         else:
@@ -67,15 +85,58 @@ class Chat:
 
     def say(self, text: str) -> None:
         """Print the answer to a message while it is generated; Ctrl-C stops it, and the conversation goes on."""
-        printed = ""
         with contextlib.suppress(KeyboardInterrupt):
-            for longer in self.dialogue.say([*self.pictures, text]):
-                print(longer[len(printed):], end="", flush=True)
-                printed = longer
+            show(self.dialogue.say([*self.pictures, text]))
         print()
         self.pictures = []
         if self.dialogue.forgotten:
             print(f"(too long for the model: it no longer sees the first {self.dialogue.forgotten} of your messages)")
+
+
+    def compare(self, text: str) -> None:
+        """Print the answer of every checkpoint to a message with the waiting pictures, which go on waiting."""
+        if not (text or self.pictures):
+            raise BadRow("nothing is asked", "write /compare and a question, or name a picture with /image first")
+        with contextlib.suppress(KeyboardInterrupt):
+            for name, continued in self.others.items():
+                print(f"{name + ':':10}", end="", flush=True)
+                show(continued(self.dialogue.messages).say([*self.pictures, text]))
+                print()
+
+    def look(self, text: str) -> None:
+        """Print where the model looked when it wrote a word of its last answer, as blocks and as a picture in a file."""
+        if not self.trained or len(self.dialogue.messages) < 2:
+            raise BadRow("there is no answer yet", "ask something about a picture first")
+        *before, answer = self.dialogue.messages
+        trained = self.trained()
+        found = words(trained.processor.tokenizer, answer.text)
+        word = next((word for word in found if word.text.lower() == text.lower()), None)
+        if not word:
+            raise BadRow(f"{text or 'no word'} is not in the last answer", f"choose one of: {' '.join(w.text for w in found)}")
+        seen = glance(trained, self.dialogue.recent(before)[0], answer.text, word)
+        print("likeliest: " + ", ".join(f"{token} {100 * share:.0f} %" for token, share in seen.likeliest))
+        print(f"no map: {seen.missing}" if seen.missing else f"{100 * seen.weight:.0f} % of the attention fell on the pictures:")
+        for shares in seen.shares:
+            print(f"{blocks(shares, float(seen.shares.max()))}\n")
+        if not seen.missing:
+            print(f"wrote {drawn(seen)}")
+
+
+def drawn(seen: Glance) -> Path:
+    """The heat map in a file."""
+    from dataset.figures.attention import heat_map  # matplotlib takes a second
+
+    with tempfile.NamedTemporaryFile(prefix="look-", suffix=".png", delete=False) as file:
+        file.write(heat_map(seen.pictures, seen.shares))
+    return Path(file.name)
+
+
+def show(answer: Iterable[str]) -> None:
+    """Print an answer while it grows."""
+    printed = ""
+    for longer in answer:
+        print(longer[len(printed):], end="", flush=True)
+        printed = longer
 
 
 def read_line() -> str | None:

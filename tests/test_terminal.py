@@ -1,13 +1,20 @@
 """The chat at the keyboard: commands, pictures by name and pattern, and what is answered."""
 
 import os
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dataset.bad_rows import BadRow
+from dataset.checkpoints import Checkpoints
 from dataset.terminal import COMMANDS, Chat, matches, opened, picture_files
+from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
+from model import checkpoint
+from model.inspection import Inspector, beside
+from tests import tiny
 
 
 class Echo:
@@ -116,6 +123,46 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(folder, monkeypatch, capsys):
 def test_what_was_forgotten_is_told(folder, monkeypatch, capsys):
     monkeypatch.setattr(Echo, "forgotten", 3)
     assert "no longer sees the first 3 of your messages" in chat(["hello"], monkeypatch, capsys)[1]
+
+
+@pytest.fixture
+def looking(tmp_path, monkeypatch):
+    """A chat with a tiny model, and with two of its kind beside it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("pretrain", "sft"):
+        checkpoint.save(tmp_path / "out" / name, tiny.nano(), MODEL_FILE)
+
+    def told(model, batch, **options):
+        yield from SentencePieceTokenizer().encode("A bus.")
+
+    checkpoints = Checkpoints(beside(tmp_path / "out" / "sft"), Inspector, told)
+    talks = {name: partial(checkpoints.dialogue, name, max_new_tokens=9) for name in checkpoints.folders}
+    return lambda: Chat(talks["sft"](), (), talks, partial(checkpoints.trained, "sft"))
+
+
+def typed(chat, lines: list[str], capsys) -> str:
+    for line in lines:
+        try:
+            chat.obey(line)
+        except BadRow as bad:
+            print(bad)
+    return capsys.readouterr().out
+
+
+def test_compare_prints_the_answers_of_all_and_leaves_the_conversation_as_it_was(looking, folder, capsys):
+    chat = looking()
+    out = typed(chat, ["/compare", "/image cat.png b1.png", "/compare What is it?", "What is it?"], capsys)
+    assert "nothing is asked" in out and "pretrain: A bus.\nsft:      A bus.\n" in out
+    assert len(chat.dialogue.messages) == 2 and len(chat.dialogue.messages[0].parts) == 3, "the pictures were waiting still"
+
+
+def test_look_shows_where_the_model_looked_as_blocks_and_in_a_file(looking, folder, capsys, tmp_path):
+    out = typed(looking(), ["/look bus", "/image cat.png b1.png", "What?", "/look cow", "/look BUS"], capsys)
+    assert "there is no answer yet" in out and "cow is not in the last answer; choose one of: A bus ." in out
+    assert "likeliest: " in out and "of the attention fell on the pictures" in out
+    assert len([line for line in out.splitlines() if line.count(" %") == 3 and "likeliest" not in line]) == 6, "3 lines a picture"
+    with Image.open(Path(out.strip().splitlines()[-1].removeprefix("wrote "))) as image:
+        assert image.format == "PNG" and image.width > 400
 
 
 def test_a_pattern_on_the_command_line_is_a_pattern_too(folder):
