@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ from dataset.answers import Journal, answers
 from dataset.bad_rows import BadRow
 from dataset.benchmarks import benchmarks
 from dataset.chat import Conversation, Message
-from dataset.dialogue import Dialogue
+from dataset.checkpoints import Checkpoints
 from dataset.evaluation import Answerer, Asked
 from dataset.feedback.best_of import AnswerScorer, BestOf
 from dataset.held_out import indices
@@ -80,9 +81,10 @@ from dataset.terminal import Chat, matches, opened
 from dataset.tokenizer import load_tokenizer
 from model import checkpoint
 from model.generate import generate, stream
+from model.inspection import Inspector, beside
 from model.losses import score
 from model.registry import UserError
-from model.run_folder import file_fingerprint
+from model.run_data import file_fingerprint
 from model.runtime import Run
 from model.vlm import VLM
 
@@ -93,6 +95,10 @@ def main(config: Config) -> None:
         raise UserError("--model takes several checkpoints for --bench alone: name one")
     check_flags(config, folders[0])
     run = Run.inference(folders[0], config.device, config.dtype, config.seed)
+    if not (config.data or config.bench or config.best_of > 1):
+        print(f"model: {folders[0]}", file=sys.stderr)
+        chat(config, folders[0].resolve(), Checkpoints(beside(folders[0]), partial(Inspector, device=run.device), stream))
+        return
     with contextlib.redirect_stdout(sys.stdout if run.is_main else io.StringIO()):  # the other processes answer, and are silent
         tasks = benchmarks(config.bench, config.examples)  # all are made first: a wrong name fails before any scoring
         for folder in folders:
@@ -110,9 +116,6 @@ def measure(config: Config, run: Run, folder: Path, tasks: dict[str, Task]) -> N
     longest_prompt = processor.max_prompt_tokens(config.max_new_tokens)  # tokens
     sampling = dict(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
                     **processor.sampling)
-    if not (config.data or config.bench or config.best_of > 1):
-        chat(config, Dialogue(lambda batch: stream(model, run.to_device(batch), **sampling), processor, longest_prompt))
-        return
     one_answer = Answerer(processor, run.generator(generate, model, **sampling), config.batch_size)
     answerer = best_of(config, run, model, one_answer) if config.best_of > 1 else one_answer
     # The scores of best of N do not replace those of one answer.
@@ -182,10 +185,13 @@ def require_comparable(reference: Path, folder: Path) -> None:
 
 # ---------------------------------------------------------------- chat
 
-def chat(config: Config, dialogue: Dialogue) -> None:
+def chat(config: Config, folder: Path, checkpoints: Checkpoints) -> None:
     """Answer --prompt, or messages typed until the end of the input."""
+    talks = {name: partial(checkpoints.dialogue, name, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                           top_p=config.top_p) for name in checkpoints.folders}
     try:
-        talk = Chat(dialogue, opened(file for path in config.image for file in matches(str(path))))
+        talk = Chat(talks[folder.name](), opened(file for path in config.image for file in matches(str(path))), talks,
+                    partial(checkpoints.trained, folder.name))
         if config.prompt:
             talk.say(config.prompt)
             return
