@@ -51,6 +51,7 @@ __all__ = [
 ]  # fmt: skip
 
 Flags = TypeVar("Flags")
+DISTRIBUTIONS = {"open_clip": "open_clip_torch", "math_verify": "math-verify", "PIL": "pillow", "yaml": "pyyaml"}  # to install
 ALONE = 3.0  # seconds that a rank waits for torchrun to end it for another rank's mistake
 CONFIG_HELP = "--config run.yaml reads flags from a file; those of the command line stand above them."
 
@@ -100,6 +101,9 @@ def mistake(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, UserError | OSError | FloatingPointError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in ("model", "dataset"):
+        library = error.name.partition(".")[0]
+        return f"this needs the library {library}: pip install {DISTRIBUTIONS.get(library, library)}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory: lower --batch_size and raise --accumulate as much, or add --checkpointing"
     return None

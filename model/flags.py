@@ -113,7 +113,7 @@ class RunFlags:
     compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
     dtype: str = "auto"  # auto: bf16 on a GPU that has it, else fp32
     device: str = "auto"  # auto | cpu | cuda | mps
-    wandb: bool = False  # log to Weights & Biases as well
+    wandb: str = ""  # log to Weights & Biases as well: its PROJECT, or PROJECT/NAME of the run
     dry_run: bool = False  # print parameters, rows, steps, and by two trial steps time and memory; save nothing
     check_data: bool = False  # read every row and picture, print counts, what is bad, and rows as they are learned, and stop
     check_rows: CountOrZero = 0  # rows of each --data that --check_data reads; 0: all

@@ -9,7 +9,6 @@ No GradScaler: bf16 where the GPU has it, fp32 elsewhere (bf16 autocast is slow 
 Nobody needs to read this file to follow the training loops.
 """
 
-import dataclasses
 import shutil
 import signal
 import time
@@ -22,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from model import checkpoint, context_parallel, durable, recipe, resume, run_folder, run_log, sharding, tensor_file
+from model import checkpoint, context_parallel, durable, recipe, resume, run_folder, run_log, sharding, tensor_file, wandb_log
 from model.cli import OptimizerFlags, RunFlags
 from model.computing import Computing, DataRanks, StepMetrics
 from model.curves import draw_curves
@@ -80,11 +79,6 @@ class Run(Computing):
         """A run that trains nothing: the device and the precision alone."""
         flags = RunFlags(out, "", 0, 0, save_every=1, log_every=1, seed=seed, dtype=dtype, device=device)
         return cls(flags, "inference")
-
-    def start_wandb(self) -> Any:
-        import wandb
-
-        return wandb.init(project="pupil", name=self.name, config=dataclasses.asdict(self.settings), dir=self.out)
 
     # ------------------------------------------------------------ computing
 
@@ -248,7 +242,7 @@ class Run(Computing):
             return
         self.begin_record()  # not before: until here a run may be refused, and what lies in --out stays as it was
         if self.config.wandb and self.is_main:
-            self.wandb = self.start_wandb()
+            self.wandb = wandb_log.start(self.config.wandb, self.name, self.settings, self.out)
         self.counted_from = time.time()
         self.bar = tqdm(total=total, initial=first, unit="step", disable=not self.is_main, dynamic_ncols=True)
         with self.signals:
@@ -308,7 +302,7 @@ class Run(Computing):
         self.bar.close()
         self.draw_curves()
         if self.wandb:
-            self.wandb.finish()
+            wandb_log.finish(self.wandb, self.out)
         self.record(self.out, self.base, ended=True)
         self.print0(f"{wrote} in {self.seconds:.0f} s. Next: {then}")
         self.leave()

@@ -21,6 +21,7 @@ from dataset.bad_rows import BadRows
 from dataset.batches import Batches
 from dataset.mixture import mixture
 from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
+from model import wandb_log
 from model.cli import RunFlags
 from model.config import preset
 from model.losses import IGNORE, next_token_targets
@@ -306,17 +307,37 @@ def test_wandb_starts_only_when_asked_and_under_no_name_but_the_users(tmp_path, 
     monkeypatch.setitem(sys.modules, "wandb", library)
     assert list(Run(flags(tmp_path), "test").steps(0, 1)) == [0, 1]
     assert not asked
-    assert list(Run(flags(tmp_path, wandb=True), "test").steps(0, 1)) == [0, 1]
-    (options,) = asked
-    assert "entity" not in options  # nobody's account but that of who is logged in
+    monkeypatch.setenv("WANDB_NAME", "")
+    assert list(Run(flags(tmp_path, wandb="eyes"), "test").steps(0, 1)) == [0, 1]
+    assert list(Run(flags(tmp_path, wandb="eyes/first"), "test").steps(0, 1)) == [0, 1]
+    monkeypatch.setenv("WANDB_NAME", "mine")
+    assert list(Run(flags(tmp_path, wandb="eyes"), "test").steps(0, 1)) == [0, 1]
+    assert [(options["project"], options["name"]) for options in asked] == [("eyes", "test"), ("eyes", "first"), ("eyes", "mine")]
+    assert all("entity" not in options for options in asked)  # nobody's account but that of who is logged in
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_offline_keeps_the_run_in_its_folder(run_script, mixed, tmp_path):
-    run_script("1-pretrain_vlm.py", *mixed_arguments(mixed)[:-8], "--max_steps", 1, "--wandb", cwd=tmp_path,
+    run_script("1-pretrain_vlm.py", *mixed_arguments(mixed)[:-8], "--max_steps", 1, "--wandb", "eyes", cwd=tmp_path,
                env={"WANDB_MODE": "offline"})  # fmt: skip
     (kept,) = (tmp_path / "out" / "pretrain" / "wandb").glob("offline-run-*/*.wandb")
-    assert kept.stat().st_size > 0
+    sent = kept.read_bytes()
+    assert all(name in sent for name in (b"loss", b"curves", b"image-file"))
+    assert list(kept.parent.rglob("media/images/curves*.png"))
+
+
+def test_wandb_gets_the_pictures_and_the_scores_of_a_finished_run(tmp_path, monkeypatch):
+    sent: dict = {}
+    session = SimpleNamespace(log=sent.update, finish=lambda: sent.update(finished=True))
+    library = SimpleNamespace(Image=lambda path: ("image", path), Table=lambda columns, data: (columns, data))
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    (tmp_path / "figures").mkdir()
+    for name in ("curves.png", "figures/pair.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "scores.json").write_text('{"world/exact": 0.9}')
+    wandb_log.finish(session, tmp_path)
+    pictures = {name: ("image", str(tmp_path / f"{name}.png")) for name in ("curves", "figures/pair")}
+    assert sent == {**pictures, "scores": (["metric", "value"], [["world/exact", 0.9]]), "finished": True}
 
 
 # ---------------------------------------------------------------- two processes are one
