@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.bad_rows import BadRow
+from model.registry import UserError
 
 
 class Recorded:
@@ -31,16 +32,16 @@ class Recorded:
 
 
 class Numbered(Dataset):
-    """number -> (the micro-batch of this number or the error that there is none, rows seen, bad rows)."""
+    """number -> (the micro-batch of this number or why there is none, rows seen, bad rows)."""
 
     def __init__(self, batches: Any):
         self.batches = batches
 
-    def __getitem__(self, number: int) -> tuple[dict | Exception, int, list[BadRow]]:
+    def __getitem__(self, number: int) -> tuple[dict | UserError, int, list[BadRow]]:
         self.batches.bad_rows = record = Recorded()
         try:
-            batch: dict | Exception = self.batches.batch(number)
-        except Exception as error:  # raised again where it can be told in a line
+            batch: dict | UserError = self.batches.batch(number)
+        except UserError as error:  # raised again where it can be told in a line
             batch = error
         return batch, record.seen, record.found
 
@@ -52,12 +53,12 @@ def made_by_processes(batches: Any, workers: int, first: int, step: int) -> Iter
     return (told(batches.bad_rows, *one) for one in made)
 
 
-def told(bad_rows: Any, batch: dict | Exception, seen: int, found: list[BadRow]) -> dict:
+def told(bad_rows: Any, batch: dict | UserError, seen: int, found: list[BadRow]) -> dict:
     """The micro-batch, once its rows are counted and the bad ones named; raises the error that stands in its place."""
     bad_rows.seen += seen
     for bad in found:
         bad_rows.add(bad)
-    if isinstance(batch, Exception):
+    if isinstance(batch, UserError):
         raise batch
     return batch
 

@@ -93,7 +93,7 @@ def download(url: str) -> bytes:
     def work() -> None:
         try:
             result.set_result(body(url, MAX_SECONDS))
-        except Exception as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             result.set_exception(error)
 
     # In a thread, because a server that sends a byte now and then holds up a read for ever, whatever its time-out is.
@@ -127,6 +127,7 @@ class Downloads:
                 future.set_result(file)
             except Exception as error:
                 future.set_exception(error)
+                raise
         try:
             return future.result()
         except BadRow as bad:
