@@ -10,7 +10,6 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import math
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
@@ -54,12 +53,10 @@ def typed(text: str, annotation: type | str, where: str) -> int | float | bool |
     return value
 
 
-def require_in_range(value: Any, default: Any, where: str) -> None:
-    """UserError for a number that no option means: infinite, or below 0 where the default is not."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        lowest = -math.inf if isinstance(default, int | float) and default < 0 else 0
-        if not lowest <= value <= LARGEST:
-            raise UserError(f"{where} is a number from {lowest:g} to {LARGEST:,}, not {value}")
+def require_in_range(value: Any, lowest: float, where: str) -> None:
+    """UserError for a number that no option means: infinite, or below `lowest`."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and not lowest <= value <= LARGEST:
+        raise UserError(f"{where} is a number from {lowest:g} to {LARGEST:,}, not {value}")
 
 
 def split_options(text: str) -> list[str]:
@@ -130,7 +127,22 @@ class Registry:
     def make(self, spec: str, **context: Any) -> Any:
         """Build the part that `spec` names. `context`: arguments of the caller (sizes, configs), which a spec may not set."""
         name, options = self.parsed(spec, **context)
-        return self.factory(name)(**context, **options)
+        try:
+            made = self.factory(name)(**context, **options)
+        except UserError:  # the part itself knows its range better
+            raise
+        except Exception:
+            self.require_not_negative(name, options)
+            raise
+        self.require_not_negative(name, options)
+        return made
+
+    def require_not_negative(self, name: str, options: dict[str, Any]) -> None:
+        """UserError for a number below 0 where the default is not."""
+        for key, value in options.items():
+            default = self.parameters(name)[key].default
+            if not (isinstance(default, int | float) and default < 0):
+                require_in_range(value, 0, f"{self.kind} {name!r}: {key}")
 
     def parsed(self, spec: str, **context: Any) -> tuple[str, dict[str, Any]]:
         """(name, options) of a spec; UserError for an unknown name, or for an option that the factory does not take."""
@@ -147,7 +159,7 @@ class Registry:
             if key in options:
                 raise UserError(f"{self.kind} {name!r}: option {key!r} is given twice in {spec!r}")
             options[key] = typed(value, known[key].annotation, f"{self.kind} {name!r}: {option!r}")
-            require_in_range(options[key], known[key].default, f"{self.kind} {name!r}: {key}")
+            require_in_range(options[key], -LARGEST, f"{self.kind} {name!r}: {key}")
         missing = [key for key in allowed if key not in options and known[key].default is inspect.Parameter.empty]
         if missing:
             raise UserError(f"{self.kind} {name!r} also needs {', '.join(missing)}: write {name}:{missing[0]}=...")

@@ -152,7 +152,7 @@ def main(models, monkeypatch):
 def test_a_question_gets_the_answer_that_preference_learning_raised_most(main, models, samples, capsys):
     main(prompt="What colour is it?", image=(samples / "red.png",))
     assert capsys.readouterr().out == "It is red.\n"
-    main(prompt="What colour is it?", image=(samples / "red.png",), model=Path("out/sft"), reference=Path("out/dpo"))
+    main(prompt="What colour is it?", image=(samples / "red.png",), model=(Path("out/sft"),), reference=Path("out/dpo"))
     assert capsys.readouterr().out != "It is red.\n"  # the other way round it is the one that was raised least
     with pytest.raises(ValueError, match="image file missing: nowhere.png"):
         main(prompt="What?", image=(Path("nowhere.png"),))

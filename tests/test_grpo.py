@@ -384,7 +384,7 @@ def test_every_family_has_real_defaults_of_its_own():
     assert [config.run.out for config in (rules, stored, online)] == [Path("out/grpo"), Path("out/dpo"), Path("out/dpo")]
     assert [config.optim.max_steps for config in (rules, stored, online)] == [20, 0, 40]
     assert [config.optim.optimizer for config in (rules, stored, online)] == ["muon", "adamw", "adamw"]
-    assert [config.temperature for config in (rules, stored, online)] == [1.0, 0.7, 1.0]
+    assert [config.temperature for config in (rules, stored, online)] == [1.0, 1.0, 1.0]
     without = {name for config in (rules, stored, online) for part in (config, config.run, config.optim)
                for name, value in vars(part).items() if value is None}
     assert without == {"image_folder", "questions", "reference"}, "None only where nothing is meant, never where it depends"

@@ -15,7 +15,7 @@ import torch
 from dataset.formats import folders
 from dataset.formats.folders import READERS
 from dataset.tokenizer import MODEL_FILE
-from model import checkpoint, resume, run_folder
+from model import checkpoint, resume, run_data, run_folder
 from model.flag_file import as_mapping, from_mapping
 from model.registry import UserError
 from model.run_data import fingerprint
@@ -151,7 +151,7 @@ def test_a_folder_with_other_rows_has_another_fingerprint(name, tmp_path):
 
 
 def test_every_file_of_rows_that_is_read_is_in_the_fingerprint():
-    assert set(READERS) <= set(run_folder.HASHED) and folders.ROW_FOLDERS == run_folder.ROW_FOLDERS
+    assert set(READERS) <= set(run_data.HASHED) and folders.ROW_FOLDERS == run_data.ROW_FOLDERS
 
 
 def test_a_data_set_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):

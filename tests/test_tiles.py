@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-import web_demo
 from dataset.bad_rows import BadRow, BadRows
 from dataset.batches import Batches
 from dataset.chat import Conversation, Message, Preference
+from dataset.checkpoints import Checkpoints
 from dataset.dialogue import Dialogue
 from dataset.images import Picture, from_bytes, from_file, from_image, padded
 from dataset.processor import Processor
@@ -27,6 +28,7 @@ from dataset.world import drawings
 from model import checkpoint
 from model.config import VLMConfig, preset
 from model.generate import stream
+from model.inspection import Inspector
 from model.losses import IGNORE
 from model.registry import ENCODERS, UserError
 from model.vlm import VLM
@@ -347,7 +349,8 @@ def test_every_processor_is_made_of_its_model_and_so_cuts_pictures_as_the_checkp
         by_hand += [file.name for call in calls if call_name(call) in ("Processor", "ImageProcessor", "Tiles")]
         of_a_model += [file.name for call in calls if call_name(call) == "Processor.of"]
     assert sorted(by_hand) == sorted(["processor.py", "processor.py", "image_processor.py", "image_processor.py"])
-    assert len(of_a_model) > 5 and {path.name for path in PRODUCT if path.parent == ROOT} <= set(of_a_model)
+    scripts = {path.name for path in PRODUCT if path.parent == ROOT}
+    assert len(of_a_model) > 5 and scripts - {"web_demo.py"} | {"checkpoints.py"} <= set(of_a_model)  # the page opens several
     of = next(node for node in ast.walk(TREES[ROOT / "dataset" / "processor.py"]) if getattr(node, "name", "") == "of")
     assert "model.config.tiles" in ast.unparse(of)
 
@@ -406,7 +409,8 @@ def test_chat_files_and_benchmarks_need_no_flag(pupil, run_script, tmp_path):
     model = checkpoint.load(out)
     processor = processor_of(model)
     plain = Dialogue(lambda batch: stream(model, batch, max_new_tokens=4, temperature=0.0, **processor.sampling), processor, 1000)
-    page = web_demo.dialogues(model, TOKENIZER, torch.device("cpu"), web_demo.Config(max_new_tokens=4, temperature=0.0))([])
+    opened = Checkpoints({"sft": out}, partial(Inspector, device=torch.device("cpu")), stream)
+    page = opened.dialogue("sft", max_new_tokens=4, temperature=0.0, top_p=1.0)
     picture = from_file(pupil / "5.png")
     columns, rows = grid(190, 64, S, 4)
     for one in (plain, page):

@@ -143,15 +143,15 @@ def test_a_shard_that_was_cut_short_is_computed_again(cache, size, capsys):
 
 @pytest.mark.parametrize("kind", ["*.json", "*.npy"])
 def test_a_shard_with_half_a_file_is_computed_again(kind, cache):
-    cache.fill(PICTURES, Encode(), rank=0, world=1)
+    cache.fill(PICTURES, opened, Encode(), rank=0, world=1)
     file = next(cache.folder.glob(kind))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    again(cache).fill(PICTURES, Encode(), rank=0, world=1)
+    again(cache).fill(PICTURES, opened, Encode(), rank=0, world=1)
     assert set(again(cache).place) == {picture.key for picture in PICTURES}
 
 
 def test_features_that_are_not_finite_are_refused(cache):
-    cache.fill(PICTURES, Encode(), rank=0, world=1)
+    cache.fill(PICTURES, opened, Encode(), rank=0, world=1)
     for file in cache.folder.glob("*.npy"):
         shard = np.load(file)
         shard[:, 0, 0] = np.nan
