@@ -74,7 +74,7 @@ class DPO:
     iterations: cli.Count = 1  # rounds of generate, learn, choose; each starts from, and compares with, the one chosen before
     sft_weight: cli.PositiveOrZero = 1.0  # of the SFT term, the chosen answer's negative log-likelihood; 0 invites silence
     reference: Path | None = None  # file of the reference's log-probabilities, computed where it is missing; default: in --out
-    epochs: cli.Positive = 2.5  # passes over the pairs
+    epochs: cli.Positive = 2.0  # passes over the pairs
     batch_size: cli.Count = cli.data_flag(8)  # pairs a rank and micro-step
     accumulate: cli.Count = cli.data_flag(1)  # micro-steps a step
     max_length: cli.Count = cli.data_flag(1024)  # tokens of prompt and answer; longer answers are cut, both at the same token
