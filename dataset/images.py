@@ -30,6 +30,7 @@ class Picture:
 
     measure        () -> (width, height) of what `load` returns, where that is cheaper than loading
     load_small     a side -> the RGB image, perhaps smaller, but both sides at least this; where that is cheaper than loading
+    read           () -> its file, as a path or bytes; None for a drawing
     origin         what a row holds: a file's name, a URL, or the bytes of a file; "" for a drawing
     memory_bytes   bytes that this object keeps in memory: an image, or the file that came inside a row
     """
@@ -40,6 +41,7 @@ class Picture:
     memory_bytes: int = field(default=0, compare=False, repr=False)
     origin: str | bytes = field(default="", compare=False, repr=False)
     load_small: Callable[[int], Image.Image] | None = field(default=None, compare=False, repr=False)
+    read: Callable[[], Path | bytes] | None = field(default=None, compare=False, repr=False)
 
     def at_least(self, side: int) -> Image.Image:
         """The RGB image, perhaps smaller, but both sides at least this, or as large as the picture is."""
@@ -61,7 +63,7 @@ class Picture:
 def from_source(key: str, read: Callable[[], Path | bytes], origin: str | bytes, memory_bytes: int = 0) -> Picture:
     """A picture in an image file. Every picture of a user is made here: `read` says where it is, or what is in it."""
     return Picture(key, lambda: open_rgb(read()), lambda: upright_size(read()), memory_bytes, origin,
-                   lambda side: open_rgb(read(), side))
+                   lambda side: open_rgb(read(), side), read)
 
 
 def from_file(path: str | Path, name: str = "") -> Picture:
