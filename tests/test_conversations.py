@@ -166,7 +166,7 @@ BROKEN = {
     "placeholder, no image": (llava("An <image> tag?", pic_no="a.png"), "1 <image> .* 0 images .* `conversations`, `pic_no`"),
     "placeholder, null image": (llava("<image>?", image=None), "1 <image> placeholders but 0 images"),
     "images inside and beside": (openai({"type": "image", "image": "a.png"}, images=["a.png"]), "0 <image> .* 1 images"),
-    "unknown content part": (openai({"type": "video"}), "unknown content part"),
+    "unknown content part": (openai({"type": "audio"}), "unknown content part"),
     "content part of the wrong type": (openai("Hi"), "unknown content part"),
     "missing image": (llava("<image>", image="none.png"), "image file missing"),
     "a folder as image": (llava("<image>", image="."), "image file missing"),

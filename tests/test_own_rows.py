@@ -196,12 +196,10 @@ def test_a_turn_without_weight_is_read_and_not_learned(folder, weight):
 
 
 @pytest.mark.parametrize("row", [
-    {"video": "a.mp4", "conversations": talk("<video>\nWhat happens?", "A circle rolls.")},
-    {"videos": ["a.mp4"], **llava("What?")},
-    llava("<video>\nWhat?"), {"audio": "a.wav", **llava("What?")}, {"image": "a.png", **llava("<image 1> What?")},
-    {"messages": talk([{"type": "video", "video": "a.mp4"}], "Yes.", OPENAI)},
+    llava("<audio>\nWhat?"), {"audio": "a.wav", **llava("What?")}, {"image": "a.png", **llava("<image 1> What?")},
+    {"messages": talk([{"type": "audio", "audio": "a.wav"}], "Yes.", OPENAI)},
 ])  # fmt: skip
-def test_a_video_or_a_sound_is_a_bad_row(folder, row):
+def test_a_sound_is_a_bad_row(folder, row):
     with pytest.raises(BadRow, match="not read|unknown content part"):
         one(folder, row)
 

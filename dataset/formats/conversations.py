@@ -57,9 +57,9 @@ def conversation(row: Any, id: str, find: Find, need_answer: bool) -> Conversati
 
 
 def finished(turns: list[Turn], gold: str | None, id: str, fields: Fields, find: Find) -> Conversation:
-    """The conversation of these turns with the row's pictures. BadRow for an empty turn, half a character, or a video."""
+    """The conversation of these turns with the row's pictures. BadRow for an empty turn, half a character, or a sound."""
     if fields.has(NO_READER) and fields.take(NO_READER):
-        raise BadRow("the row has a video or a sound, which is not read", "give pictures of it in its place, or remove the row")
+        raise BadRow("the row has a sound, which is not read", "write its words in its place, or remove the row")
     fill(turns, fields, find)
     messages = tuple(Message(role, tuple(parts)) for role, parts in turns)
     texts = [message.text for message in messages]
@@ -157,7 +157,7 @@ def caption_parts(fields: Fields, find: Find, need_answer: bool) -> list:
     if not isinstance(value, str):
         raise BadRow(f"the caption is a {type(value).__name__}, not a string", "write it as text")
     not_a_preference(value)
-    if fields.images() is not None:
+    if fields.images() is not None or fields.videos() is not None:
         return split(value, find)
     if SLOT.search(value) and len(fields.keys) > 1 + ("id" in fields):  # a text on its own is free to speak of <image>
         raise BadRow(f"{PLACEHOLDER} but no image in a row of {fields.named()}", "name the picture in the field image")

@@ -25,7 +25,8 @@ CHOSEN = ("chosen", "chosen_response", "accepted")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
 SYSTEM = ("system", "system_prompt")
 SILENT = ("id",)  # not read for what it holds, and not worth a word
-NO_READER = ("video", "videos", "audio", "audios")  # kinds of input that a vision-language model of pictures cannot take
+VIDEO = ("videos", "video")
+NO_READER = ("audio", "audios")  # a kind of input that a vision-language model cannot take
 
 # image, images, img, image_path, image_urls, imageFile, picture, photo, file_name, and a column of WebDataset's, jpg.
 IMAGE = re.compile(r"(image|img|picture|photo|pic)s?(_?(path|url|uri|file|file_?name|name|byte|base64|b64|src|list)s?)?"
@@ -105,6 +106,10 @@ class Fields:
             if value and not (isinstance(value, dict) and not any(value.values())):
                 return value
         return None
+
+    def videos(self) -> Any:
+        """The value of `videos` or `video`, whichever is not empty; None where neither is."""
+        return self.take(tuple(name for name in VIDEO if self.values.get(name, ("", None))[1]))
 
     def skip(self, part: str) -> None:
         """Note a part of a value that is not read."""

@@ -1,6 +1,7 @@
-"""The pictures of a row: as values beside or inside its turns, and the placeholders that say where they stand.
+"""The pictures and videos of a row: as values beside or inside its turns, and the placeholders that say where they stand.
 
-In:  values as rows have them: names, base64, bytes, {"bytes", "path"}; texts with <image>.  Out: pictures in their places.
+In:  values as rows have them: names, base64, bytes, {"bytes", "path"}; texts with <image> and <video>.
+Out: pictures in their places, and videos as some of their frames (dataset/vision/video.py).
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ from collections.abc import Callable
 from typing import Any
 
 from dataset.bad_rows import BadRow
-from dataset.formats.fields import PICTURE_SUFFIXES, Fields, decode, is_image_field
+from dataset.formats.fields import PICTURE_SUFFIXES, VIDEO, Fields, decode, is_image_field
 from dataset.images import Picture, from_bytes
 from dataset.vision.decoding import opened
+from dataset.vision.video import frames, timed, with_options
 
 PLACEHOLDER = "<image>"
 # Other models' placeholders: Qwen2-VL, InternLM-XComposer, Llama 3.2. Qwen-VL writes the picture's path between two tags.
-SLOT = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image(?:_pad)?\|>|<ImageHere>|<img>(.*?)</img>",
-                  re.IGNORECASE | re.DOTALL)  # fmt: skip
+VIDEO_PLACEHOLDER = "<video>"  # where it begins or ends a line; inside a line it is HTML
+SLOT = re.compile(r"(?m:^<video>|<video>$)|<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image(?:_pad)?\|>|"
+                  r"<ImageHere>|<img>(.*?)</img>", re.IGNORECASE | re.DOTALL)  # fmt: skip
 NUMBERED = re.compile(r"<image[ _]?\d+>", re.IGNORECASE)
-NO_SLOT = re.compile(r"^<(?:video|audio)>|<(?:video|audio)>$", re.IGNORECASE | re.MULTILINE)  # alone; inside a line it is HTML
+NO_SLOT = re.compile(r"^<audio>|<audio>$", re.IGNORECASE | re.MULTILINE)
 BLANK_BYTES = 512  # a picture of more is not MiniMind-V's blank one
 
 Find = Callable[[str], Picture]  # the name of an image in a row -> its picture
-Turn = tuple[str, list]  # a role, and its parts: text, Picture, or None as the slot for the row's next image
+Turn = tuple[str, list]  # a role, and its parts: text, Picture, and slots for the row's next image or video
+IMAGE_SLOT, VIDEO_SLOT = None, True  # parts of a turn until `fill` fills them
 
 
 def image_values(value: Any) -> list:
@@ -55,7 +59,7 @@ def plain_names(row: Any) -> tuple[str, ...] | None:
     if key is None:
         return None
     for name, value in row.items():  # a loop, because large files are walked through before training begins
-        if name != key and not is_plain(value):
+        if name != key and (not is_plain(value) or name.lower() in VIDEO):
             return None
     value = row[key]
     names = image_values(value) if isinstance(value, str) and value[:1] != "[" else value
@@ -114,7 +118,8 @@ def split(text: str, find: Find) -> list:
     parts: list = []
     end = 0
     for slot in SLOT.finditer(text):
-        parts += [text[end:slot.start()], None if slot[1] is None else find(slot[1].strip())]
+        kind = VIDEO_SLOT if slot[0].lower() == VIDEO_PLACEHOLDER else IMAGE_SLOT
+        parts += [text[end:slot.start()], kind if slot[1] is None else find(slot[1].strip())]
         end = slot.end()
     if not parts:
         return [text]
@@ -122,23 +127,36 @@ def split(text: str, find: Find) -> list:
     return [part for part in stripped if part != ""]
 
 
+def video(value: Any, find: Find) -> list[str | Picture]:
+    """The frames of a video as a row has it, each behind its time; a name may have options, "clip.mp4:frames=8"."""
+    options: dict[str, Any] = {}
+    if isinstance(value, str):
+        value, options = with_options(value)
+    return timed(frames(picture(value, find), **options))
+
+
 def fill(turns: list[Turn], fields: Fields, find: Find) -> None:
-    """Put the row's pictures into its slots, in place; without placeholders, before the user's first words."""
-    values = image_values(fields.images())
-    slots = sum(part is None for _, parts in turns for part in parts)
-    inline = any(isinstance(part, Picture) for _, parts in turns for part in parts)
-    if slots == 0 and values and all(map(is_blank, values)):
-        return
-    pictures = [picture(value, find) for value in values]
+    """Put the row's pictures and videos into their slots, in place; without placeholders, before the user's first words."""
+    images, videos = image_values(fields.images()), image_values(fields.videos())
+    slots = [part for _, parts in turns for part in parts if part is IMAGE_SLOT]
+    if not (not slots and images and all(map(is_blank, images))):
+        place(turns, IMAGE_SLOT, [[picture(value, find)] for value in images], fields, "image")
+    place(turns, VIDEO_SLOT, [video(value, find) for value in videos], fields, "video")
+
+
+def place(turns: list[Turn], slot: bool | None, shown: list[list], fields: Fields, kind: str) -> None:
+    """Put what is shown, one picture or the frames of one video at a time, into the slots of its kind."""
+    slots = sum(part is slot for _, parts in turns for part in parts)
+    inline = slot is IMAGE_SLOT and any(isinstance(part, Picture) for _, parts in turns for part in parts)
     if slots == 0 and not inline:
         first = next((parts for role, parts in turns if role == "user"), turns[0][1])
-        first[:0] = pictures
-    elif slots != len(pictures):
+        first[:0] = [part for parts in shown for part in parts]
+    elif slots != len(shown):
         raise BadRow(
-            f"{slots} {PLACEHOLDER} placeholders but {len(pictures)} images in a row of {fields.named()}",
-            f"write {PLACEHOLDER} once for every image, or leave it out to put images first; an image may not be null",
+            f"{slots} <{kind}> placeholders but {len(shown)} {kind}s in a row of {fields.named()}",
+            f"write <{kind}> once for every {kind}, or leave it out to put {kind}s first; no {kind} may be null",
         )
     else:
-        remaining = iter(pictures)
+        remaining = iter(shown)
         for _, parts in turns:
-            parts[:] = [next(remaining) if part is None else part for part in parts]
+            parts[:] = [new for part in parts for new in (next(remaining) if part is slot else [part])]

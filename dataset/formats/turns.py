@@ -10,7 +10,7 @@ from typing import Any
 from dataset.bad_rows import BadRow
 from dataset.chat import Prefill
 from dataset.formats.fields import Fields, is_image_field
-from dataset.formats.row_pictures import Find, Turn, image_values, picture, split
+from dataset.formats.row_pictures import IMAGE_SLOT, VIDEO_SLOT, Find, Turn, image_values, picture, split, video
 
 ROLE_NAMES = {
     "human": "user", "user": "user",
@@ -20,8 +20,9 @@ ROLE_NAMES = {
 ROLE, CONTENT = ("from", "role"), ("value", "content")
 REASONING = ("reasoning_content", "reasoning", "thinking")  # of the assistant, before its answer
 WEIGHT = ("weight", "loss", "train")  # 0 or false: this turn is read and not learned
-ADDRESS = ("image_url", "image", "url", "path", "bytes")
-PART_TYPES = {"text": "text", "input_text": "text", "image": "image", "image_url": "image", "input_image": "image"}
+ADDRESS = ("image_url", "image", "video_url", "video", "url", "path", "bytes")
+PART_TYPES = {"text": "text", "input_text": "text", "image": "image", "image_url": "image", "input_image": "image",
+              "video": "video", "video_url": "video", "input_video": "video"}  # fmt: skip
 
 
 def first(raw: Any, keys: tuple[str, ...]) -> Any:
@@ -78,25 +79,34 @@ def with_extras(raw: dict, role: str, parts: list, find: Find, fields: Fields, l
 
 
 def content_part(raw: Any, find: Find, fields: Fields, marked: bool) -> list:
-    """The parts of one element of a content list. An image without an address takes the row's next image.
+    """The parts of one element of a content list. An image or a video without an address takes the row's next one.
 
     marked   a text may hold placeholders
     """
     if not isinstance(raw, dict):
-        raise BadRow(f"unknown content part {str(raw)[:80]}", 'parts have "type": "text", "image" or "image_url"')
-    kind = raw.get("type") or ("text" if isinstance(raw.get("text"), str) else "image" if first(raw, ADDRESS) else None)
+        raise BadRow(f"unknown content part {str(raw)[:80]}", 'parts have "type": "text", "image", "image_url" or "video"')
+    kind = raw.get("type") or (kind_without_type(raw))
     for key in raw.keys() - {"type", "text", *ADDRESS}:
         if raw[key]:
             fields.skip(f"content.{key}")
     part = PART_TYPES.get(kind) if isinstance(kind, str) else None
     if part == "text" and isinstance(raw.get("text"), str):
         return split(raw["text"], find) if marked else [raw["text"]]
-    if part == "image":
+    if part in ("image", "video"):
         address = first(raw, ADDRESS)
         if isinstance(address, dict) and "url" in address:
             address = address["url"]
-        return [None if address is None else picture(address, find)]
-    raise BadRow(f"unknown content part {str(raw)[:80]}", 'parts have "type": "text", "image" or "image_url"')
+        if address is None:
+            return [IMAGE_SLOT if part == "image" else VIDEO_SLOT]
+        return [picture(address, find)] if part == "image" else video(address, find)
+    raise BadRow(f"unknown content part {str(raw)[:80]}", 'parts have "type": "text", "image", "image_url" or "video"')
+
+
+def kind_without_type(raw: dict) -> str | None:
+    """The kind of an element of a content list that does not say it."""
+    if isinstance(raw.get("text"), str):
+        return "text"
+    return "video" if first(raw, ("video", "video_url")) else "image" if first(raw, ADDRESS) else None
 
 
 def check_order(roles: list[str]) -> None:
