@@ -157,7 +157,8 @@ class Asked:
             raise UserError(f"the task {name!r} asks no question{' of the kind ' + ' or '.join(kinds) if kinds else ''}: "
                             f"leave it out of --bench")
         subset = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls or None]
-        return cls(name, task, examples, {"blank": blank(subset), "shuffled": shuffled(subset)} if controls else {})
+        made = {"blank": blank(subset), "shuffled": shuffled(subset), **task.controls(subset)} if controls else {}
+        return cls(name, task, examples, made)
 
     @property
     def prompts(self) -> list[Conversation]:

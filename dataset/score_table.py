@@ -15,6 +15,7 @@ HEADLINES = {  # task -> the scores that the table shows; of any other task: acc
     "world": ("exact", "blank"),
     "world_words": ("exact",),
     "world_unknown": ("name", "drawing"),
+    "world_clips": ("exact", "single_frame"),
     "world_pope": ("f1", "accuracy"),
     "hallucination": ("false", "chair_s", "cover"),
     "reflection": ("recovery", "swap", "swap_old"),

@@ -88,6 +88,10 @@ class Task:
         """{"metric": value in 0..1}; scores.json has them as "task/metric"."""
         return {"accuracy": sum(scores) / len(scores)}
 
+    def controls(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
+        """Controls beside the blank and the shuffled picture: name -> the same questions with less to see."""
+        return {}
+
     def measure(self, examples: Sequence[Example], answers: Sequence[str]) -> tuple[Sequence[float | None], dict[str, float]]:
         """(the score of each answer in 0..1, None where no judge could rate it; the metrics of all answers).
 
@@ -125,8 +129,11 @@ class Generated:
         return self.row(i)
 
 
-def dialogue(id: str, pictures: Sequence[Picture], turns: Sequence[tuple[str, str]]) -> Conversation:
-    """A conversation of (question, answer) turns, the pictures before the first question; "" is left for the model to answer."""
+def dialogue(id: str, pictures: Sequence[str | Picture], turns: Sequence[tuple[str, str]]) -> Conversation:
+    """A conversation of (question, answer) turns, the pictures, or timed frames, before the first question.
+
+    An answer of "" is left for the model.
+    """
     messages = []
     for i, (question, answer) in enumerate(turns):
         messages.append(Message("user", (*pictures, question) if i == 0 else (question,)))
