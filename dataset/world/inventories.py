@@ -36,7 +36,7 @@ ENGLISH_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven"
                    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")  # up to two times nine objects
 
 
-def conversation(id: str, pictures: Sequence[Picture], question: str, lines: Sequence[tuple[str, str]]) -> Conversation:
+def conversation(id: str, pictures: Sequence[str | Picture], question: str, lines: Sequence[tuple[str, str]]) -> Conversation:
     """A question about pictures, answered by lines of (prefill, learned)."""
     parts = tuple(part for prefill, learned in lines for part in (Prefill(prefill), learned))
     return Conversation(id, (Message("user", (*pictures, question)), Message("assistant", parts)))
