@@ -4,6 +4,7 @@ In:  a `Dialogue`, the checkpoints beside it, and lines that a person types.  Ou
 
     > /image cat.png "my dog.jpg" ~/pictures/*.png      pictures for the next message
     > Which of them is asleep?
+    > /video clip.mp4 then.gif:frames=8                 some frames of each, behind their times (dataset/vision/video.py)
     > /look dog                                         where the model looked when it wrote "dog" in its answer
     > /compare Which is older?                          the answers of all checkpoints, which see the conversation so far
 """
@@ -24,10 +25,12 @@ from dataset.checkpoints import Trained
 from dataset.dialogue import Dialogue
 from dataset.images import Picture, from_file
 from dataset.look import Glance, blocks, glance, words
+from dataset.vision import video
 from model.registry import UserError
 
 COMMANDS = {
     "/image PATH ...": "add pictures to the next message; quotes, ~ and * are understood; Enter alone sends them",
+    "/video PATH ...": "the same for videos: four frames of each, or as many as PATH:frames=8 says",
     "/compare QUESTION": "the answers of the checkpoints beside this one, under one another; they do not join the conversation",
     "/look WORD": "where the model looked on the pictures when it wrote a word of its last answer, and what else was likely",
     "/new": "start a new conversation",
@@ -38,13 +41,13 @@ HELP = "\n".join(f"{command:19}{text}" for command, text in COMMANDS.items())
 
 
 class Chat:
-    """A conversation with the pictures that wait for its next message.
+    """A conversation with the pictures, and the times of frames, that wait for its next message.
 
     others    name -> a function that continues the conversation with that checkpoint, for /compare
     trained   opens the checkpoint itself, for /look
     """
 
-    def __init__(self, dialogue: Dialogue, pictures: Sequence[Picture] = (),
+    def __init__(self, dialogue: Dialogue, pictures: Sequence[str | Picture] = (),
                  others: Mapping[str, Callable[[list], Dialogue]] | None = None, trained: Callable[[], Trained] | None = None):
         self.dialogue, self.pictures = dialogue, list(pictures)
         self.others, self.trained = others or {}, trained
@@ -70,9 +73,11 @@ class Chat:
         elif command == "/new":
             self.dialogue.reset()
             self.pictures = []
-        elif command == "/image":
-            self.pictures += opened(picture_files(rest.strip()))
-            print(f"{len(self.pictures)} picture{'s' * (len(self.pictures) != 1)} for the next message")
+        elif command in ("/image", "/video"):
+            files = picture_files(rest.strip())
+            self.pictures += opened(files) if command == "/image" else videos(files)
+            number = sum(isinstance(part, Picture) for part in self.pictures)
+            print(f"{number} picture{'s' * (number != 1)} for the next message")
         elif command == "/compare":
             self.compare(rest.strip())
         elif command == "/look":
@@ -160,7 +165,7 @@ def picture_files(text: str) -> list[str]:
     except ValueError as error:
         raise BadRow(f"{text}: {error}", "close the quotes, or name one file") from error
     if not words:
-        raise BadRow("no picture is named", "write /image and the path of a picture")
+        raise BadRow("no picture is named", "write the command and a path, as in /image cat.png")
     return [file for word in words for file in matches(word)]
 
 
@@ -168,6 +173,11 @@ def matches(word: str) -> list[str]:
     """The file of this name, or else all that match the pattern; the word itself where there is none."""
     path = str(Path(word).expanduser())
     return [path] if Path(path).is_file() else sorted(glob.glob(path, recursive=True)) or [path]
+
+
+def videos(paths: Iterable[Path | str]) -> list[str | Picture]:
+    """The frames of videos in files, each behind its time. BadRow now, if one does not open."""
+    return [part for path in paths for part in video.parts(path)]
 
 
 def opened(paths: Iterable[Path | str]) -> list[Picture]:
