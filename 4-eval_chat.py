@@ -2,6 +2,7 @@
 
     python 4-eval_chat.py                                               chat; /image PATH adds a picture, /help tells more
     python 4-eval_chat.py --image cat.png dog.png --prompt "Which picture has a dog?"       one answer
+    python 4-eval_chat.py --video clip.mp4 --prompt "What happens?"     the same about frames of a video
     python 4-eval_chat.py --data rows.jsonl --save predictions.jsonl    one prediction per row, and the share of right ones
     python 4-eval_chat.py --data rows.jsonl --val_share 0.02            the same of the rows that training held out
     python 4-eval_chat.py --data rows.jsonl --samples 8 --temperature 1      the same, with the pass rate of each row
@@ -36,6 +37,7 @@ from model import cli
 class Config:
     model: tuple[Path, ...] = ()  # a checkpoint, for --bench also several; default: out/grpo, else out/dpo, out/sft, out/pretrain
     image: tuple[Path, ...] = ()  # pictures for the first message
+    video: tuple[str, ...] = ()  # videos for it, each as frames with their times: clip.mp4 (four), clip.mp4:frames=8
     prompt: str = ""  # one message; the script prints the answer and stops
     data: Path | None = None  # a file of conversations to answer: json, jsonl or parquet; scored where its rows hold answers
     val_share: float = 0.0  # answer only the rows of --data that training with this --val_share held out (its default is 0.02)
@@ -71,13 +73,14 @@ from dataset.checkpoints import Checkpoints
 from dataset.evaluation import Answerer, Asked
 from dataset.feedback.best_of import AnswerScorer, BestOf
 from dataset.held_out import indices
+from dataset.images import Picture
 from dataset.mixture import load_file
 from dataset.predictions import Predictions
 from dataset.processor import Processor
 from dataset.report import add_scores, bench_page, bench_scores, table, write_rows
 from dataset.score_table import write_table
 from dataset.tasks import Task
-from dataset.terminal import Chat, matches, opened
+from dataset.terminal import Chat, matches, opened, videos
 from dataset.tokenizer import load_tokenizer
 from model import checkpoint
 from model.generate import generate, stream
@@ -190,8 +193,7 @@ def chat(config: Config, folder: Path, checkpoints: Checkpoints) -> None:
     talks = {name: partial(checkpoints.dialogue, name, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
                            top_p=config.top_p) for name in checkpoints.folders}
     try:
-        talk = Chat(talks[folder.name](), opened(file for path in config.image for file in matches(str(path))), talks,
-                    partial(checkpoints.trained, folder.name))
+        talk = Chat(talks[folder.name](), shown(config), talks, partial(checkpoints.trained, folder.name))
         if config.prompt:
             talk.say(config.prompt)
             return
@@ -200,11 +202,16 @@ def chat(config: Config, folder: Path, checkpoints: Checkpoints) -> None:
     talk.run()
 
 
+def shown(config: Config) -> list[str | Picture]:
+    """What --image and --video show."""
+    pictures = opened(file for path in config.image for file in matches(str(path)))
+    return [*pictures, *videos(file for path in config.video for file in matches(path))]
+
+
 def answer_once(config: Config, answer: Answerer | BestOf) -> str:
-    """The answer to --prompt and --image."""
+    """The answer to --prompt, --image and --video."""
     try:
-        pictures = opened(file for path in config.image for file in matches(str(path)))
-        return answer([Conversation("--prompt", (Message("user", (*pictures, config.prompt)),))])[0]
+        return answer([Conversation("--prompt", (Message("user", (*shown(config), config.prompt)),))])[0]
     except BadRow as bad:
         raise UserError(f"{bad}") from bad
 
