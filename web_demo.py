@@ -70,7 +70,7 @@ def build_demo(page: Page, samples: Sequence[dict], first: str, config: Config) 
                     placeholder="Choose an example below, or add a picture and ask.",
                 )  # fmt: skip
                 box = gr.MultimodalTextbox(
-                    file_count="multiple", file_types=["image"], show_label=False, autofocus=True,
+                    file_count="multiple", file_types=["image", "video"], show_label=False, autofocus=True,
                     placeholder="Ask something, or send pictures without words",
                 )  # fmt: skip
                 gr.Examples([[sample] for sample in samples], box, label="Examples: choose one, then send it", elem_id="examples",

@@ -16,11 +16,11 @@ from dataset.bad_rows import BadRow
 from dataset.chat import Message
 from dataset.checkpoints import Checkpoints, together
 from dataset.dialogue import Dialogue
+from dataset.images import Picture
 from dataset.look import glance, words
 from dataset.page import views
 from dataset.page.examples import Shown, truth
 from dataset.page.messages import answer_entries, entry, escaped, last_answer, messages, sent, turns, up_to_question
-from dataset.terminal import opened
 from model.registry import UserError
 
 Update = TypeVar("Update")
@@ -82,7 +82,8 @@ class Page:
         """The conversation with a message more; it is refused as a whole where the model cannot read it."""
         with self.refusals():
             asked = messages(history + added)
-            opened(item["file"]["path"] for one in added for item in one["content"] if item["type"] == "file")
+            for picture in (part for message in asked[-1:] for part in message.parts if isinstance(part, Picture)):
+                picture.load()
             if added:
                 self.dialogue([], *settings).prompt(asked)
         return history + added, self.busy()

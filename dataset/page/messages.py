@@ -1,17 +1,19 @@
 """Messages of the page and messages of the model.
 
-In:  the history of gradio's Chatbot: entries of one text or picture each, with a role.  Out: `Message`s; entries of an answer.
+In:  the history of gradio's Chatbot: entries of one part each, with a role.  Out: `Message`s; entries of an answer.
 """
 
 from __future__ import annotations
 
 import html
 import itertools
+import mimetypes
 from typing import NamedTuple
 
 from dataset.bad_rows import BadRow
 from dataset.chat import ROLES, Message
-from dataset.images import Picture, from_file
+from dataset.images import Picture
+from dataset.vision.video import of_any
 
 REASONING, ANSWER = "Reasoning", "answer"  # the title of an entry that is folded away, and the id of the one behind it
 
@@ -57,20 +59,21 @@ def answer_entries(text: str) -> list[dict]:
 
 def sent(message: dict) -> list[dict]:
     """What stands in the box as entries: its pictures, then its text."""
-    content = [{"type": "file", "file": {"path": path, "mime_type": "image/*"}} for path in message["files"]]
+    content = [{"type": "file", "file": {"path": path, "mime_type": mimetypes.guess_type(path)[0] or "image/*"}}
+               for path in message["files"]]  # fmt: skip
     if message["text"].strip():
         content.append(escaped(message["text"]))
     return [entry("user", item) for item in content]
 
 
-def part(item: dict, metadata: dict) -> str | Picture:
-    """A text or a picture from an item of the page; a text with the tags that were taken off."""
+def parts_of(item: dict, metadata: dict) -> list[str | Picture]:
+    """A text, a picture or the frames of a video from an item of the page; a text with the tags that were taken off."""
     if item["type"] == "file":
-        return from_file(item["file"]["path"])
+        return of_any(item["file"]["path"])
     text = html.unescape(item["text"])
     if metadata.get("title") == REASONING:
-        return f"<think>{text}</think>"
-    return f"<answer>{text}</answer>" if metadata.get("id") == ANSWER else text
+        return [f"<think>{text}</think>"]
+    return [f"<answer>{text}</answer>" if metadata.get("id") == ANSWER else text]
 
 
 def turns(history: list[dict]) -> list[list[dict]]:
@@ -88,7 +91,7 @@ def messages(history: list[dict]) -> list[Message]:
         kinds = {item["type"] for entry in turn for item in entry["content"]}
         if turn[0]["role"] not in ROLES or kinds - {"text", "file"} or not kinds and turn[0]["role"] == "user":
             raise BadRow("a message has texts and pictures, and the role user, assistant or system", "send such messages")
-        parts = [part(item, entry.get("metadata") or {}) for entry in turn for item in entry["content"]]
+        parts = [part for entry in turn for item in entry["content"] for part in parts_of(item, entry.get("metadata") or {})]
         if turn[0]["role"] == "assistant":
             parts = ["".join(str(text) for text in parts)]
         result.append(Message(turn[0]["role"], tuple(parts)))
