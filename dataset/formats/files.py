@@ -78,7 +78,7 @@ class FileSource:
                 raw = read()
                 names = plain_names(raw)
                 self.names.append(known.setdefault(names, names) if names else None)
-                yield names or self.made(i, lambda row=raw: row)
+                yield names or self.made(i, partial(as_read, raw))
             except BadRow as bad:
                 self.names += [None] * (i + 1 - len(self.names))
                 bad.where = f"{self.path}:{i + 1}"
@@ -113,6 +113,10 @@ class FileSource:
 
     def blocks(self) -> np.ndarray:
         return blocks(self.rows)
+
+
+def as_read(raw: Any) -> Any:
+    return raw
 
 
 def in_order(rows: Source) -> Iterator[Callable[[], Any]]:
