@@ -101,19 +101,19 @@ def video(source: Source) -> Iterator[Video]:
     name = f"{len(source)} bytes" if isinstance(source, bytes) else source
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            with av.open(file, format=reader(source), metadata_errors="ignore") as container:
+            with av.open(file, "r", format=reader(source), metadata_errors="ignore") as container:
                 if not container.streams.video:
                     raise ValueError("no picture in it")
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1  # each thread would hold frames of its own
                 stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                 pixels = stream.codec_context.width * stream.codec_context.height
-                seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1_000_000
+                tick = float(stream.time_base or 0)  # seconds
+                seconds = stream.duration * tick if stream.duration else (container.duration or 0) / 1_000_000
                 rate = float(stream.average_rate or stream.guessed_rate or 0)
                 if pixels > MAX_PIXELS or seconds <= 0 or rate <= 0:
                     raise ValueError(f"{pixels:,} pixels, at most {MAX_PIXELS:,}" if pixels > MAX_PIXELS else "no length in it")
                 number = stream.frames or max(1, round(seconds * rate))
-                yield Video(container, stream, float((stream.start_time or 0) * stream.time_base),
-                            max(0.0, seconds - 1 / rate), number, pixels)  # fmt: skip
+                yield Video(container, stream, (stream.start_time or 0) * tick, max(0.0, seconds - 1 / rate), number, pixels)
     except Exception as error:
         raise BadRow(f"video cannot be read: {name} ({error or type(error).__name__})", REMEDY) from error
