@@ -14,7 +14,7 @@ from model import checkpoint, durable, resume, run_folder, run_log
 from model.flags import RunFlags
 from model.optimizer import make_optimizer
 from model.ranks import Ranks, flag_facts
-from model.registry import CONNECTORS, TASKS, UserError
+from model.registry import ENCODERS, TASKS, UserError
 from model.runtime import Run
 from model.stopping import Stopped, StopSignals
 from tests import soak, tiny
@@ -227,7 +227,8 @@ def test_facts_of_ranks_are_named_by_their_flags(monkeypatch):
 @pytest.mark.parametrize(("registry", "spec", "message"), [
     (TASKS, "world:rows=-3", "task 'world': rows is a number from 0 to .*, not -3"),
     (TASKS, "world:scenes=0", "world:scenes=0: name one or more"), (TASKS, "sokoban:boxes=0", "sokoban:boxes=0,walls=1,most=6: "),
-    (TASKS, "arithmetic:direct=inf", "direct is a number"), (CONNECTORS, "mlp:depth=-1", "connector 'mlp': depth is a number"),
+    (TASKS, "arithmetic:direct=inf", "direct is a number"),
+    (ENCODERS, "clip_random:size=96,patch=16,width=32,heads=2,layers=-1", "encoder 'clip_random': layers is a number from 0 to"),
 ])  # fmt: skip
 def test_an_option_out_of_range_is_refused_by_its_name(registry, spec, message):
     with pytest.raises(UserError, match=message):
