@@ -15,6 +15,7 @@ from dataset.world import inventories, questions
 from dataset.world.openmoji import LANGUAGES, categories
 from dataset.world.questions import KINDS, PAIR_KINDS, Question, account
 from dataset.world.scenes import CANVAS, Object, Scene, changed_scene, companions, draw_scene, is_new, sample_scene, varied_scene
+from dataset.world.small_talk import SMALL_TALK, small_talk
 from dataset.world.words import mentions
 from model.registry import TASKS, UserError
 
@@ -23,6 +24,7 @@ PRETRAIN_INVENTORIES = ("place", "exists")
 SFT_INVENTORIES = ("place", "count", "what", "exists_at", *5 * ("relation",),
                    "which_picture", *2 * ("together",), *3 * ("change",))
 WEIGHTS = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 2, "exists_at": 2, "compare": 3, "relation": 4}  # hard: often
+SMALL_TALK_AMONG = 0.2  # share of the rows of questions that hold small talk, too
 WORDLESS = 0.08  # share of the captions that are asked for by a picture without a word
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # requests <think>...</think><answer>...</answer>
 
@@ -118,6 +120,8 @@ class World(Task):
             kinds = ["what", *rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()), k=8)]
             asked = [question for kind in kinds if (question := questions.ask(kind, scene, language, rng, self.categories))]
             turns = [turn(question, rng) for question in different(asked)[:6]]
+            if rng.random() < SMALL_TALK_AMONG:
+                turns.append(small_talk(rng.choice(tuple(SMALL_TALK[language])), language, "train", rng))
             rng.shuffle(turns)
         return dialogue(f"world/sft/{i}", [picture(scene)], turns)
 

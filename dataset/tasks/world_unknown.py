@@ -1,6 +1,6 @@
 """Does the model know what it does not know? Names and drawings of the world that are not among its hundred.
 
-"Is there a dinosaur?" is answered "I do not know what a dinosaur is.", and a place with a drawing that it never learned shows
+"Is there a dinosaur?" is answered "I do not know what that is.", and a place with a drawing that it never learned shows
 "something I do not know". Nine tenths of the 1,800 other names and drawings are trained, so that the model cannot learn them one
 by one as the known ones; it is asked about the last tenth.
 
@@ -13,16 +13,17 @@ import random
 from collections.abc import Sequence
 
 from dataset.chat import Conversation
-from dataset.tasks import Example, Generated, Task, dialogue, means, normal
+from dataset.tasks import Example, Generated, Task, dialogue, exact, means, normal
 from dataset.tasks.world import World, picture
 from dataset.world import inventories, questions
-from dataset.world.openmoji import LANGUAGES, Category, categories, with_article
+from dataset.world.openmoji import LANGUAGES, Category, categories
 from dataset.world.phrases import PLACE_PHRASES
 from dataset.world.questions import Question
 from dataset.world.scenes import Object, Scene, sample_scene
 from dataset.world.wordings import split_of
 from model.registry import TASKS
 
+UNKNOWN_NAME = {"en": "I do not know what that is.", "zh": "我不知道那是什么。"}
 SOMETHING = {"en": "something I do not know", "zh": "我不认识的东西"}
 INVENTORIES = 0.5  # share of the rows that are inventories
 ABOUT_A_NAME = ("exists", "exists", "where", "count")  # kinds of questions about an unknown name
@@ -35,15 +36,10 @@ def unknown(split: str) -> tuple[Category, ...]:
     return tuple(category for category in categories("all") if category not in known and split_of(category.en) == split)
 
 
-def do_not_know(category: Category, language: str) -> str:
-    """"I do not know what a dinosaur is."."""
-    return f"I do not know what {with_article(category.en)} is." if language == "en" else f"我不知道{category.zh}是什么。"
-
-
 def about_a_name(category: Category, language: str, rng: random.Random) -> Question:
     """A question about a thing whose name the model does not know."""
     kind = rng.choice(ABOUT_A_NAME)
-    return Question(kind, language, questions.names(category, language), do_not_know(category, language))
+    return Question(kind, language, questions.names(category, language), UNKNOWN_NAME[language])
 
 
 def with_a_stranger(scene: Scene, split: str, rng: random.Random) -> tuple[Scene, Object]:
@@ -73,7 +69,11 @@ class WorldUnknown(Task):
         self.rows, self.scenes, self.world = rows, scenes, World()
 
     def train(self, stage: str) -> Generated | None:
-        return Generated(self.rows, self.row) if stage == "sft" else None
+        return Generated(self.rows, {"pretrain": self.captions, "sft": self.row}[stage])
+
+    def captions(self, i: int) -> Conversation:
+        """A row of stage 1: an inventory of known and unknown drawings."""
+        return self.inventory(i, random.Random(f"world_unknown/captions/{i}"))
 
     def scene(self, split: str, i: int) -> tuple[Scene, Object]:
         base = sample_scene(split, i)
@@ -130,9 +130,10 @@ class WorldUnknown(Task):
         return examples
 
     def score(self, example: Example, answer: str) -> float:
-        """For what is unknown 1 where the model says so, whatever name it repeats; for a known thing 1 unless it says so."""
-        unsure = normal(answer).startswith(("i do not know", "something i do not know", "我不知道", "我不认识"))
-        return float(unsure != (example.kind == "known"))
+        """For what is unknown 1 for the exact answer; for a known thing 1 unless the model says that it does not know it."""
+        if example.kind != "known":
+            return exact(example, answer)
+        return float(normal(answer) not in {normal(unsure) for unsure in (*UNKNOWN_NAME.values(), *SOMETHING.values())})
 
     def summary(self, examples: Sequence[Example], scores: Sequence[float]) -> dict[str, float]:
         """name, drawing: recognised as unknown; known_as_unknown: known things that were taken for unknown."""
