@@ -18,8 +18,8 @@ from pathlib import Path
 
 from model import cli
 
-MIXTURE = ("world:1.6", "easy_vqa:1.5", "arithmetic:read=1600,direct=0.45", "arithmetic:text=true,rows=1200,lists=1000",
-           "text:1.25", "world_unknown")
+MIXTURE = ("world:1.6", "world_unknown", "easy_vqa:1.2", "text:2", "arithmetic:read=1600,direct=0.45,plain=400",
+           "arithmetic:text=true,rows=1200,lists=1000,plain=200")
 
 
 @dataclass

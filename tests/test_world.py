@@ -669,6 +669,16 @@ def test_rows_that_only_add_learn_the_next_number_and_the_sum_of_each_step_and_t
     assert lengths == {3, 4, 5}
 
 
+def test_a_sum_without_a_request_to_think_is_answered_by_the_running_sum_alone():
+    task = Arithmetic(rows=50, plain=50)
+    sums = task.train("sft")
+    for i in range(50, 100):
+        question, answer = (message.text for message in sums[i].messages)
+        assert not any(question.endswith(think) for think in world.THINK.values())
+        asked = [row for row in (sums[k] for k in range(50)) if f"<think>{answer}</think>" in row.messages[-1].text]
+        assert asked and sums[i].pictures in [row.pictures for row in asked]
+
+
 def test_direct_rows_say_a_sum_in_a_picture_at_once_and_one_in_words_step_by_step():
     rows = [Arithmetic(direct=0.6).train("sft")[i] for i in range(300)]
     direct = [row for row in rows if "+" not in row.messages[-1].text]

@@ -95,6 +95,7 @@ class Arithmetic(ReasoningTask):
               habit for every sum
     lists     more rows: three lists of three to five numbers in words, prefilled as if read from a picture, with their running
               sums; the next number and the sum are learned, because a step can get either wrong
+    plain     more rows: the same sums without a request to think; the answer is the running sum alone
     recheck   share of the picture rows that read the picture twice (dataset/tasks/reflection.py measures the effect)
     new_words true: sums in pictures are asked for in wordings that no stage trains (dataset/world/wordings.py)
     """
@@ -102,9 +103,9 @@ class Arithmetic(ReasoningTask):
     name = "arithmetic"
 
     def __init__(self, rows: int = 2_600, text: bool | None = None, recheck: float = 0.0, read: int = 0, direct: float = 0.0,
-                 lists: int = 0, first: int = 0, new_words: bool = False):
+                 lists: int = 0, plain: int = 0, first: int = 0, new_words: bool = False):
         super().__init__(rows, text, first, direct, new_words)
-        self.recheck, self.read, self.lists = recheck, read, lists
+        self.recheck, self.read, self.lists, self.plain = recheck, read, lists, plain
 
     def problem(self, split: str, i: int) -> Sum:
         """Problem i of a split, in a picture or in words."""
@@ -126,7 +127,7 @@ class Arithmetic(ReasoningTask):
         return problem.question + THINK[problem.language]
 
     def train(self, stage: str) -> Generated | None:
-        return Generated(self.rows + self.read + self.lists, self.row) if stage == "sft" else None
+        return Generated(self.rows + self.read + self.lists + self.plain, self.row) if stage == "sft" else None
 
     def reading(self, i: int) -> Conversation:
         """A picture of four to nine digits or dice that are only read: twice the numbers of a sum, with fewer words."""
@@ -150,8 +151,15 @@ class Arithmetic(ReasoningTask):
         question = ADD[rng.choice(LANGUAGES)]
         return Conversation(f"arithmetic/adding/{i}", (Message("user", (question,)), Message("assistant", tuple(parts))))
 
+    def unasked(self, i: int) -> Conversation:
+        """A sum without a request to think: "3, 5. 3+5=8."."""
+        problem = self.problem("train", reasoning.problem_index("train", i % self.rows, self.first))
+        return dialogue(f"arithmetic/unasked/{i}", problem.pictures, [(problem.question, problem.thoughts)])
+
     def row(self, i: int) -> Conversation:
-        """The sum of row i with its reasoning; after `rows` sums come the rows that only read, then those that only add."""
+        """The sum of row i with its reasoning; after `rows` sums come those that only read, that only add, and the plain ones."""
+        if i >= self.rows + self.read + self.lists:
+            return self.unasked(i)
         if i >= self.rows + self.read:
             return self.adding(i - self.rows - self.read)
         if i >= self.rows:

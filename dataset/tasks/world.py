@@ -24,7 +24,9 @@ PRETRAIN_INVENTORIES = ("place", "exists")
 SFT_INVENTORIES = ("place", "count", "what", "exists_at", *5 * ("relation",),
                    "which_picture", *2 * ("together",), *3 * ("change",))
 WEIGHTS = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 2, "exists_at": 2, "compare": 3, "relation": 4}  # hard: often
-SMALL_TALK_AMONG = 0.2  # share of the rows of questions that hold small talk, too
+# Shares of the rows of questions, for people chat: with small talk (accounts, too), in two languages, with "And the bus?" after a
+# question, and with an account at the end.
+CHATTER, BILINGUAL, FOLLOWED, ACCOUNT_LAST = 0.2, 0.15, 0.2, 0.15
 WORDLESS = 0.08  # share of the captions that are asked for by a picture without a word
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # requests <think>...</think><answer>...</answer>
 
@@ -99,7 +101,7 @@ class World(Task):
     def conversation(self, i: int) -> Conversation:
         """A row of stage 2: scene i with a full account, questions in several turns, two pictures, or an inventory.
 
-        A full account stands alone: it would give away the answers after it, and answers before it would give it away.
+        A full account mostly stands alone: it would give away the answers after it, and answers before it would give it away.
         """
         rng = random.Random(f"sft/{i}")
         scene = self.scene("train", i)
@@ -113,17 +115,37 @@ class World(Task):
             kind = rng.choice(("caption", "list", "description"))
             if kind != "description" and rng.random() < 0.5:
                 scene = self.crowded(i)
-            turns = [turn(self.account(kind, scene, language, rng), rng)]
+            turns = [self.chatter(language, rng)] if rng.random() < CHATTER else []
+            turns += [turn(self.account(kind, scene, language, rng), rng)]
         else:
             if rng.random() < 0.5:
                 scene = self.crowded(i)
-            kinds = ["what", *rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()), k=8)]
-            asked = [question for kind in kinds if (question := questions.ask(kind, scene, language, rng, self.categories))]
-            turns = [turn(question, rng) for question in different(asked)[:6]]
-            if rng.random() < SMALL_TALK_AMONG:
-                turns.append(small_talk(rng.choice(tuple(SMALL_TALK[language])), language, "train", rng))
-            rng.shuffle(turns)
+            turns = self.exchanges(scene, language, rng)
         return dialogue(f"world/sft/{i}", [picture(scene)], turns)
+
+    def exchanges(self, scene: Scene, language: str, rng: random.Random) -> list[tuple[str, str]]:
+        """Questions about a scene, at times in two languages, with small talk, "And the bus?", or an account at the end."""
+        spoken = LANGUAGES if rng.random() < BILINGUAL else (language,)
+
+        def asked(*kinds: str) -> list[Question]:
+            return [question for kind in kinds
+                    if (question := questions.ask(kind, scene, rng.choice(spoken), rng, self.categories))]
+
+        kinds = rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()), k=8)
+        turns = [turn(question, rng) for question in different(asked("what", *kinds))[:6]]
+        if rng.random() < CHATTER:
+            turns.append(self.chatter(language, rng))
+        rng.shuffle(turns)
+        if rng.random() < FOLLOWED:
+            pair = different(asked(*2 * [rng.choice(tuple(questions.FOLLOW_UP))]))
+            turns += [questions.follow_up(question, rng) if k else turn(question, rng) for k, question in enumerate(pair)]
+        if rng.random() < ACCOUNT_LAST:
+            turns.append(turn(self.account(rng.choice(("caption", "description")), scene, language, rng), rng))
+        return turns
+
+    def chatter(self, language: str, rng: random.Random) -> tuple[str, str]:
+        """A turn of small talk."""
+        return small_talk(rng.choice(tuple(SMALL_TALK[language])), language, "train", rng)
 
     def account(self, kind: str, scene: Scene, language: str, rng: random.Random) -> Question:
         """The request for a full account of a scene: a "caption", a "list", or a "description", which is noisy."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from dataset.world.openmoji import Category, categories, plural, with_article
 from dataset.world.phrases import PLACE_PHRASES, SIDE_PHRASES
 from dataset.world.scenes import Object, Scene
-from dataset.world.wordings import Wording, plain, word
+from dataset.world.wordings import Wording, plain, typed, word
 from dataset.world.words import PLACES, caption, description, phrase
 
 
@@ -48,6 +48,17 @@ WORDS = {  # answer words by language
     "zh": dict(yes="是", no="否", nothing="没有东西", equal="一样多", first="第一张", second="第二张", both="都有",
                neither="都没有", same="没有变化"),
 }
+
+
+FOLLOW_UP = {"where": "it", "count": "many", "exists": "one"}  # kinds that can be asked again by a name alone -> its form
+FOLLOW_UPS = {"en": ("And {}?", "What about {}?", "How about {}?"), "zh": ("{}呢？", "那{}呢？", "还有{}呢？")}
+
+
+def follow_up(question: Question, rng: random.Random) -> tuple[str, str]:
+    """("And the bus?", the answer): a question of the same kind as the one before."""
+    form = FOLLOW_UP[question.kind] if question.language == "en" else "name"
+    text = rng.choice(FOLLOW_UPS[question.language]).format(question.names[form])
+    return typed(text, question.language, rng), question.answer
 
 
 def named(category: Category, language: str) -> str:
