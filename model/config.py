@@ -115,7 +115,7 @@ PRESETS = {
         num_attention_heads=8,
         num_key_value_heads=8,
         head_dim=32,
-        intermediate_size=256,
+        intermediate_size=384,
         rope_theta=10000.0,
         qk_norm=True,
     ),

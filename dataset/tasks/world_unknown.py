@@ -65,15 +65,11 @@ class WorldUnknown(Task):
 
     size = 300  # scenes of the test set
 
-    def __init__(self, rows: int = 5_000, scenes: int = 2_500):
+    def __init__(self, rows: int = 8_000, scenes: int = 4_000):
         self.rows, self.scenes, self.world = rows, scenes, World()
 
     def train(self, stage: str) -> Generated | None:
-        return Generated(self.rows, {"pretrain": self.captions, "sft": self.row}[stage])
-
-    def captions(self, i: int) -> Conversation:
-        """A row of stage 1: an inventory of known and unknown drawings."""
-        return self.inventory(i, random.Random(f"world_unknown/captions/{i}"))
+        return Generated(self.rows, self.row) if stage == "sft" else None
 
     def scene(self, split: str, i: int) -> tuple[Scene, Object]:
         base = sample_scene(split, i)
@@ -94,7 +90,7 @@ class WorldUnknown(Task):
         return dialogue(f"world_unknown/train/{i}", [picture(scene)], turns)
 
     def inventory(self, i: int, rng: random.Random) -> Conversation:
-        """What is at each place of a crowded scene, about half of whose drawings are unknown."""
+        """What is at each of the nine places of a crowded scene, about half of whose drawings are unknown."""
         language, replaced = rng.choice(LANGUAGES), random.Random(f"strangers/{i % self.scenes}")
         scene = self.world.crowded(i % self.scenes)
         cells = set()
@@ -103,7 +99,7 @@ class WorldUnknown(Task):
             cells.add(stranger.cell)
         items = [(inventories.place(cell, language),
                   SOMETHING[language] if cell in cells else inventories.what([scene], cell, language))
-                 for cell in rng.sample(range(9), inventories.LENGTH)]
+                 for cell in rng.sample(range(9), 9)]
         return inventories.conversation(f"world_unknown/train/{i}", [picture(scene)], inventories.ASK[language]["what"],
                                         inventories.joined(items, language))
 
