@@ -21,7 +21,7 @@ from model.registry import TASKS, UserError
 
 # Kinds of inventories. Stage 1 has only two, because more kinds at once are learned more slowly.
 PRETRAIN_INVENTORIES = ("place", "exists")
-SFT_INVENTORIES = ("place", "count", "what", "exists_at", *5 * ("relation",),
+SFT_INVENTORIES = ("place", "count", "what", "exists_at", *6 * ("relation",),
                    "which_picture", *2 * ("together",), *3 * ("change",))
 WEIGHTS = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 2, "exists_at": 2, "compare": 3, "relation": 4}  # hard: often
 # Shares of the rows of questions, for people chat: with small talk (accounts, too), in two languages, with "And the bus?" after a
