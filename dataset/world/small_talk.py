@@ -20,7 +20,8 @@ SMALL_TALK: dict[str, dict[str, tuple[str, str, str, str]]] = {
     "en": {
         "hello": (
             "",
-            "hello|hi|hey|good morning|good evening|good afternoon|greetings|hi there|hello there|hey there|howdy|yo",
+            "hello|hi|hey|good morning|good evening|good afternoon|greetings|hi there|hello there|hey there|howdy|yo"
+            "|how are you|how are you doing|how do you do|what's up",
             "| you| pupil| friend|, how are you?|! how are you?|, nice to meet you|, what's up?|, how is it going?",
             "Hello! Ask me about a picture.",
         ),
@@ -79,7 +80,7 @@ SMALL_TALK: dict[str, dict[str, tuple[str, str, str, str]]] = {
     "zh": {
         "hello": (
             "",
-            "你好|您好|嗨|哈喽|早上好|晚上好|下午好|大家好|你好呀|你好啊|嘿|早",
+            "你好|您好|嗨|你好吗|哈喽|早上好|晚上好|下午好|大家好|你好呀|你好啊|嘿|早",
             "|，Pupil|，很高兴认识你|，你好吗？|，朋友|！|。|，最近怎么样？",
             "你好！问我图里有什么吧。",
         ),
@@ -92,7 +93,7 @@ SMALL_TALK: dict[str, dict[str, tuple[str, str, str, str]]] = {
         ),
         "can": (
             "|请问|请告诉我|你好，|那么|那",
-            "你会做什么|你能做什么|你会什么|怎么用|你有什么用|你能帮我做什么|我可以问你什么|你可以做什么|你有什么功能"
+            "你会做什么|你能做什么|你会什么|怎么用|你能干嘛|你能干什么|你有什么用|你能帮我做什么|我可以问你什么|你可以做什么|你有什么功能"
             "|帮帮我|我该问什么",
             "|？|。",
             "我会说出、数出和比较图里的东西。",
