@@ -8,6 +8,7 @@ guessing. A benchmark that a model passes with either of them measures language,
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
@@ -151,11 +152,17 @@ class Asked:
 
     @classmethod
     def of(cls, name: str, task: Task, split: str, n: int, *, controls: int = 0, kinds: Sequence[str] = ()) -> Asked:
-        """What is asked about n pictures of a split; `evaluate` explains the options. UserError where nothing is."""
+        """What is asked about n pictures of a split; `evaluate` explains the options. UserError where nothing is, or where two
+        questions have one id, by which their answers are saved.
+        """
         examples = [example for example in task.examples(split, n) if not kinds or example.kind in kinds]
         if not examples:
             raise UserError(f"the task {name!r} asks no question{' of the kind ' + ' or '.join(kinds) if kinds else ''}: "
                             f"leave it out of --bench")
+        ids = Counter(example.prompt.id for example in examples)
+        if len(ids) < len(examples):
+            id, times = ids.most_common(1)[0]
+            raise UserError(f"the task {name!r} asks {times} questions with the id {id}: download its files again")
         subset = [example for example in examples if example.prompt.pictures and example.kind != "caption"][::controls or None]
         made = {"blank": blank(subset), "shuffled": shuffled(subset), **task.controls(subset)} if controls else {}
         return cls(name, task, examples, made)

@@ -1,5 +1,6 @@
 """The eight benchmarks of TinyLLaVA Factory on miniatures of their official files; every score by hand."""
 
+import gc
 import json
 import re
 import runpy
@@ -496,12 +497,18 @@ def test_a_missing_file_is_told_in_one_line_with_its_project_and_its_place(name,
         TASKS.make(f"{name}:path={tmp_path}").examples("test", 1)
 
 
+NOTE = {"question_id": 1, "answer_type": "", "question_type": "", "multiple_choice_answer": ""}
+
+
 @pytest.mark.parametrize(("folder", "name", "file", "text", "message"), [
     ("vqav2_folder", "vqav2", "v2_mscoco_val2014_annotations.json", "<html>", "is not json .* download the file again"),
     ("vqav2_folder", "vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", "[]", "holds no list of rows: it is not v2_Open"),
     ("vqav2_folder", "vqav2", "v2_mscoco_val2014_annotations.json",
-     '{"annotations": [{"question_id": 1, "answer_type": "", "question_type": "", "multiple_choice_answer": "", "answers": []}]}',
-     "question 10 has no answers"),
+     json.dumps({"annotations": [{**NOTE, "answers": [{"answer": "x"}] * 10}]}), "question 10 has no answers"),
+    ("vqav2_folder", "vqav2", "v2_mscoco_val2014_annotations.json",
+     json.dumps({"annotations": [{**NOTE, "answers": [{"answer": "x"}] * 9}]}), "question 1 has 9 answers, not ten"),
+    ("vqav2_folder", "vqav2", "v2_mscoco_val2014_annotations.json",
+     json.dumps({"annotations": [{**NOTE, "answers": [{"answer": None}] * 10}]}), "row 1 has no answers in the right form"),
     ("textvqa_folder", "textvqa", "TextVQA_0.5.1_val.json",
      '{"data": [{"question": "q", "question_id": 1, "image_id": "ab", "answers": ["a"]}]}', "question 1 has 1 answers, not ten"),
     ("gqa_folder", "gqa", "testdev_balanced_questions.json", '{"1": {"question": "q"}}', "row 1 has no imageId, answer"),
@@ -519,6 +526,58 @@ def test_a_wrong_file_is_told_in_one_line(folder, name, file, text, message, req
     with pytest.raises(UserError, match=message) as told:
         TASKS.make(f"{name}:path={root}").examples("test", 99)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("name", "file", "place", "fields"), [
+    ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", ("questions", 0), "question_id image_id question"),
+    ("vqav2", "v2_mscoco_val2014_annotations.json", ("annotations", 0),
+     "question_id answer_type question_type multiple_choice_answer answers"),
+    ("textvqa", "TextVQA_0.5.1_val.json", ("data", 0), "question question_id image_id answers"),
+    ("gqa", "testdev_balanced_questions.json", ("7",), "imageId question answer isBalanced types groups"),
+    ("scienceqa", "problems.json", ("5",), "question choices answer hint grade subject split"),
+    ("mmvet", "mm-vet.json", ("v1_0",), "imagename question answer capability"),
+    ("pope", "coco/coco_pope_popular.json", (), "question_id image text label"),
+])  # fmt: skip
+@pytest.mark.parametrize("damage", [None, [None], {}])
+def test_a_field_in_a_wrong_form_is_told_with_its_row(name, file, place, fields, damage, request):
+    root = request.getfixturevalue(f"{name}_folder")
+    whole = json.loads((root / file).read_text())
+    row = whole
+    for key in place:
+        row = row[key]
+    for field in fields.split():
+        kept, row[field] = row[field], damage
+        saved(root / file, whole)
+        with pytest.raises(UserError, match=rf"{file}: row \d+ has no {field} in the right form \(.*\): it is not") as told:
+            TASKS.make(f"{name}:path={root}").examples("test", 99)
+        assert "\n" not in str(told.value)
+        row[field] = kept
+    saved(root / file, whole)
+    assert TASKS.make(f"{name}:path={root}").examples("test", 99)
+
+
+@pytest.mark.parametrize("answer", [-1, 2])
+def test_an_answer_that_is_none_of_the_choices_is_told(scienceqa_folder, answer):
+    problems = json.loads((scienceqa_folder / "problems.json").read_text())
+    problems["5"]["answer"] = answer
+    saved(scienceqa_folder / "problems.json", problems)
+    with pytest.raises(UserError, match=f"problem 5 has answer {answer} of 2 choices"):
+        TASKS.make(f"scienceqa:path={scienceqa_folder}").examples("test", 9)
+
+
+def test_two_questions_with_one_id_are_told_before_anything_is_asked(pope_folder):
+    lines(pope_folder / "coco" / "coco_pope_random.json", pope_rows(["yes"]) * 2)
+    with pytest.raises(UserError, match="the task 'pope' asks 2 questions with the id pope/random/1"):
+        evaluate("pope", TASKS.make(f"pope:path={pope_folder}"), "test", lambda prompts: pytest.fail("asked"), 9)
+
+
+def test_cycles_are_collected_again_once_vqav2_is_read(vqav2_folder):
+    TASKS.make(f"vqav2:path={vqav2_folder}").examples("test", 9)
+    assert gc.isenabled()
+    (vqav2_folder / "v2_mscoco_val2014_annotations.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        TASKS.make(f"vqav2:path={vqav2_folder}").examples("test", 9)
+    assert gc.isenabled()
 
 
 def test_a_file_that_is_no_text_is_told_in_one_line(pope_folder, mme_folder):

@@ -486,7 +486,7 @@ def test_missing_files_of_amber_are_missed_before_anything_is_asked(amber_files)
         with pytest.raises(FileNotFoundError, match=f"{name} of the folder data of github.com/junyangwang0410/AMBER"):
             task.examples("test", 3)
         (data / name).write_text(kept)
-    (data / "annotations.json").write_text("[]")
+    (data / "annotations.json").write_text('[{"id": 99, "type": "generative", "truth": []}]')
     with pytest.raises(ValueError, match="no annotation for query 1"):
         task.examples("test", 3)
 

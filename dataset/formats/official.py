@@ -5,6 +5,7 @@ In:  a path from a task's option.  Out: rows or pictures; an error of one line f
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,18 +100,39 @@ def rows(file: Path) -> list[dict]:
     return parsed
 
 
-def checked(rows: Any, fields: Sequence[str], file: Path, source: str) -> list[dict]:
-    """The rows, each with all of these fields. UserError names the first row that lacks one, and the file that is wanted."""
+def fits(value: Any, form: Any) -> bool:
+    """Whether a value of json has a form: a type; [form], a list of such; {key: form}, an object; (form, ...), one of these."""
+    if isinstance(form, tuple):
+        return any(fits(value, one) for one in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(fits(one, form[0]) for one in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(key in value and fits(value[key], one) for key, one in form.items())
+    return isinstance(value, form)
+
+
+def checked(rows: Any, fields: dict[str, Any], file: Path, source: str) -> list[dict]:
+    """The rows, each with all of these fields in their forms (`fits`). UserError names the first row that has not, and the file
+    that is wanted.
+    """
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{file} holds no list of rows: it is not {source}")
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or any(field not in row for field in fields):
+        if not fits(row, fields):
             missing = [field for field in fields if not isinstance(row, dict) or field not in row]
-            raise UserError(f"{file}: row {number} has no {', '.join(missing)}: it is not {source}")
+            wrong = missing or [f"{field} in the right form ({row[field]!r:.60})" for field in fields
+                                if not fits(row[field], fields[field])]  # fmt: skip
+            raise UserError(f"{file}: row {number} has no {', '.join(wrong)}: it is not {source}")
     return rows
 
 
-def by_id(file: Path, fields: Sequence[str], source: str) -> list[dict]:
+def under(key: str, file: Path, fields: dict[str, Any], source: str, hook: Callable[[dict], Any] | None = None) -> list[dict]:
+    """The rows of a json file {key: [row, ...], ...}; UserError as `checked` raises it, `hook` as `content` takes it."""
+    value = content(file, hook)
+    return checked(value.get(key) if isinstance(value, dict) else None, fields, file, source)
+
+
+def by_id(file: Path, fields: dict[str, Any], source: str) -> list[dict]:
     """The rows of a json file {id: row}, each with its key as `id`; UserError as `checked` raises it."""
     value = content(file)
     if not isinstance(value, dict):
@@ -122,6 +144,18 @@ def of_first(rows: Iterable[dict], key: Callable[[dict], Hashable], n: int) -> l
     """The rows of the first n pictures; `key` tells the picture of a row."""
     seen: dict[Hashable, int] = {}
     return [row for row in rows if seen.setdefault(key(row), len(seen)) < n]
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Inside, Python does not search its objects for cycles: where millions are made and all stay, that is half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 unseen = ContextVar("unseen", default=False)  # whether pictures may be missing

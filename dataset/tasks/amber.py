@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.formats.official import existing, picture, rows
+from dataset.formats.official import checked, existing, picture, rows
 from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.chair import binary, share, yes_or_no
 from model.registry import TASKS, UserError
@@ -160,9 +160,11 @@ class Amber(Task):
         """The first n queries; the answer lists the objects present, a tag the likely hallucinations."""
         for name in ("relation.json", "safe_words.txt"):  # fails now, and not after an hour of answers
             self.file(name)
-        notes = {row["id"]: row for row in rows(self.file("annotations.json"))}
+        noted, asked = self.file("annotations.json"), self.file(f"query/{self.query}")
+        annotations = checked(rows(noted), {"id": int, "type": str, "truth": (str, [str])}, noted, SOURCE)
+        notes = {row["id"]: row for row in annotations}
         examples = []
-        for row in rows(self.file(f"query/{self.query}"))[:n]:
+        for row in checked(rows(asked), {"id": int, "image": str, "query": str}, asked, SOURCE)[:n]:
             note = notes.get(row["id"])
             if note is None:
                 raise UserError(f"amber: no annotation for query {row['id']}; path= needs {SOURCE}, all files of one version")

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from dataset.formats.official import Folder, by_id, of_first
@@ -62,7 +63,8 @@ class GQA(Task):
     def examples(self, split: str, n: int) -> list[Example]:
         name = f"{self.split}_balanced_questions.json"
         file = self.folder.file(name, f"data/{name}")
-        fields = ("imageId", "question", "answer", "isBalanced", "types", "groups")
+        fields = {"imageId": str, "question": str, "answer": str, "isBalanced": bool,
+                  "types": {"structural": str, "semantic": str}, "groups": {"global": (str, NoneType)}}  # fmt: skip
         listed = [row for row in by_id(file, fields, f"{name} of {SOURCE}") if row["isBalanced"]]
         examples = []
         for row in of_first(listed, lambda row: row["imageId"], n):

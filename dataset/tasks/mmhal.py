@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from dataset.formats.official import existing, picture, rows
+from dataset.formats.official import checked, existing, picture, rows
 from dataset.judge import Failure, failures, judge_or_none, message
 from dataset.tasks import Example, Task, dialogue
 from model.registry import TASKS
@@ -81,8 +81,10 @@ class MMHal(Task):
         self.judge = judge_or_none("mmhal", judge, model, key)
 
     def examples(self, split: str, n: int) -> list[Example]:
+        file = existing(self.path, "path", SOURCE)
+        fields = {"image_src": str, "image_id": str, "question": str, "gt_answer": str, "image_content": [str]}
         examples = []
-        for i, row in enumerate(rows(existing(self.path, "path", SOURCE))[:n]):
+        for i, row in enumerate(checked(rows(file), fields, file, SOURCE)[:n]):
             names = [row["image_src"].rpartition("/")[2], f"{row['image_id']}.jpg"]
             image = picture(row, names, self.images, f"the pictures of MMHal-Bench; this one is {row['image_src']}")
             prompt = dialogue(f"mmhal/{i}", [image], [(row["question"], "")])

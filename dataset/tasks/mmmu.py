@@ -17,6 +17,7 @@ import ast
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from dataset.formats.official import Folder, checked
@@ -75,7 +76,8 @@ class MMMU(Task):
         from pyarrow import ArrowInvalid, parquet
 
         pictures = [f"image_{k + 1}" for k in range(self.images)]
-        fields = ["id", "question", "options", "answer", "question_type", *pictures]
+        texts = ("id", "question", "options", "answer", "question_type")
+        fields = {**dict.fromkeys(texts, str), **dict.fromkeys(pictures, ({"bytes": bytes}, NoneType))}
         files = sorted(self.folder.root.rglob(f"{self.split}-*.parquet"))
         if not files:
             self.folder.file(f"Accounting/{self.split}-00000-of-00001.parquet")

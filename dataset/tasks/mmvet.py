@@ -68,7 +68,8 @@ class MMVet(Task):
 
     def examples(self, split: str, n: int) -> list[Example]:
         file = self.folder.file("mm-vet.json", "mm-vet/mm-vet.json")
-        listed = by_id(file, ("imagename", "question", "answer", "capability"), f"mm-vet.json of {SOURCE}")
+        fields = {"imagename": str, "question": str, "answer": str, "capability": [str]}
+        listed = by_id(file, fields, f"mm-vet.json of {SOURCE}")
         examples = []
         for row in listed[:n]:
             image = self.folder.picture([row["imagename"]], ["images", "mm-vet/images"], f"the pictures of {SOURCE}")

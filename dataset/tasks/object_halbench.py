@@ -23,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from dataset.formats.official import existing, picture, rows
+from dataset.formats.official import checked, existing, picture, rows
 from dataset.judge import Failure, failures, judge_or_none, message
 from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.chair import share
@@ -266,7 +266,8 @@ class ObjectHalBench(Task):
         self.judge = judge_or_none("object_halbench", judge, model, key) if judge or model else None
 
     def examples(self, split: str, n: int) -> list[Example]:
-        questions = rows(existing(self.path, "path", SOURCE))[:n]
+        file = existing(self.path, "path", SOURCE)
+        questions = checked(rows(file), {"image_id": (int, str), "question": str}, file, SOURCE)[:n]
         present = truths(existing(self.annotations, "annotations", COCO), {int(row["image_id"]) for row in questions})
         examples = []
         for k, row in enumerate(questions):

@@ -46,7 +46,8 @@ class POPE(Task):
         for kind in SETS:
             name = f"coco_pope_{kind}.json"
             file = self.folder.file(name, f"coco/{name}")
-            listed = checked(rows(file), ("question_id", "image", "text", "label"), file, f"{name} of {SOURCE}")
+            fields = {"question_id": int, "image": str, "text": str, "label": str}
+            listed = checked(rows(file), fields, file, f"{name} of {SOURCE}")
             for row in of_first(listed, lambda row: row["image"], n):
                 if row["label"] not in ("yes", "no"):
                     raise UserError(f"{file}: question {row['question_id']}: the label is {row['label']!r}, neither yes nor no")

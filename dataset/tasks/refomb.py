@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from dataset.formats.official import existing, picture, rows
+from dataset.formats.official import checked, existing, picture, rows
 from dataset.judge import Failure, Judge, failures, judge_or_none, message
 from dataset.tasks import Example, Task, dialogue, means
 from model.registry import TASKS, UserError
@@ -99,8 +99,10 @@ class RefoMB(Task):
         self.judge = judge_or_none("refomb", judge, model, key)
 
     def examples(self, split: str, n: int) -> list[Example]:
+        file = existing(self.path, "path", SOURCE)
+        fields = {"id": (int, str), "image_url": str, "question": str, "answer": str, "description": str, "type": str}
         examples = []
-        for row in rows(existing(self.path, "path", SOURCE))[:n]:
+        for row in checked(rows(file), fields, file, SOURCE)[:n]:
             if not row["answer"].strip():
                 raise UserError(f"path={self.path}: row {row['id']} has no answer to compare with: it needs {SOURCE}")
             names = [row["image_url"].rpartition("/")[2]]

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from types import NoneType
 
-from dataset.formats.official import Folder, by_id, content
+from dataset.formats.official import Folder, by_id, content, fits
 from dataset.tasks import Example, Task, dialogue, means
 from dataset.tasks.vqa_score import LETTER
 from model.registry import TASKS, UserError
@@ -55,13 +56,19 @@ class ScienceQA(Task):
     def problems(self) -> list[dict]:
         """The problems of the split, those with a picture first."""
         splits = content(split_file := self.folder.file("pid_splits.json"))
-        if not isinstance(splits, dict) or self.split not in splits:
-            raise UserError(f"{split_file} has no split {self.split!r}; it has {', '.join(splits)}")
-        fields = ("question", "choices", "answer", "hint", "image", "grade", "subject", "split")
+        if not fits(splits, {self.split: [str]}):
+            named = ", ".join(splits) if isinstance(splits, dict) else "no object"
+            raise UserError(f"{split_file} has no split {self.split!r}; it has {named}")
+        fields = {"question": str, "choices": [str], "answer": int, "hint": str, "image": (str, NoneType), "grade": str,
+                  "subject": str, "split": str}  # fmt: skip
         file = self.folder.file("problems.json")
         known = {row["id"]: row for row in by_id(file, fields, f"problems.json of {SOURCE}")}
         if unknown := [id for id in splits[self.split] if id not in known]:
             raise UserError(f"{file} lacks {len(unknown)} problems of {self.split}, {unknown[0]} the first: download it again")
+        for id in splits[self.split]:
+            answer, count = known[id]["answer"], len(known[id]["choices"])
+            if not 0 <= answer < count <= len(LETTERS):
+                raise UserError(f"{file}: problem {id} has answer {answer} of {count} choices: it is not that of {SOURCE}")
         return sorted((known[id] for id in splits[self.split]), key=lambda row: not row["image"])
 
     def examples(self, split: str, n: int) -> list[Example]:

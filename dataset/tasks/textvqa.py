@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset.formats.official import Folder, checked, content, of_first, rows
+from dataset.formats.official import Folder, checked, of_first, rows, under
 from dataset.tasks import Example, Task, dialogue
-from dataset.tasks.vqa_score import SHORT, answer_habits, m4c_accuracy, m4c_normal
+from dataset.tasks.vqa_score import SHORT, answer_habits, m4c_accuracy, m4c_normal, require_ten
 from model.registry import TASKS, UserError
 
 OCR = "\nReference OCR token: "
@@ -41,22 +41,21 @@ class TextVQA(Task):
         names = [f"llava_textvqa_{self.split}_v051_ocr.jsonl", f"TextVQA_Rosetta_OCR_v0.2_{self.split}.json"]
         file = self.folder.file(*names)
         if file.suffix == ".jsonl":
-            listed = checked(rows(file), ("image", "text"), file, f"LLaVA's {names[0]}")
+            listed = checked(rows(file), {"image": str, "text": str}, file, f"LLaVA's {names[0]}")
             return {Path(row["image"]).stem: row["text"].partition(OCR)[2].removesuffix(SHORT) for row in listed}
-        listed = checked(content(file).get("data"), ("image_id", "ocr_tokens"), file, f"{names[1]} of textvqa.org")
+        listed = under("data", file, {"image_id": str, "ocr_tokens": [str]}, f"{names[1]} of textvqa.org")
         return {row["image_id"]: ", ".join(row["ocr_tokens"]) for row in listed}
 
     def examples(self, split: str, n: int) -> list[Example]:
         file = self.folder.file(f"TextVQA_0.5.1_{self.split}.json")
-        value, source = content(file), f"{file.name} of textvqa.org"
-        fields = ("question", "question_id", "image_id", *(("answers",) if self.split == "val" else ()))
-        listed = checked(value.get("data") if isinstance(value, dict) else None, fields, file, source)
+        fields = {"question": str, "question_id": int, "image_id": str, **({"answers": [str]} if self.split == "val" else {})}
+        listed = under("data", file, fields, source := f"{file.name} of textvqa.org")
+        if self.split == "val":
+            require_ten(listed, file, source)
         text = self.read_text() if self.ocr else {}
         examples = []
         for row in of_first(listed, lambda row: row["image_id"], n):
             people = row["answers"] if self.split == "val" else []
-            if self.split == "val" and len(people) != 10:
-                raise UserError(f"{file}: question {row['question_id']} has {len(people)} answers, not ten: it is not {source}")
             if self.ocr and row["image_id"] not in text:
                 raise UserError(f"textvqa: ocr=true, and the file of OCR tokens has none for picture {row['image_id']}")
             names, folders = [f"{row['image_id']}.jpg"], ["train_images" if self.split == "val" else "test_images", ""]

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from model.registry import UserError
 
 SHORT = "\nAnswer the question using a single word or phrase."  # what LLaVA adds to questions with a short answer
 LETTER = "\nAnswer with the option's letter from the given choices directly."  # and to those with options
@@ -62,6 +65,13 @@ def m4c_normal(text: str) -> str:
     """An answer as TextVQA's evaluation compares it."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return plain_words(without_punctuation(one_line(text), r"(?<=\d),+(?=\d)"))
+
+
+def require_ten(rows: Iterable[dict], file: Path, source: str) -> None:
+    """UserError for a question without exactly ten answers: its accuracy would be another measure."""
+    for row in rows:
+        if (count := len(row["answers"])) != 10:
+            raise UserError(f"{file}: question {row['question_id']} has {count} answers, not ten: it is not {source}")
 
 
 def leave_one_out(answer: str, people: Sequence[str]) -> float:

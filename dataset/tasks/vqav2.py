@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset.formats.official import Folder, checked, content, of_first, rows
+from dataset.formats.official import Folder, checked, no_collection, of_first, rows, under
 from dataset.images import Picture
 from dataset.tasks import Example, Task, dialogue, means
-from dataset.tasks.vqa_score import SHORT, answer_habits, m4c_normal, vqa_accuracy, vqa_normal
+from dataset.tasks.vqa_score import SHORT, answer_habits, m4c_normal, require_ten, vqa_accuracy, vqa_normal
 from model.registry import TASKS, UserError
 
 SPLITS = {"val": "val2014", "test-dev": "test2015", "test": "test2015"}  # -> the pictures of COCO
@@ -31,7 +31,8 @@ SPLITS = {"val": "val2014", "test-dev": "test2015", "test": "test2015"}  # -> th
 
 def only_text(value: dict) -> dict | str:
     """An answer of a person as its text alone: there are two million, and few different ones."""
-    return sys.intern(value["answer"]) if "answer" in value and "question_id" not in value else value
+    answer = value.get("answer")
+    return sys.intern(answer) if isinstance(answer, str) and "question_id" not in value else value
 
 
 @TASKS.register("vqav2")
@@ -51,12 +52,11 @@ class VQAv2(Task):
         names = [f"v2_OpenEnded_mscoco_{split}{year}_questions.json", f"llava_vqav2_mscoco_{split}{year}.jsonl"]
         file = self.folder.file(*names[: 1 if split == "val" else 2])
         if file.suffix == ".jsonl":
-            listed = checked(rows(file), ("question_id", "image", "text"), file, f"LLaVA's {file.name}")
+            listed = checked(rows(file), {"question_id": int, "image": str, "text": str}, file, f"LLaVA's {file.name}")
             found = [{**row, "text": row["text"].removesuffix(SHORT)} for row in listed]
         else:
-            value = content(file)
-            value = value.get("questions") if isinstance(value, dict) else None
-            listed = checked(value, ("question_id", "image_id", "question"), file, f"{file.name} of visualqa.org")
+            fields = {"question_id": int, "image_id": int, "question": str}
+            listed = under("questions", file, fields, f"{file.name} of visualqa.org")
             found = [{"question_id": row["question_id"], "image": f"COCO_{SPLITS[split]}_{row['image_id']:012d}.jpg",
                       "text": row["question"]} for row in listed]  # fmt: skip
         return of_first(found, lambda row: row["image"], n)
@@ -66,12 +66,13 @@ class VQAv2(Task):
         if self.split != "val":
             return {}
         file = self.folder.file("v2_mscoco_val2014_annotations.json")
-        value, source = content(file, only_text), f"{file.name} of visualqa.org"
-        fields = ("question_id", "answer_type", "question_type", "multiple_choice_answer", "answers")
-        listed = checked(value.get("annotations") if isinstance(value, dict) else None, fields, file, source)
+        fields = {"question_id": int, "answer_type": str, "question_type": str, "multiple_choice_answer": str, "answers": [str]}
+        listed = under("annotations", file, fields, source := f"{file.name} of visualqa.org", only_text)
+        require_ten(listed, file, source)
         return {row["question_id"]: (row["answer_type"], row["question_type"], row["multiple_choice_answer"], *row["answers"])
                 for row in listed}  # fmt: skip
 
+    @no_collection()
     def examples(self, split: str, n: int) -> list[Example]:
         asked, notes = self.questions(self.split, n), self.notes()
         pictures: dict[str, Picture] = {}
