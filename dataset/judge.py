@@ -13,6 +13,7 @@ requests again, and those whose reply could not be read. A failure is a value of
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -20,10 +21,11 @@ import os
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from tqdm import tqdm
 
@@ -129,10 +131,10 @@ class Judge:
         keys = [self.fingerprint(messages) for messages in questions]
         new = {key: messages for key, messages in zip(keys, questions)
                if key not in self.known or isinstance(read(self.known[key].text), Failure)}  # fmt: skip
-        with client, ThreadPoolExecutor(self.workers) as pool:
-            sent = pool.map(lambda key: self.reply(client, key, new[key]), new)
+        with client:
+            sent = threaded(lambda key: self.reply(client, key, new[key]), list(new), self.workers)
             progress = tqdm(sent, total=len(new), desc=f"judge {self.model}", disable=not new, leave=False)
-            replies = {**self.known, **dict(zip(new, progress, strict=True))}
+            replies = {**self.known, **dict(progress)}
         tokens = sum(reply.tokens for key in set(keys) if isinstance(reply := replies[key], Reply))
         self.tokens += tokens
         if new:
@@ -171,6 +173,35 @@ class Judge:
             with self.cache.open("a", encoding="utf-8") as file:
                 row = {"key": key, "model": self.model, "reply": reply.text, "tokens": reply.tokens}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def threaded(function: Callable[[str], Any], items: Sequence[str], workers: int) -> Iterator[tuple[str, Any]]:
+    """(item, function(item)) as they come, from so many threads; what one of them raises is raised here.
+
+    The threads are daemons: Ctrl-C ends the program at once, where a pool would wait for a server that hangs.
+    """
+    todo: SimpleQueue = SimpleQueue()
+    done: SimpleQueue = SimpleQueue()
+    for item in items:
+        todo.put(item)
+
+    def work() -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                item = todo.get_nowait()
+                try:
+                    done.put((item, function(item), None))
+                except BaseException as error:
+                    done.put((item, None, error))
+                    raise
+
+    for _ in range(min(workers, len(items))):
+        threading.Thread(target=work, daemon=True).start()
+    for _ in items:
+        item, result, error = done.get()
+        if error is not None:
+            raise error
+        yield item, result
 
 
 def read_cache(file: Path) -> dict[str, Reply]:

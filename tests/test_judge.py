@@ -4,6 +4,9 @@ import base64
 import io
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +15,9 @@ import pytest
 from PIL import Image
 
 from dataset.images import from_image
-from dataset.judge import Failure, Judge, NoJudge, data_url, failures, judge_or_none, make_judge, message
+from dataset.judge import Failure, Judge, NoJudge, data_url, failures, judge_or_none, make_judge, message, threaded
 from model.registry import UserError
+from tests.conftest import ROOT
 
 pytest.importorskip("openai")
 
@@ -306,3 +310,26 @@ def test_failures_are_counted_and_listed_by_their_reason(capsys):
 
 def test_asking_nothing_answers_nothing():
     assert Judge("m", "http://127.0.0.1:9/v1", cache=None).ask([]) == []
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(serve):
+    server = serve(lambda text: 60.0)
+    code = f"from dataset.judge import Judge, message; Judge('m', {server.url!r}, cache=None).ask([[message('Is it?')]] * 2)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not server.requests and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in told and process.returncode != 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_goes_wrong_in_a_thread_is_raised():
+    def half(item):
+        if item == "b":
+            raise OSError("no space left")
+        return item * 2
+
+    assert dict(threaded(half, ["a", "c"], 8)) == {"a": "aa", "c": "cc"}
+    with pytest.raises(OSError, match="no space left"):
+        list(threaded(half, ["a", "b", "c"], 2))
