@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from model.attention import attention
 from model.llm.attention import DOCUMENTS_PER_CALL, PackedSequences, attend
 from model.llm.gpt import GPT
 from tests import tiny
@@ -118,6 +119,22 @@ def test_attention_in_several_kernel_calls_is_attention_document_by_document():
         one = (x.transpose(0, 1)[None] for x in parts)
         alone.append(F.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
     torch.testing.assert_close(attend(q, k, v, packed), torch.cat(alone))
+
+
+@pytest.mark.parametrize(("causal", "tokens", "kv_heads"), [(True, 9, 4), (True, 9, 2), (False, 9, 1), (False, 5, 4)])
+def test_attention_written_out_is_the_fused_kernel(monkeypatch, causal, tokens, kv_heads):
+    q, *kv = torch.randn(3, 4, 9, 8, dtype=torch.double), *torch.randn(2, 3, kv_heads, tokens, 8, dtype=torch.double)
+    for x in (q, *kv):
+        x.requires_grad_()
+    results = []
+    for longest in (9, 8):  # written out, and too long for that
+        monkeypatch.setattr("model.attention.LONGEST_WRITTEN_OUT", longest)
+        out = attention(q, *kv, causal=causal)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, *kv))))
+    kernel = F.scaled_dot_product_attention(q, *kv, is_causal=causal, enable_gqa=True)
+    torch.testing.assert_close(results[1][0], kernel, rtol=0, atol=0)
+    for written_out, fused in zip(*results):
+        torch.testing.assert_close(written_out, fused)
 
 
 def test_attention_is_the_formula_of_its_docstring():

@@ -5,9 +5,9 @@ nn.Embedding, which Muon leaves to AdamW (model/optimizer.py).
 Legend: N images, C channels of the LLM, H heads, K channels per head; `queries` and `sources` count tokens.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attention
 from model.registry import UserError
 
 
@@ -44,4 +44,4 @@ class Attention(nn.Module):
         """(N, queries, C), (N, sources, source channels) -> (N, queries, C)."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, H, queries or sources, K)
                    for part in (self.q_proj(x), self.k_proj(source), self.v_proj(source)))
-        return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # (N, queries, C)
+        return self.o_proj(attention(q, k, v).transpose(1, 2).flatten(2))  # (N, queries, C)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model.attention import attention
 from model.encoder import Encoder, fingerprint
 from model.registry import ENCODERS
 
@@ -48,7 +49,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)  # (N, P, D) each
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)  # (N, H, P, K)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # (N, P, D)
+        return self.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))  # (N, P, D)
 
 
 class Block(nn.Module):

@@ -6,8 +6,9 @@ Legend: B sequences, T tokens (in (B, T) of one sequence, elsewhere of all docum
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from model.attention import attention
 
 DOCUMENTS_PER_CALL = 8  # documents that one call of the attention kernel takes
 
@@ -78,8 +79,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
     parts = (x.split(packed.tokens) for x in (q, k, v))  # split joins gradients in one step; slices would sum one each
     for padding, *of_part in zip(packed.parts, *parts):
         q, k, v = (padding.pad(x).transpose(1, 2) for x in of_part)  # (documents, H or fewer heads, longest, K)
-        gathered = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        out.append(padding.unpad(gathered.transpose(1, 2)))  # (T of this part, H, K)
+        out.append(padding.unpad(attention(q, k, v, causal=True).transpose(1, 2)))  # (T of this part, H, K)
     return torch.cat(out)
 
 
