@@ -66,10 +66,13 @@ def from_source(key: str, read: Callable[[], Path | bytes], origin: str | bytes,
                    lambda side: open_rgb(read(), side), read)
 
 
-def from_file(path: str | Path, name: str = "") -> Picture:
-    """A picture in a file, whose row calls it `name`. An edited file is a new picture to a cache: the key has size and time."""
+def from_file(path: str | Path, name: str = "", stat: os.stat_result | None = None) -> Picture:
+    """A picture in a file, whose row calls it `name`. An edited file is a new picture to a cache: the key has size and time.
+
+    stat   of the file, where it was asked for already: a data set has hundreds of thousands
+    """
     try:
-        stat = os.stat(path)
+        stat = stat or os.stat(path)
     except (OSError, ValueError):
         stat = None
     if not stat or not S_ISREG(stat.st_mode):

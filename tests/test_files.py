@@ -1,5 +1,6 @@
 """Data files row by row, never all of a large one in memory; and the rows that are skipped, which are counted and named."""
 
+import gc
 import json
 import runpy
 
@@ -13,6 +14,7 @@ from dataset.batches import blocks
 from dataset.formats import files, tables
 from dataset.formats.files import rewrite
 from dataset.mixture import load
+from dataset.uncollected import uncollected
 from model.registry import UserError
 from tests.miniatures import llava, minimind_tables, png
 from tests.test_conversations import ANSWERED, contents, written
@@ -105,3 +107,10 @@ def test_a_rank_that_does_not_report_still_counts(tmp_path):
     bad_rows.add(BadRow("why", "cure", "f:1"))
     assert bad_rows.names == {"f:1"}
     assert not bad_rows.path.exists()
+
+
+def test_a_large_table_is_read_without_collections_and_they_go_on_after_it():
+    with pytest.raises(UserError), uncollected():
+        inside = gc.isenabled()
+        raise UserError("a damaged file")
+    assert (inside, gc.isenabled()) == (False, True)

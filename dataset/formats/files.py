@@ -25,6 +25,7 @@ from dataset.formats.row_pictures import Find, plain_names
 from dataset.formats.survey import SURVEY_ROWS, survey, tell, unread
 from dataset.images import Picture
 from dataset.protocols import Source
+from dataset.uncollected import uncollected
 from dataset.vision.loading import PictureFinder
 
 GROUP_ROWS = 256  # rows in a row group that we write
@@ -38,7 +39,8 @@ class FileSource:
 
     def __init__(self, path: Path, image_folder: Path, allow_urls: bool, need_answer: bool):
         self.path, self.need_answer = path, need_answer
-        self.rows = open_rows(path)
+        with uncollected():
+            self.rows = open_rows(path)
         self.find: Find = PictureFinder(image_folder, allow_urls)
         self.told: set[str] = set()  # fields that are not read
         self.names: list[tuple[str, ...] | None] = []  # of the pictures of each row, once `walk` has gone over them

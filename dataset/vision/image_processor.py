@@ -14,6 +14,7 @@ import torch
 from dataset.bad_rows import BadRow
 from dataset.images import Picture, pixels
 from dataset.protocols import Encoder, Ranks
+from dataset.uncollected import uncollected
 from dataset.vision.feature_cache import FeatureCache
 from dataset.vision.tiles import Tiles
 
@@ -88,17 +89,14 @@ class ImageProcessor:
         if self.features is None:
             return
         again = pictures if callable(pictures) else list(pictures).copy
-        tiles_by_key: dict[str, Picture | None] = {}
-        in_memory = 0  # bytes
-        for tile in self.all_tiles(once(again())):
-            if tile.key not in tiles_by_key:
-                in_memory += tile.memory_bytes
-                tiles_by_key[tile.key] = tile if in_memory < MAX_BYTES_IN_MEMORY else None
-                if self.features.bytes_for(len(tiles_by_key)) > gigabytes * 1e9:
-                    print0(f"the features of {len(tiles_by_key):,} or more pictures and tiles need more than {gigabytes} GB: "
-                           f"the encoder runs at every step (--feature_cache_gb)")
-                    self.features = None
-                    return
+        most = gigabytes * 1e9 / self.features.bytes_for(1)
+        with uncollected():
+            tiles_by_key, in_memory = self.look_through(again(), most)
+        if len(tiles_by_key) > most:
+            print0(f"the features of {len(tiles_by_key):,} or more pictures and tiles need more than {gigabytes} GB: "
+                   f"the encoder runs at every step (--feature_cache_gb)")
+            self.features = None
+            return
         missing = sum(key not in self.features.place for key in tiles_by_key)
         tiles: Iterable[Picture] = [tile for tile in tiles_by_key.values() if tile]
         if in_memory >= MAX_BYTES_IN_MEMORY:
@@ -107,6 +105,21 @@ class ImageProcessor:
         self.features.fill(tiles, self.pixels, self.encode, self.ranks.rank, self.ranks.world_size, missing)
         self.ranks.barrier()
         self.features.refresh()
+
+    def look_through(self, pictures: Iterable[Picture], most: float) -> tuple[dict[str, Picture | None], int]:
+        """(key -> picture or tile, bytes that these hold in memory), until there are more than `most`.
+
+        Above MAX_BYTES_IN_MEMORY a key has None in place of a picture.
+        """
+        found: dict[str, Picture | None] = {}
+        in_memory = 0
+        for tile in self.all_tiles(once(pictures)):
+            if tile.key not in found:
+                in_memory += tile.memory_bytes
+                found[tile.key] = tile if in_memory < MAX_BYTES_IN_MEMORY else None
+                if len(found) > most:
+                    break
+        return found, in_memory
 
 
 def once(pictures: Iterable[Picture]) -> Iterator[Picture]:

@@ -9,6 +9,7 @@ import base64
 import functools
 import os
 from pathlib import Path
+from stat import S_ISLNK, S_ISREG
 from urllib.parse import unquote
 
 from dataset.bad_rows import BadRow
@@ -26,7 +27,7 @@ class PictureFinder:
     """Pictures by their names in rows: a path inside the folder or its zip files, file://, base64, or, if allowed, http(s)://."""
 
     def __init__(self, folder: Path, allow_urls: bool):
-        self.folder, self.allow_urls, self.zips = folder, allow_urls, Zips(folder)
+        self.folder, self.allow_urls, self.zips = os.fspath(folder), allow_urls, Zips(folder)
         self.folders: dict[str, str] = {}  # resolved
         self.named = functools.lru_cache(maxsize=KEPT)(self.find)
         self.roots = [os.path.realpath(folder)]
@@ -57,26 +58,30 @@ class PictureFinder:
     def in_folder(self, name: str, place: str) -> Picture:
         """The picture in a file of the folder, or of a zip file in it."""
         try:
-            path = self.resolved(os.path.join(self.folder, place))
-            is_file = os.path.isfile(path)
+            path, stat = self.resolved(os.path.join(self.folder, place))
         except ValueError as error:  # a zero byte, or half a character
             raise BadRow(f"image name is not a path: {place[:80]!r} ({error})", "write a path inside --image_folder") from error
         # Rows are written by strangers: with `..`, an absolute path or a link they could name any file of this machine.
         if not any(path == root or path.startswith(root + os.sep) for root in self.roots):
             raise BadRow(f"image path leaves the image folder: {name}", f"it must lie in --image_folder (now {self.folder})")
-        if not is_file and (zipped := self.zips.find(place)):
+        if not (stat and S_ISREG(stat.st_mode)) and (zipped := self.zips.find(place)):
             return zipped
-        return from_file(path, name)
+        return from_file(path, name, stat)
 
-    def resolved(self, path: str) -> str:
-        """os.path.realpath of a path, which asks for every folder on its way; here a folder is asked for once."""
+    def resolved(self, path: str) -> tuple[str, os.stat_result | None]:
+        """(os.path.realpath of a path, what is there); realpath asks for every folder on its way, this once for a folder."""
         folder, base = os.path.split(path)
-        if base in ("", ".", ".."):
-            return os.path.realpath(path)
         if folder not in self.folders:
             self.folders[folder] = os.path.realpath(folder)
         path = os.path.join(self.folders[folder], base)
-        return os.path.realpath(path) if os.path.islink(path) else path
+        try:
+            stat = os.lstat(path)
+            if S_ISLNK(stat.st_mode) or base in ("", ".", ".."):
+                path = os.path.realpath(path)
+                stat = os.stat(path)
+        except OSError:
+            return os.path.realpath(path), None
+        return path, stat
 
 
 def from_name(name: str, folder: Path, allow_urls: bool) -> Picture:
