@@ -146,7 +146,7 @@ def starting_policy(config: GRPO | DPO | OnlineDPO, run: Run) -> tuple[VLM, Toke
     """The model of --init, its tokenizer, and what tells this model from any other."""
     model = checkpoint.load(config.init, run.device, template=config.template).train()
     tokenizer = load_tokenizer(checkpoint.tokenizer_file(config.init))
-    return model, tokenizer, policy_fingerprint(model, tokenizer.file.read_bytes(), str(run.dtype))
+    return model, tokenizer, policy_fingerprint(model, tokenizer.file.read_bytes(), str(run.fit_dtype(model)))
 
 
 def grpo(config: GRPO) -> None:

@@ -82,10 +82,13 @@ class OptimizerGroup:
             optimizer.load_state_dict({**states[name], "state": state})
 
 
-def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float, train: Train | None = None) -> OptimizerGroup:
+def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float, train: Train | None = None,
+                   dtype: torch.dtype = torch.float32) -> OptimizerGroup:
     """`muon` or `adamw` for all trained tensors; only matrices decay, not norms and biases.
 
-    train: the recipe; its parts may have their own learning rates (model/recipe.py). UserError for an unknown name.
+    train   the recipe; its parts may have their own learning rates (model/recipe.py)
+    dtype   what Muon orthogonalises in
+    UserError for an unknown name.
     """
     if name not in ("muon", "adamw"):
         raise UserError(f"--optimizer is muon or adamw, not {name!r}")
@@ -109,7 +112,7 @@ def make_optimizer(model: VLM, name: str, *, lr: float, weight_decay: float, tra
     others = [p for p in trained if p not in set(by_muon)]
     optimizers: list[torch.optim.Optimizer] = []
     if by_muon:
-        optimizers.append(Muon(groups(by_muon, weight_decay), lr=lr, weight_decay=weight_decay))
+        optimizers.append(Muon(groups(by_muon, weight_decay), lr=lr, weight_decay=weight_decay, dtype=dtype))
     if others or not by_muon:
         optimizers.append(AdamW(
             groups([p for p in others if p.ndim >= 2], weight_decay) + groups([p for p in others if p.ndim < 2], 0.0),

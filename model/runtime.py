@@ -5,7 +5,7 @@ In:  a script's `RunFlags` (model/cli.py).  Out: a `Run`, of which one process o
     python 1-pretrain_vlm.py                                   one process
     torchrun --nproc_per_node 2 1-pretrain_vlm.py              two; the effective batch is twice as large
 
-No GradScaler: bf16 where the GPU has it, fp32 elsewhere (bf16 autocast is slow on most CPUs).
+No GradScaler: bf16 where it is faster, fp32 elsewhere (model/devices.py).
 Nobody needs to read this file to follow the training loops.
 """
 
@@ -25,7 +25,7 @@ from model import checkpoint, context_parallel, durable, recipe, resume, run_fol
 from model.cli import OptimizerFlags, RunFlags
 from model.computing import Computing, DataRanks, StepMetrics
 from model.curves import draw_curves
-from model.devices import keep_freed_memory, memory, pick_device, pick_dtype
+from model.devices import DTYPES, keep_freed_memory, memory, pick_device, pick_dtype, use_wide_vectors
 from model.faults import StepFaults
 from model.optimizer import OptimizerGroup, make_optimizer
 from model.recipe import Train
@@ -56,7 +56,9 @@ class Run(Computing):
         super().__init__()
         keep_freed_memory()
         device = pick_device(config.device)
-        self.dtype = pick_dtype(config.dtype, device)
+        if device.type == "cpu":
+            use_wide_vectors()
+        self.dtype = pick_dtype(config.dtype, device)  # of inference; training: `fit_dtype`
         self.join(device, name, self.settings)
         self.ring = context_parallel.make_ring(config.context_parallel, self.rank, self.world_size)
         self.data_ranks = DataRanks(self.rank // config.context_parallel, self.world_size // config.context_parallel)
@@ -90,6 +92,11 @@ class Run(Computing):
         self.config, self.settings, self.out = config, settings, Path(config.out)
         self.history, self.drawn, self.state = [], 0, {}
         torch.manual_seed(config.seed)
+
+    def fit_dtype(self, model: VLM) -> torch.dtype:
+        """Compute from now on in the precision that --dtype means for this model; returns it."""
+        self.dtype = pick_dtype(self.config.dtype, self.device, model.llm.dim)
+        return self.dtype
 
     def feature_cache(self, model: VLM) -> Path | None:
         """Where features of the encoder are kept; None where it is trained and must see pixels at every step, and in a trial."""
@@ -146,7 +153,7 @@ class Run(Computing):
             return
         if not self.faults.doubtful(step, last=step == self.total):
             state = {"step": step, "position": position, "seconds": self.seconds, "bad_steps": self.faults.count,
-                     "data": data_settings(self.settings), **more}
+                     "dtype": str(self.dtype), "data": data_settings(self.settings), **more}
             with sharding.unsharded(model):
                 if self.is_main:
                     checkpoint.save(self.out, model, tokenizer_file)
@@ -204,6 +211,9 @@ class Run(Computing):
         with sharding.unsharded(model, write=True):
             self.state = state = resume.load_resume(self.out, model, optimizer, self.rank, self.world_size)
         require_same_data(self.out, state.pop("data"), data_settings(self.settings))
+        if (dtype := state.get("dtype", str(self.dtype))) != str(self.dtype):
+            name = next(name for name, one in DTYPES.items() if str(one) == dtype)
+            raise UserError(f"{self.out} was trained in {name} so far, and would go on in another precision: add --dtype {name}")
         rows, damaged = run_log.read(log)
         self.history = [row for row in rows if row["step"] < state["step"]]
         self.barrier()
@@ -323,7 +333,8 @@ def prepare(model: VLM, run: Run, train: Train, flags: OptimizerFlags, *, adapte
     if run.is_main and not run.preview_only:
         require_space(run, module or model)
     wrapped = run.wrap(module or model, shard)
-    return wrapped, make_optimizer(model, flags.optimizer, lr=flags.lr, weight_decay=flags.weight_decay, train=train)
+    return wrapped, make_optimizer(model, flags.optimizer, lr=flags.lr, weight_decay=flags.weight_decay, train=train,
+                                   dtype=run.fit_dtype(model))
 
 
 def require_space(run: Run, model: nn.Module) -> None:

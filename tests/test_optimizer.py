@@ -25,6 +25,13 @@ def test_an_orthogonal_update_keeps_the_directions_and_evens_out_their_sizes(sha
     assert torch.allclose(u @ torch.diag_embed(sizes) @ vh, result, atol=1e-4)
 
 
+def test_in_bf16_the_directions_of_an_update_turn_by_a_percent():
+    updates = torch.randn(2, 16, 40, generator=torch.Generator().manual_seed(0))
+    exact, rounded = orthogonal(updates), orthogonal(updates, torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert 1e-3 < (rounded - exact).norm() / exact.norm() < 0.05  # rounded indeed, and little
+
+
 def test_matrices_treated_together_move_as_if_treated_alone():
     gradients = [torch.randn(4, 6, generator=torch.Generator().manual_seed(k)) for k in range(3)]
 

@@ -21,7 +21,7 @@ from dataset.bad_rows import BadRows
 from dataset.batches import Batches
 from dataset.mixture import mixture
 from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
-from model import wandb_log
+from model import devices, wandb_log
 from model.cli import RunFlags
 from model.config import preset
 from model.losses import IGNORE, next_token_targets
@@ -126,6 +126,39 @@ def test_a_cpu_computes_in_fp32(tmp_path):
 def test_bf16_is_used_where_it_is_asked_for(tmp_path):
     with Run(flags(tmp_path, dtype="bf16"), "test").autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+BF16, WITHOUT = {"avx512_bf16": True}, {"avx512_f": True}
+
+
+@pytest.mark.parametrize(("can", "channels", "expected"), [
+    (BF16, 512, torch.bfloat16), ({"amx_bf16": True}, 768, torch.bfloat16), (BF16, 128, torch.float32),
+    (WITHOUT, 512, torch.float32), ({}, 512, torch.float32)])
+def test_auto_is_bf16_for_wide_models_on_processors_that_multiply_in_it(tmp_path, monkeypatch, can, channels, expected):
+    monkeypatch.setattr(devices, "processor", lambda: can)
+    run, model = Run(flags(tmp_path), "test"), SimpleNamespace(llm=SimpleNamespace(dim=channels))
+    assert run.dtype == torch.float32  # inference, whatever the processor
+    assert run.fit_dtype(model) == run.dtype == expected
+    asked = Run(flags(tmp_path, dtype="fp32"), "test")
+    assert asked.fit_dtype(model) == torch.float32
+
+
+def test_products_stay_exact_to_fp32_with_the_processor_s_widest_vectors(tmp_path):
+    Run(flags(tmp_path), "test")  # sets what oneDNN may do
+    a, b = torch.randn(300, 200), torch.randn(200, 100)
+    exact = a.double() @ b.double()
+    assert (a @ b - exact).norm() < 1e-6 * exact.norm()  # bf16: 3e-3
+
+
+def test_a_run_goes_on_in_the_precision_it_was_started_in(tmp_path):
+    model = tiny.vlm()
+    optimizer = make_optimizer(model, "adamw", lr=1e-3, weight_decay=0.0)
+    run = Run(flags(tmp_path, dtype="bf16"), "test")
+    run.resume(model, optimizer)
+    run.save(model, optimizer, MODEL_FILE, step=4, position=8)
+    with pytest.raises(UserError, match="was trained in bf16 so far.*: add --dtype bf16"):
+        Run(flags(tmp_path, resume=True), "test").resume(model, optimizer)  # as on a processor without bf16
+    assert Run(flags(tmp_path, resume=True, dtype="bf16"), "test").resume(model, optimizer) == (4, 8)
 
 
 @pytest.mark.parametrize("change", [{"dtype": "fp16"}, {"dtype": "fp31"}, {"device": "gpu"}])
