@@ -5,7 +5,6 @@ In:  a path from a task's option.  Out: rows or pictures; an error of one line f
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -144,18 +143,6 @@ def of_first(rows: Iterable[dict], key: Callable[[dict], Hashable], n: int) -> l
     """The rows of the first n pictures; `key` tells the picture of a row."""
     seen: dict[Hashable, int] = {}
     return [row for row in rows if seen.setdefault(key(row), len(seen)) < n]
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Inside, Python does not search its objects for cycles: where millions are made and all stay, that is half of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 unseen = ContextVar("unseen", default=False)  # whether pictures may be missing

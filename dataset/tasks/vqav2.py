@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset.formats.official import Folder, checked, no_collection, of_first, rows, under
+from dataset.formats.official import Folder, checked, of_first, rows, under
 from dataset.images import Picture
 from dataset.tasks import Example, Task, dialogue, means
 from dataset.tasks.vqa_score import SHORT, answer_habits, m4c_normal, require_ten, vqa_accuracy, vqa_normal
+from dataset.uncollected import uncollected
 from model.registry import TASKS, UserError
 
 SPLITS = {"val": "val2014", "test-dev": "test2015", "test": "test2015"}  # -> the pictures of COCO
@@ -72,7 +73,7 @@ class VQAv2(Task):
         return {row["question_id"]: (row["answer_type"], row["question_type"], row["multiple_choice_answer"], *row["answers"])
                 for row in listed}  # fmt: skip
 
-    @no_collection()
+    @uncollected()
     def examples(self, split: str, n: int) -> list[Example]:
         asked, notes = self.questions(self.split, n), self.notes()
         pictures: dict[str, Picture] = {}
