@@ -39,7 +39,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 from dataset.checkpoints import Checkpoints
 from dataset.page import views
 from dataset.page.actions import Page
-from dataset.page.examples import examples
+from dataset.page.examples import TAUGHT, examples
 from dataset.page.server import app_options, checked_blocks
 from model import checkpoint
 from model.generate import stream
@@ -47,6 +47,7 @@ from model.inspection import Inspector, beside
 from model.runtime import pick_device
 
 WAITING = 64  # messages that may wait for their turn; more are refused
+UNTAUGHT = "Other tasks, which the default commands do not teach: see dataset/README.md"
 
 
 def build_demo(page: Page, samples: Sequence[dict], first: str, config: Config) -> Any:
@@ -65,37 +66,39 @@ def build_demo(page: Page, samples: Sequence[dict], first: str, config: Config) 
         with gr.Row():
             with gr.Column(scale=3, min_width=330):
                 chat = gr.Chatbot(
-                    height=440, editable="user", render_markdown=False, latex_delimiters=[], buttons=[], allow_tags=False,
-                    allow_file_downloads=False, group_consecutive_messages=False, show_label=False,
+                    elem_id="chat", height="45vh", min_height=320, editable="user", render_markdown=False, latex_delimiters=[],
+                    buttons=[], allow_tags=False, allow_file_downloads=False, group_consecutive_messages=False, show_label=False,
                     placeholder="Choose an example below, or add a picture and ask.",
                 )  # fmt: skip
                 box = gr.MultimodalTextbox(
                     file_count="multiple", file_types=["image", "video"], show_label=False, autofocus=True,
                     placeholder="Ask something, or send pictures without words",
                 )  # fmt: skip
-                gr.Examples([[sample] for sample in samples], box, label="Examples: choose one, then send it", elem_id="examples",
-                            examples_per_page=20)  # fmt: skip
+                for label, some in {"Examples: choose one, then send it": samples[:TAUGHT], UNTAUGHT: samples[TAUGHT:]}.items():
+                    if some:
+                        gr.Examples([[sample] for sample in some], box, label=label, examples_per_page=20)
             with gr.Column(scale=2, min_width=330):
                 model = gr.Dropdown(names, value=first, label="Checkpoint", filterable=False)
-                with gr.Tab("Look"):
-                    word = gr.Radio([], label="Look inside: choose a word of the last answer", elem_id="words")
-                    heat = gr.HTML(elem_id="map")
-                    likeliest = gr.Label(label="The five likeliest tokens there", show_heading=False, num_top_classes=5)
-                with gr.Tab("Compare"):
-                    stages = [name for name in names if name in checkpoint.STAGES]
-                    chosen = gr.CheckboxGroup(names, value=stages or names, label="The question in the box, or the last one, to")
-                    compare = gr.Button("Compare", variant="primary", elem_id="compare")
-                    answers = gr.HTML(elem_id="answers")
-                with gr.Tab("Things") as tab:
-                    things = gr.HTML()
-                with gr.Tab("Sampling"):
-                    longest = config.max_new_tokens
-                    sampling = [
-                        gr.Slider(0, 2, config.temperature, step=0.05, label="Temperature", info="0: the likeliest token"),
-                        gr.Slider(0.05, 1, config.top_p, step=0.05, label="Top-p", info="the likeliest tokens that hold so much"),
-                        gr.Slider(1, max(1024, longest), longest, step=1, label="Longest answer, in tokens"),
-                    ]
-        settings, inside = [model, *sampling], [word, heat, likeliest]
+                with gr.Tabs() as tabs:
+                    with gr.Tab("Look", id="look"):
+                        heat = gr.HTML(views.HINT, elem_id="map")
+                        likeliest = gr.Label(label="The five likeliest tokens there", show_heading=False, num_top_classes=5,
+                                             visible=False)  # fmt: skip
+                    with gr.Tab("Compare"):
+                        stages = [name for name in names if name in checkpoint.STAGES] or names
+                        chosen = gr.CheckboxGroup(names, value=stages, label="To answer what is in the box, or the last question")
+                        compare = gr.Button("Compare", variant="primary", elem_id="compare")
+                        answers = gr.HTML(elem_id="answers")
+                    with gr.Tab("Things") as tab:
+                        things = gr.HTML()
+                    with gr.Tab("Sampling"):
+                        longest = config.max_new_tokens
+                        sampling = [
+                            gr.Slider(0, 2, config.temperature, step=0.05, label="Temperature", info="0: the likeliest token"),
+                            gr.Slider(0.05, 1, config.top_p, step=0.05, label="Top-p", info="the share that the likeliest hold"),
+                            gr.Slider(1, max(1024, longest), longest, step=1, label="Longest answer, in tokens"),
+                        ]
+        settings, word = [model, *sampling], gr.Textbox(visible=False)  # the id of a clicked word, from views.CLICKED
         starts = [
             box.submit(page.send, [box, chat, *settings], [chat, box]),
             chat.retry(page.retry, chat, [chat, box]),
@@ -103,13 +106,14 @@ def build_demo(page: Page, samples: Sequence[dict], first: str, config: Config) 
         ]
         answered = [start.success(page.answer, [chat, *settings], chat, concurrency_limit=1) for start in starts]
         for ended in answered:
-            ended.then(page.free, None, box).then(page.listed, [chat, model], inside)
+            ended.then(page.free, None, box)
         box.stop(None, cancels=answered)
-        chat.clear(None, cancels=answered).then(page.clear, model, [chat, box, *inside])  # first stopped, then cleared
-        chat.undo(page.undo, chat, [chat, box]).then(page.listed, [chat, model], inside)
-        word.input(page.look, [chat, word, *settings], inside[1:], concurrency_limit=1)
+        chat.clear(None, cancels=answered).then(page.clear, None, [chat, box, heat, likeliest])  # first stopped, then cleared
+        chat.undo(page.undo, chat, [chat, box])
+        looked = chat.select(page.look, [chat, word, *settings], [heat, likeliest, tabs], js=views.CLICKED, concurrency_limit=1)
+        looked.then(None, js=views.SHOWN)
         compare.click(page.compare, [box, chat, chosen, *sampling], answers, concurrency_limit=1)
-        model.change(page.about, model, about).then(page.listed, [chat, model], inside)
+        model.change(page.about, model, about)
         tab.select(views.things, None, things)
     return demo.queue(max_size=WAITING)
 

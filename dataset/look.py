@@ -30,11 +30,12 @@ SHADES = " ░▒▓█"
 
 
 class Word(NamedTuple):
-    """A word of an answer: the tokens first, first + 1, ..., end - 1."""
+    """A word of an answer: the tokens first, first + 1, ..., end - 1; its first character is number `at` of the answer."""
 
     text: str
     first: int
     end: int
+    at: int
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,19 @@ def words(tokenizer: Tokenizer, answer: str) -> list[Word]:
             continue  # a blank, or a part of a character: it belongs to what follows
         if not any(opens < len(text) and len(text) - len(piece.lstrip()) < closes for opens, closes in tags):
             if found and found[-1].end == first and continues(before[-1], piece[0]):
-                found[-1] = Word(found[-1].text + piece, found[-1].first, end)
+                found[-1] = found[-1]._replace(text=found[-1].text + piece, end=end)
             else:
-                found.append(Word(piece.strip(), first, end))
+                found.append(Word(piece.strip(), first, end, len(text) - len(piece.lstrip())))
         before, first = text, end
     return found
+
+
+def word_at(tokenizer: Tokenizer, answer: str, character: int) -> Word:
+    """The word of an answer to which this character belongs; UserError where it is in none."""
+    for word in words(tokenizer, answer):
+        if word.at <= character < word.at + len(word.text):
+            return word
+    raise UserError("choose another word")
 
 
 def continues(last: str, following: str) -> bool:

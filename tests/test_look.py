@@ -7,13 +7,14 @@ from dataset.chat import Conversation, Message
 from dataset.checkpoints import Checkpoints, Trained, together
 from dataset.figures.attention import heat_map
 from dataset.images import from_bytes, from_image
-from dataset.look import Word, blocks, glance, token_text, words
+from dataset.look import Word, blocks, glance, token_text, word_at, words
 from dataset.tasks.world import picture
 from dataset.tokenizer import SentencePieceTokenizer
 from dataset.world.scenes import sample_scene
 from model import checkpoint
 from model.generate import stream
 from model.inspection import Inspector, beside
+from model.registry import UserError
 from tests import tiny
 
 TOKENIZER = SentencePieceTokenizer()
@@ -32,7 +33,15 @@ def test_an_answer_is_cut_into_its_words(answer, found):
     assert [word.text for word in cut] == found
     ids = TOKENIZER.encode(answer)
     assert all(TOKENIZER.decode(ids[word.first : word.end]).strip() == word.text for word in cut)
+    assert all(answer[word.at:].startswith(word.text) for word in cut)
+    assert all(word_at(TOKENIZER, answer, word.at + len(word.text) - 1) == word for word in cut)
     assert all(before.end <= after.first for before, after in zip(cut, cut[1:], strict=False))
+
+
+@pytest.mark.parametrize("character", [1, 5])
+def test_a_blank_or_a_tag_is_no_word(character):
+    with pytest.raises(UserError, match="choose another word"):
+        word_at(TOKENIZER, "A <answer>", character)
 
 
 def test_chinese_is_cut_into_its_tokens():
@@ -83,14 +92,14 @@ def test_the_likeliest_tokens_are_those_that_greedy_decoding_would_take(trained)
     conversation = asked(SCENES[0], "What is it?")
     batch = processor.padded([processor.prompt(conversation)])
     (greedy,) = inspector.sample(batch, 1, temperature=0.0, max_new_tokens=1, **processor.sampling)
-    seen = glance(trained, conversation, "A bus.", Word("A", 0, 1))
+    seen = glance(trained, conversation, "A bus.", Word("A", 0, 1, 0))
     shares = [share for _, share in seen.likeliest]
     assert seen.likeliest[0][0] == token_text(TOKENIZER, greedy.tokens[0])
     assert len(shares) == 5 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
 
 
 def test_without_a_picture_there_is_no_map_but_likely_tokens(trained):
-    seen = glance(trained, asked("What is it?"), "A bus.", Word("A", 0, 1))
+    seen = glance(trained, asked("What is it?"), "A bus.", Word("A", 0, 1, 0))
     assert "no picture" in seen.missing and len(seen.likeliest) == 5 and not len(seen.shares)
 
 
@@ -98,12 +107,12 @@ def test_a_connector_whose_tokens_are_no_squares_says_so(tmp_path):
     model = tiny.nano()
     config = model.config.__class__(**{**vars(model.config), "connector": "resampler:queries=5"})
     checkpoint.save(tmp_path / "sft", type(model)(config), TOKENIZER.file)
-    seen = glance(Trained.of(Inspector(tmp_path / "sft")), asked(SCENES[0], "?"), "A bus.", Word("A", 0, 1))
+    seen = glance(Trained.of(Inspector(tmp_path / "sft")), asked(SCENES[0], "?"), "A bus.", Word("A", 0, 1, 0))
     assert "not squares of the picture" in seen.missing
 
 
 def test_a_map_is_drawn_in_a_file_and_in_blocks(trained):
-    seen = glance(trained, asked(*SCENES, "?"), "A bus.", Word("A", 0, 1))
+    seen = glance(trained, asked(*SCENES, "?"), "A bus.", Word("A", 0, 1, 0))
     image = from_bytes(heat_map(seen.pictures, seen.shares)).load()
     assert image.width > 1.8 * image.height
     lines = blocks(torch.tensor([[0.5, 0.0], [0.25, 0.25]]), 0.5).splitlines()

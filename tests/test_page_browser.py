@@ -1,4 +1,4 @@
-"""The page in a real browser: headless Chromium uploads, asks, stops, clears, compares and looks inside.
+"""The page in a real browser: headless Chromium uploads, asks, stops, clears, compares and clicks words.
 
 It needs Debian's `chromium` and `chromium-driver`, and `selenium`; with `axe-core-python` it also asks what bars people who
 cannot see the page or use a mouse.
@@ -148,6 +148,8 @@ def files(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("files")
     for colour in ("red", "blue"):
         Image.new("RGB", (96, 96), colour).save(folder / f"{colour}.png")
+    red, green, blue = (Image.new("RGB", (96, 96), colour) for colour in ("red", "green", "blue"))
+    red.save(folder / "moving.gif", save_all=True, append_images=[green, blue], duration=500)
     (folder / "notes.png").write_text("this is not a picture")
     return {file.stem: file for file in folder.iterdir()}
 
@@ -226,18 +228,32 @@ def test_four_checkpoints_answer_an_example_side_by_side_below_the_right_answer(
     assert tab.chat().count("foxes") == 0, "a comparison is not part of the chat"
 
 
-def test_a_word_of_the_answer_shows_where_the_model_looked_and_what_was_likely(tab, told):
+def test_a_word_of_the_answer_that_is_clicked_shows_where_the_model_looked_and_what_was_likely(tab, told):
     tab.press(".gallery-item", 4)
     tab.wait(lambda: len(tab.all(".thumbnail-item")) == 2)
     tab.press(SUBMIT)
-    tab.wait(lambda: len(tab.all("#words label")) == 7)
-    assert [one.text for one in tab.all("#words label")] == ["A", "red", "bus", "and", "two", "foxes", "."]
-    tab.press("#words label", 2)
+    tab.wait(lambda: [one.text for one in tab.all(".word")] == ["A", "red", "bus", "and", "two", "foxes", "."] and tab.free())
+    tab.open("Compare")
+    tab.all(".word")[2].click()
     tab.wait(lambda: tab.all("#map img"))
+    assert tab.all("#map img")[0].is_displayed(), "the tab of the map comes to the front"
     assert tab.all("#map img")[0].get_property("naturalWidth") > 400, "two pictures side by side"
     assert "“bus”" in tab.all("#map")[0].text
     assert len(tab.all(".confidence-set")) == 5
     assert tab.all(".gallery-item"), "the examples stay"
+    told.text = "So it is."
+    tab.ask("Really?")
+    tab.wait(lambda: len(tab.all(".word")) == 11 and tab.free())
+    tab.all(".word")[5].send_keys("\n")  # of the first answer, by the keyboard
+    tab.wait(lambda: "“foxes”" in tab.all("#map")[0].text)
+
+
+def test_an_animation_is_shown_to_the_model_as_frames_with_their_times(tab, told, files):
+    tab.ask("What happens?", files["moving"])
+    tab.wait(lambda: "two foxes." in tab.chat())
+    frames = "".join(f"{number / 2:.1f} s: {number + 1}" + "<image>" * 9 for number in range(3))
+    assert f"<|user|>{frames}What happens?<|assistant|>" in told.prompts[-1].replace(" <", "<")
+    assert len(tab.all("[role=log] img")) == 1
 
 
 def test_the_page_fits_a_phone_and_is_dark_where_that_is_asked_for(browser, told, address):
@@ -258,7 +274,7 @@ def test_nothing_critical_bars_anybody(tab, told):
     tab.press(".gallery-item")
     tab.wait(lambda: tab.all(BOX)[0].get_attribute("value"))
     tab.press(SUBMIT)
-    tab.wait(lambda: tab.all("#words label"))
+    tab.wait(lambda: tab.all(".word"))
     tab.browser.execute_script((Path(spec.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8"))
     found = tab.browser.execute_async_script("axe.run().then(arguments[0])")["violations"]
     critical = [(one["id"], node["html"]) for one in found if one["impact"] == "critical" for node in one["nodes"]]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -24,9 +25,10 @@ from dataset.images import from_file
 from dataset.page import views
 from dataset.page.actions import Page, paced
 from dataset.page.examples import examples, truth
-from dataset.page.messages import answer_entries, last_answer, messages
+from dataset.page.messages import WORD, answer_entries, clicked, messages
 from dataset.page.server import app_options
 from dataset.tokenizer import MODEL_FILE, SentencePieceTokenizer
+from dataset.vision.video import of_any
 from model import checkpoint
 from model.config import VLMConfig
 from model.vlm import VLM
@@ -35,6 +37,7 @@ from tests.conftest import free_port
 from tests.test_dialogue import BLUE, GREEN, RED, Model, dialogue, encode, look
 from tests.tiny import llm_config
 
+WORD_MARK = re.compile(r'<span class="word" role="button" tabindex="0" id="word-[0-9]+-[0-9]+">|</span>')
 TOKENIZER = SentencePieceTokenizer()
 SCRIPT = Path(web_demo.__file__)
 
@@ -92,7 +95,8 @@ def say(page, history: list, text: str, *uploads: str, answers: str) -> list:
 
 
 def texts(history: list) -> list[str]:
-    return [item.get("text", "PICTURE") for entry in history for item in entry["content"]]
+    """What stands on the page, without the marks of the words that can be clicked."""
+    return [WORD_MARK.sub("", item.get("text", "PICTURE")) for entry in history for item in entry["content"]]
 
 
 def test_every_message_and_every_picture_of_the_conversation_reaches_the_model(page, files):
@@ -215,11 +219,32 @@ def test_pictures_and_texts_in_entries_of_their_own_are_one_message(files):
     "A bus.", "<think>1+1</think><answer>2</answer>", "<think>1 < 2</think> so 2", "<answer>2</answer>", "", "1 <think> 2",
 ])  # fmt: skip
 def test_reasoning_is_folded_away_and_comes_back_to_the_model_as_it_was(answer):
-    entries = answer_entries(answer)
+    entries = answer_entries(answer, 0)
     titles = [(one["metadata"] or {}).get("title") for one in entries]
     assert titles == (["Reasoning", None] if answer.startswith("<think>") else [None])
     assert "&lt;/" not in "".join(texts(entries)), "no tag is shown"
-    assert messages([*entries])[0].text == answer == last_answer(entries)
+    assert messages([*entries])[0].text == answer
+
+
+@pytest.mark.parametrize("answer", [
+    "A bus & two foxes.", "<think>3, 4. 3+4=7.</think><answer>7 it is</answer>", "<think>1 < 2</think> so 公交车",
+    "<answer>2</answer>", "a</span>",
+])  # fmt: skip
+def test_each_word_of_an_answer_knows_its_conversation_and_its_place(answer):
+    before = [entry("user", {"type": "text", "text": "one?"}), *answer_entries("<think>1</think>yes", 1),
+              entry("user", {"type": "text", "text": "two?"})]  # fmt: skip
+    history = [*before, *answer_entries(answer, len(before)), entry("user", {"type": "text", "text": "three?"})]
+    ids = [id for one in history[len(before):] for id in re.findall('id="(.*?)"', one["content"][0]["text"])]
+    found = [clicked(history, id) for id in ids]
+    assert {(tuple(asked), said) for asked, said, _ in found} == {(tuple(messages(before)), answer)}
+    untagged = re.sub("</?(think|answer)>", lambda tag: " " * len(tag[0]), answer)
+    assert [at for _, _, at in found] == [word.start() for word in WORD.finditer(untagged)]
+    assert len(set(ids)) == len(ids) > 0
+
+
+@pytest.mark.parametrize("word", ["", "component-7", "word-0-0", "word-2-0", "word-99-0", "word-1", "word-1-0-0"])
+def test_what_is_no_word_of_an_answer_is_not_looked_into(word):
+    assert clicked([entry("user", {"type": "text", "text": "one?"}), *answer_entries("yes", 1)], word) is None
 
 
 @pytest.mark.parametrize(("text", "shown"), [
@@ -227,7 +252,7 @@ def test_reasoning_is_folded_away_and_comes_back_to_the_model_as_it_was(answer):
     ("<think>1+1</think><answer>2", [("1+1", "Reasoning", "done"), ("2", None, None)]),
 ])  # fmt: skip
 def test_reasoning_is_open_while_it_grows(text, shown):
-    entries = [(texts([one])[0], one["metadata"] or {}) for one in answer_entries(text)]
+    entries = [(texts([one])[0], one["metadata"] or {}) for one in answer_entries(text, 0)]
     assert [(words, metadata.get("title"), metadata.get("status")) for words, metadata in entries] == shown
 
 
@@ -240,12 +265,12 @@ def test_the_examples_are_of_every_task_in_both_languages_and_know_their_answers
     shown = examples()
     samples = [example.message(tmp_path, number) for number, example in enumerate(shown)]
     tasks = {type(example.task).__name__ for example in shown}
-    assert tasks == {"World", "Arithmetic", "EasyVQA", "Geometry", "Sokoban"}
+    assert tasks == {"World", "Arithmetic", "EasyVQA", "Geometry", "Sokoban", "WorldClips"}
     assert any(not sample["text"].isascii() for sample in samples) and all(sample["text"] for sample in samples)
     assert sorted(len(sample["files"]) for sample in samples)[-1] == 2
     assert all(min(Image.open(file).size) >= 64 for sample in samples for file in sample["files"])
     for example, sample in zip(shown, samples, strict=True):
-        asked = Message("user", (*(from_file(file) for file in sample["files"]), sample["text"]))
+        asked = Message("user", (*(part for file in sample["files"] for part in of_any(file)), sample["text"]))
         assert truth(asked, shown) == (example, example.example.answer), "a copy of the pictures is known, too"
     other = Message("user", (from_file(samples[0]["files"][0]), "Anything else?"))
     assert truth(other, shown).shown is None and truth(other, shown).text.startswith("At the ")

@@ -17,10 +17,10 @@ from dataset.chat import Message
 from dataset.checkpoints import Checkpoints, together
 from dataset.dialogue import Dialogue
 from dataset.images import Picture
-from dataset.look import glance, words
+from dataset.look import glance, word_at
 from dataset.page import views
 from dataset.page.examples import Shown, truth
-from dataset.page.messages import answer_entries, entry, escaped, last_answer, messages, sent, turns, up_to_question
+from dataset.page.messages import answer_entries, clicked, entry, escaped, messages, sent, turns, up_to_question
 from model.registry import UserError
 
 Update = TypeVar("Update")
@@ -105,12 +105,12 @@ class Page:
                 return  # the message was empty
             dialogue = self.dialogue(before, *settings)
             for text in paced(dialogue.say(question.parts)):
-                yield history + answer_entries(text)
+                yield history + answer_entries(text, len(history))
             if dialogue.forgotten:
                 self.gr.Info(f"Too long for the model: the first {dialogue.forgotten} question(s) were forgotten")
 
-    def clear(self, name: str) -> tuple:
-        return [], self.free(), *self.listed([], name)
+    def clear(self) -> tuple:
+        return [], self.free(), views.HINT, self.gr.Label(visible=False)
 
     def compare(self, message: dict, history: list[dict], names: list[str], *sampling: Any) -> Iterator[str]:
         """The message in the box, or else the last question of the chat, answered by several checkpoints."""
@@ -123,25 +123,21 @@ class Page:
             for answers in paced(together(dialogues, asked[-1].parts)):
                 yield views.side_by_side(asked[-1].text, right, answers)
 
-    def listed(self, history: list[dict], name: str) -> tuple:
-        """The words of the last answer, to choose from, and no map."""
-        with self.refusals():
-            found = words(self.checkpoints.trained(name).processor.tokenizer, last_answer(history))
-        return self.gr.Radio([(word.text, number) for number, word in enumerate(found)], value=None), "", None
-
-    def look(self, history: list[dict], number: int | None, *settings: Any) -> tuple:
-        """Where the model looked when it wrote a word of the last answer, and what was likeliest there."""
+    def look(self, history: list[dict], word: str, *settings: Any) -> tuple:
+        """Where the model looked when it wrote the word of an answer that has this id, and what was likeliest there."""
         from dataset.figures.attention import heat_map  # matplotlib takes a second
 
         with self.refusals():
-            trained, text = self.checkpoints.trained(settings[0]), last_answer(history)
-            found = words(trained.processor.tokenizer, text)
-            if number is None or not 0 <= number < len(found):
-                raise UserError("choose a word of the last answer")
-            word = found[number]
-            conversation, _, _ = self.dialogue([], *settings).recent(messages(up_to_question(history)))
-            seen = glance(trained, conversation, text, word)
-        return views.inside(seen, word.text, b"" if seen.missing else heat_map(seen.pictures, seen.shares)), dict(seen.likeliest)
+            if not (found := clicked(history, word)):
+                return (self.gr.skip(),) * 3  # a click on something else
+            before, answer, character = found
+            trained = self.checkpoints.trained(settings[0])
+            written = word_at(trained.processor.tokenizer, answer, character)
+            conversation, _, _ = self.dialogue([], *settings).recent(before)
+            seen = glance(trained, conversation, answer, written)
+        drawn = b"" if seen.missing else heat_map(seen.pictures, seen.shares)
+        likeliest = self.gr.Label(dict(seen.likeliest), visible=True)
+        return views.inside(seen, written.text, drawn), likeliest, self.gr.Tabs(selected="look")
 
     def edited(self, history: list[dict], place: int, text: str, settings: tuple) -> tuple:
         """The conversation up to a message that was written anew."""

@@ -6,6 +6,7 @@ In:  the tasks and the embedded world.  Out: `Shown` examples; the `Truth` about
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +14,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset.chat import Message
-from dataset.images import from_image
+from dataset.images import Picture, from_image
 from dataset.tasks import Example, Task, dialogue
 from dataset.tasks.world import picture
+from dataset.vision.video import FRAMES, timed
 from dataset.world import questions
+from dataset.world.clips import clip
 from dataset.world.questions import Question
 from dataset.world.scenes import Scene, changed_scene, sample_scene
 from dataset.world.words import description
 from model.registry import TASKS
+
+PLAIN = {  # task: the question in plain words
+    "arithmetic": "What is the sum of the dice", "easy_vqa": "what is the red", "geometry": "What is the hypotenuse?",
+    "sokoban": "Push the boxes",
+}  # fmt: skip
+TAUGHT = 7  # of the examples, by the default commands
 
 
 @dataclass(frozen=True)
@@ -41,12 +50,17 @@ class Shown:
         return pixel_keys(self.example.prompt.messages[-1])
 
     def message(self, folder: Path, number: int) -> dict:
-        """The message as gradio takes it, with its pictures drawn into the folder."""
-        files = []
-        for k, one in enumerate(self.example.prompt.pictures):
-            files.append(str(folder / f"example-{number}-{k}.png"))
-            one.load().save(files[-1])
-        return {"text": self.example.prompt.messages[-1].text, "files": files}
+        """The message as gradio takes it, with its pictures drawn into the folder: frames with their times are one animation."""
+        *shown, text = self.example.prompt.messages[-1].parts
+        images = [part.load() for part in shown if isinstance(part, Picture)]
+        times = [float(part.split()[0]) for part in shown if isinstance(part, str)]
+        files = [str(folder / f"example-{number}-{k}.png") for k in range(1 if times else len(images))]
+        if times:
+            images[0].save(files[0], save_all=True, append_images=images[1:], duration=1000 * (times[1] - times[0]))
+        else:
+            for file, image in zip(files, images, strict=True):
+                image.save(file)
+        return {"text": text, "files": files}
 
 
 def pixel_keys(message: Message) -> list[str]:
@@ -54,7 +68,7 @@ def pixel_keys(message: Message) -> list[str]:
 
 
 def examples() -> list[Shown]:
-    """Questions of the test split: about scenes, one of them with two pictures; then one of each other task."""
+    """Questions of the test split: about scenes, one of them with two pictures; then one of each other task, and of a clip."""
     rng = random.Random(0)
     one, two, three, four = (sample_scene("test", index) for index in range(4))
     changed, change, old, new = changed_scene(four, rng)
@@ -70,16 +84,26 @@ def examples() -> list[Shown]:
         of_world(questions.count(two, "zh", rng, "nano"), two),
         of_world(questions.account("description", three, "zh"), three),
         of_world(questions.difference(change, old, new, "en"), four, changed),
-        *(of_task(*name) for name in (("arithmetic", "dice"), ("easy_vqa", "what"), ("geometry", "angle"), ("sokoban", "box"))),
+        *(of_task(*name) for name in PLAIN.items()),
+        of_clip(),
     ]
 
 
-def of_task(name: str, word: str) -> Shown:
-    """The first question of a task in English that is about a picture and has this word."""
+def of_task(name: str, beginning: str) -> Shown:
+    """The first question of a task that is about a picture and begins so."""
     task = TASKS.make(name)
     found = next(example for example in task.examples("test", 50)
-                 if example.prompt.pictures and example.question.isascii() and word in example.question)  # fmt: skip
+                 if example.prompt.pictures and example.prompt.messages[-1].parts[-1].startswith(beginning))  # fmt: skip
     return Shown(task, found)
+
+
+def of_clip() -> Shown:
+    """What happens in the first clip where a thing moves in every frame: so none is left out of the file or of the message."""
+    moving = (one for one in (clip("test", index) for index in itertools.count()) if one.event == "moves")
+    seen = next(one for one in moving if len({scene for _, scene in one.frames}) == len(one.frames) <= FRAMES)
+    frames = timed([(seconds, picture(scene)) for seconds, scene in seen.frames])
+    prompt = dialogue("page", frames, [("What happens?", "")])
+    return Shown(TASKS.make("world_clips"), Example(prompt, seen.happens("en"), "happens"))
 
 
 class Truth(NamedTuple):

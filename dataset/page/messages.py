@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import itertools
 import mimetypes
-from typing import NamedTuple
+import re
 
 from dataset.bad_rows import BadRow
 from dataset.chat import ROLES, Message
@@ -18,22 +18,17 @@ from dataset.vision.video import of_any
 REASONING, ANSWER = "Reasoning", "answer"  # the title of an entry that is folded away, and the id of the one behind it
 
 
-class Folded(NamedTuple):
+# The parts of an answer without their tags, also of one that still grows.
+FORM = re.compile("(?:<think>(?P<thoughts>.*?)(?:(?P<ended></think>)|$))?"
+                  "(?P<tag><answer>)?(?P<rest>.*?)(?(tag)(?:</answer>)?)", re.DOTALL)  # fmt: skip
+WORD = re.compile(r"(?:(?![\u2e80-\U0010ffff])\w)+|\w|[^\w\s]+")  # a Chinese character is a word, and so are signs side by side
+
+
+def folded(answer: str) -> re.Match[str]:
     """An answer, or its beginning: its thoughts, whether they have ended, what follows, and whether that stood in <answer>."""
-
-    thoughts: str | None
-    ended: bool
-    rest: str
-    tagged: bool
-
-
-def folded(answer: str) -> Folded:
-    """The parts of an answer without their tags."""
-    thoughts, closed, rest = None, "", answer
-    if answer.startswith("<think>"):
-        thoughts, closed, rest = answer.removeprefix("<think>").partition("</think>")
-    tagged = rest.startswith("<answer>")
-    return Folded(thoughts, bool(closed), rest.removeprefix("<answer>").removesuffix("</answer>") if tagged else rest, tagged)
+    found = FORM.fullmatch(answer)
+    assert found  # any text is of this form
+    return found
 
 
 def entry(role: str, item: dict, **metadata: str) -> dict:
@@ -46,14 +41,30 @@ def escaped(text: str) -> dict:
     return {"type": "text", "text": html.escape(text, quote=False)}
 
 
-def answer_entries(text: str) -> list[dict]:
+def clickable(part: str, answer: str, place: int) -> dict:
+    """A part of an answer, for the page, escaped: each word can be clicked, or reached by Tab, and its id says where it stands.
+
+    place   the entry of the conversation at which the answer begins
+    The id is word-PLACE-CHARACTER, counted from the beginning of the answer, tags included.
+    """
+    text, first = folded(answer)[part], folded(answer).start(part)
+    shown, done = "", 0
+    for word in WORD.finditer(text):
+        begin, done_before, done = word.start(), done, word.end()
+        shown += html.escape(text[done_before:begin], quote=False)
+        shown += (f'<span class="word" role="button" tabindex="0" id="word-{place}-{first + begin}">'
+                  f"{html.escape(word[0], quote=False)}</span>")  # fmt: skip
+    return {"type": "text", "text": shown + html.escape(text[done:], quote=False)}
+
+
+def answer_entries(answer: str, place: int) -> list[dict]:
     """An answer for the page: its reasoning, folded away as soon as it ends, and the rest, each without its tags."""
-    answer, entries = folded(text), []
-    if answer.thoughts is not None:
-        status = {"status": "done"} if answer.ended else {}
-        entries.append(entry("assistant", escaped(answer.thoughts), title=REASONING, **status))
-    if answer.rest or not entries:
-        entries.append(entry("assistant", escaped(answer.rest), **{"id": ANSWER} if answer.tagged else {}))
+    parts, entries = folded(answer), []
+    if parts["thoughts"] is not None:
+        status = {"status": "done"} if parts["ended"] else {}
+        entries.append(entry("assistant", clickable("thoughts", answer, place), title=REASONING, **status))
+    if parts["rest"] or not entries:
+        entries.append(entry("assistant", clickable("rest", answer, place), **{"id": ANSWER} if parts["tag"] else {}))
     return entries
 
 
@@ -70,7 +81,7 @@ def parts_of(item: dict, metadata: dict) -> list[str | Picture]:
     """A text, a picture or the frames of a video from an item of the page; a text with the tags that were taken off."""
     if item["type"] == "file":
         return of_any(item["file"]["path"])
-    text = html.unescape(item["text"])
+    text = html.unescape(re.sub("</?span[^>]*>", "", item["text"]))  # the words that can be clicked
     if metadata.get("title") == REASONING:
         return [f"<think>{text}</think>"]
     return [f"<answer>{text}</answer>" if metadata.get("id") == ANSWER else text]
@@ -104,7 +115,13 @@ def up_to_question(history: list[dict]) -> list[dict]:
     return history[:len(history) - len(last)] if last and last[0]["role"] == "assistant" else history
 
 
-def last_answer(history: list[dict]) -> str:
-    """The answer at the end of the conversation; "" where it ends with a question."""
-    *_, last = messages(history) or [Message("user", ())]
-    return last.text if last.role == "assistant" else ""
+def clicked(history: list[dict], word: str) -> tuple[list[Message], str, int] | None:
+    """(what was said before an answer, the answer, a character of it) for the id of a word; None for the id of something else."""
+    numbers = re.fullmatch(r"word-(\d+)-(\d+)", word)
+    if not numbers:
+        return None
+    place, character = map(int, numbers.groups())
+    before, after = messages(history[:place]), turns(history[place:])
+    if not before or not after or after[0][0]["role"] != "assistant":
+        return None
+    return before, messages(after[0])[0].text, character

@@ -39,9 +39,14 @@ CSS = """
 .things li { text-align: center; font-size: 12px; line-height: 1.2 }
 .things img { width: 44px; height: 44px; margin: auto; display: block }
 #map figure { margin: 0 } #map img { max-width: 100%; max-height: 300px }
-#words .wrap { gap: 4px } #words label { padding: 2px 8px } #words label span { margin: 0 }
-#words input { position: absolute; opacity: 0 }
+#chat [data-testid] { cursor: auto !important } #chat .word { cursor: pointer; border-radius: 3px }
+#chat .word:hover { text-decoration: underline dotted } #chat .word:focus { background: var(--color-accent); color: white }
 """
+HINT = "<p>Click a word of an answer: here you see where the model looked when it wrote that word, and what else was likely.</p>"
+# JavaScript: a click on a word focuses it, so its id goes to the server; then the map is brought into view, below on a phone.
+CLICKED = "(chat, word, ...settings) => [chat, document.activeElement.id, ...settings]"
+SHOWN = """() => document.activeElement.classList.contains("word")
+    && document.querySelector("#map").scrollIntoView({ block: "nearest", behavior: "smooth" })"""
 
 
 def knowledge(folder: Path, parameters: int, config: VLMConfig) -> str:
@@ -56,7 +61,7 @@ def knowledge(folder: Path, parameters: int, config: VLMConfig) -> str:
         lines.append("It learned captions alone: it describes pictures and does not read questions.")
     missing = ", ".join(name for key, name in SCORES.items() if key not in scores)
     lines += [f"Right on test questions: {measured}."] if measured else []
-    lines += [f"Not measured: {missing}."] if missing else []
+    lines += [f"Not tested on: {missing}."] if missing else []
     return " ".join(lines)
 
 
@@ -84,8 +89,8 @@ def side_by_side(question: str, right: Truth, answers: Mapping[str, str]) -> str
     for name, answer in answers.items():
         parts = folded(answer)
         mark = f" {right.shown.task.mark(right.shown.example, answer)}" if right.shown and answer else ""
-        details = f"<details><summary>Reasoning</summary>{escape(parts.thoughts)}</details>" if parts.thoughts else ""
-        cards.append(f"<section><h3>{escape(name)}{mark}</h3>{details}<p>{escape(parts.rest) or '…'}</p></section>")
+        details = f"<details><summary>Reasoning</summary>{escape(parts['thoughts'])}</details>" if parts["thoughts"] else ""
+        cards.append(f"<section><h3>{escape(name)}{mark}</h3>{details}<p>{escape(parts['rest']) or '…'}</p></section>")
     asked = f"<p><b>{escape(question) or 'Pictures without words'}</b></p>"
     title = "The right answer" if right.shown else "In the picture"
     return f"{asked}{right.text and f'<p>{title}: <i>{escape(right.text)}</i></p>'}<div class='cards'>{''.join(cards)}</div>"
