@@ -9,6 +9,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,6 +185,26 @@ def test_two_people_are_answered_one_after_the_other(page):
     model.seconds = 0.0
     spoken = model.spoken[before:]
     assert len(set(spoken)) == 2 and spoken == sorted(spoken)
+
+
+def test_eight_people_at_once_get_each_an_answer_to_what_they_asked(page, monkeypatch):
+    def echo(batch: dict):
+        for token in TOKENIZER.encode(TOKENIZER.decode(batch["input_ids"][0].tolist())):
+            time.sleep(0.002)
+            yield token
+
+    def talk(person: int) -> list[str]:
+        client, history = Client(page[0].src, verbose=False, download_files=False), []
+        for question in (f"{person} asks, ", f"{person} asks more"):
+            history, _ = client.predict({"text": question, "files": []}, history, api_name="/send")
+            history = client.predict(history, api_name="/answer")
+        return texts(history)
+
+    monkeypatch.setattr(page[2], "model", echo)
+    with ThreadPoolExecutor(8) as pool:
+        for person, said in enumerate(pool.map(talk, range(8))):
+            first, second = f"{person} asks, ", f"{person} asks more"
+            assert said == [first, first, second, first + first + second]
 
 
 def test_files_of_the_server_cannot_be_asked_for(page):

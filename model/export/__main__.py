@@ -1,6 +1,7 @@
 """Export a checkpoint for transformers, and prove that it is the same model.
 
     python -m model.export out/grpo exported/       the folder; then a reload by transformers and the parity of logits and answers
+    python -m model.export out/grpo words/ --gguf   the language model alone, for llama.cpp: words/grpo.gguf
 """
 
 import runpy
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model import checkpoint, cli
+from model.export import gguf
 from model.export.folder import write_folder
 from model.export.parity import compare, require_transformers
 from model.registry import TASKS, UserError
@@ -39,11 +41,17 @@ def conversations(model: Any) -> list[Any]:
 
 
 def main(arguments: list[str]) -> None:
-    if len(arguments) != 2 or arguments[0].startswith("-"):
-        raise UserError("python -m model.export CHECKPOINT FOLDER, as in: python -m model.export out/grpo exported")
-    source, folder = map(Path, arguments)
+    names = [argument for argument in arguments if argument != "--gguf"]
+    if len(names) != 2 or any(name.startswith("-") for name in names):
+        raise UserError("python -m model.export CHECKPOINT FOLDER [--gguf], as in: python -m model.export out/grpo exported")
+    source, folder = map(Path, names)
     model = checkpoint.load(source)
     processor = chat_processor(source, model)
+    if "--gguf" in arguments:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{source.resolve().name}.gguf"
+        print(f"wrote {file}: {gguf.write(file, model, processor)} tensors, each read back and equal. It sees no pictures")
+        return
     write_folder(folder, model, processor, source)
     print(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
     require_transformers()
