@@ -82,8 +82,6 @@ def build_demo(page: Page, samples: Sequence[dict], first: str, config: Config) 
                 with gr.Tabs() as tabs:
                     with gr.Tab("Look", id="look"):
                         heat = gr.HTML(views.HINT, elem_id="map")
-                        likeliest = gr.Label(label="The five likeliest tokens there", show_heading=False, num_top_classes=5,
-                                             visible=False)  # fmt: skip
                     with gr.Tab("Compare"):
                         stages = [name for name in names if name in checkpoint.STAGES] or names
                         chosen = gr.CheckboxGroup(names, value=stages, label="To answer what is in the box, or the last question")
@@ -108,9 +106,9 @@ def build_demo(page: Page, samples: Sequence[dict], first: str, config: Config) 
         for ended in answered:
             ended.then(page.free, None, box)
         box.stop(None, cancels=answered)
-        chat.clear(None, cancels=answered).then(page.clear, None, [chat, box, heat, likeliest])  # first stopped, then cleared
+        chat.clear(None, cancels=answered).then(page.clear, None, [chat, box, heat])  # first stopped, then cleared
         chat.undo(page.undo, chat, [chat, box])
-        looked = chat.select(page.look, [chat, word, *settings], [heat, likeliest, tabs], js=views.CLICKED, concurrency_limit=1)
+        looked = chat.select(page.look, [chat, word, *settings], [heat, tabs], js=views.CLICKED, concurrency_limit=1)
         looked.then(None, js=views.SHOWN)
         compare.click(page.compare, [box, chat, chosen, *sampling], answers, concurrency_limit=1)
         model.change(page.about, model, about)

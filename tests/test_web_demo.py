@@ -316,8 +316,8 @@ def test_checkpoints_answer_side_by_side_and_what_they_say_is_inert(page, files)
     page[1].answers += ["<think>2</think><answer><b>A</b></answer>", "A bus."]
     message = {"text": "<i>What</i>?", "files": [handle_file(files["red"])]}
     shown = page[0].predict(message, [], ["pretrain", "sft"], api_name="/compare")
-    assert "<h3>pretrain</h3><details><summary>Reasoning</summary>2</details><p>&lt;b&gt;A&lt;/b&gt;</p>" in shown
-    assert "<h3>sft</h3><p>A bus.</p>" in shown and "&lt;i&gt;What&lt;/i&gt;?" in shown and "right answer" not in shown
+    assert "<h2>pretrain</h2><details><summary>Reasoning</summary>2</details><p>&lt;b&gt;A&lt;/b&gt;</p>" in shown
+    assert "<h2>sft</h2><p>A bus.</p>" in shown and "&lt;i&gt;What&lt;/i&gt;?" in shown and "right answer" not in shown
     with pytest.raises(AppError, match="write a question"):
         page[0].predict({"text": "", "files": []}, [], ["sft"], api_name="/compare")
 

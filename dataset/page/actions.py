@@ -110,7 +110,7 @@ class Page:
                 self.gr.Info(f"Too long for the model: the first {dialogue.forgotten} question(s) were forgotten")
 
     def clear(self) -> tuple:
-        return [], self.free(), views.HINT, self.gr.Label(visible=False)
+        return [], self.free(), views.HINT
 
     def compare(self, message: dict, history: list[dict], names: list[str], *sampling: Any) -> Iterator[str]:
         """The message in the box, or else the last question of the chat, answered by several checkpoints."""
@@ -129,15 +129,14 @@ class Page:
 
         with self.refusals():
             if not (found := clicked(history, word)):
-                return (self.gr.skip(),) * 3  # a click on something else
+                return self.gr.skip(), self.gr.skip()  # a click on something else
             before, answer, character = found
             trained = self.checkpoints.trained(settings[0])
             written = word_at(trained.processor.tokenizer, answer, character)
             conversation, _, _ = self.dialogue([], *settings).recent(before)
             seen = glance(trained, conversation, answer, written)
         drawn = b"" if seen.missing else heat_map(seen.pictures, seen.shares)
-        likeliest = self.gr.Label(dict(seen.likeliest), visible=True)
-        return views.inside(seen, written.text, drawn), likeliest, self.gr.Tabs(selected="look")
+        return views.inside(seen, written.text, drawn), self.gr.Tabs(selected="look")
 
     def edited(self, history: list[dict], place: int, text: str, settings: tuple) -> tuple:
         """The conversation up to a message that was written anew."""

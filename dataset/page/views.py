@@ -33,14 +33,18 @@ CSS = """
 .gallery-item p { font-size: 13px }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 8px }
 .cards section { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px }
-.cards h3 { margin: 0 0 4px; font-size: 1em }
+.cards h2 { margin: 0 0 4px; font-size: 1em }
 .cards p, .cards details { margin: 0; overflow-wrap: anywhere }
 .things { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 8px; padding: 0; list-style: none }
 .things li { text-align: center; font-size: 12px; line-height: 1.2 }
 .things img { width: 44px; height: 44px; margin: auto; display: block }
 #map figure { margin: 0 } #map img { max-width: 100%; max-height: 300px }
 #chat [data-testid] { cursor: auto !important } #chat .word { cursor: pointer; border-radius: 3px }
-#chat .word:hover { text-decoration: underline dotted } #chat .word:focus { background: var(--color-accent); color: white }
+#chat .word:hover { text-decoration: underline dotted } #chat .word:focus { outline: 2px solid var(--color-accent) }
+.likeliest { width: 100%; font-size: 14px } .likeliest caption { text-align: left; padding: 8px 0 }
+.likeliest td { padding: 2px 8px; border: 0 !important }
+.likeliest td:nth-child(2) { width: 55% } .likeliest i { display: block; height: 10px; background: var(--color-accent) }
+.likeliest td:last-child { text-align: right; white-space: nowrap }
 """
 HINT = "<p>Click a word of an answer: here you see where the model looked when it wrote that word, and what else was likely.</p>"
 # JavaScript: a click on a word focuses it, so its id goes to the server; then the map is brought into view, below on a phone.
@@ -90,15 +94,20 @@ def side_by_side(question: str, right: Truth, answers: Mapping[str, str]) -> str
         parts = folded(answer)
         mark = f" {right.shown.task.mark(right.shown.example, answer)}" if right.shown and answer else ""
         details = f"<details><summary>Reasoning</summary>{escape(parts['thoughts'])}</details>" if parts["thoughts"] else ""
-        cards.append(f"<section><h3>{escape(name)}{mark}</h3>{details}<p>{escape(parts['rest']) or '…'}</p></section>")
+        cards.append(f"<section><h2>{escape(name)}{mark}</h2>{details}<p>{escape(parts['rest']) or '…'}</p></section>")
     asked = f"<p><b>{escape(question) or 'Pictures without words'}</b></p>"
     title = "The right answer" if right.shown else "In the picture"
     return f"{asked}{right.text and f'<p>{title}: <i>{escape(right.text)}</i></p>'}<div class='cards'>{''.join(cards)}</div>"
 
 
 def inside(glance: Glance, word: str, drawn: bytes) -> str:
-    """Where the model looked when it wrote a word, as HTML; `drawn` is the heat map."""
+    """Where the model looked when it wrote a word, and what was likely there, as HTML; `drawn` is the heat map."""
+    said = f"<b>“{escape(word)}”</b>"
     if glance.missing:
-        return f"<p>No map: {escape(glance.missing)}.</p>"
-    told = escape(f"“{word}”: {100 * glance.weight:.0f} % of the attention fell on the pictures; the squares share it.")
-    return f"<figure><img src='{data_url(drawn)}' alt='heat map over the pictures'><figcaption>{told}</figcaption></figure>"
+        seen = f"<p>{said}. No map: {escape(glance.missing)}.</p>"
+    else:
+        told = f"{said}: {100 * glance.weight:.0f} % of the attention fell on the pictures; the squares share it."
+        seen = f"<figure><img src='{data_url(drawn)}' alt='heat map over the pictures'><figcaption>{told}</figcaption></figure>"
+    percent = [(escape(token), f"{100 * share:.1f}") for token, share in glance.likeliest]
+    rows = "".join(f"<tr><td>{token}<td><i style='width: {share}%'></i><td>{share} %" for token, share in percent)
+    return f"{seen}<table class='likeliest'><caption>The five likeliest tokens there</caption>{rows}</table>"

@@ -46,7 +46,7 @@ def tensors(model: VLM) -> dict[str, Tensor]:
         if family(model) == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-        result[names.get_name(name, (".weight", ".bias"))] = tensor.contiguous()
+        result[str(names.get_name(name, (".weight", ".bias")))] = tensor.contiguous()
     return result
 
 
