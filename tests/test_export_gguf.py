@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from dataset.chat import Conversation, Message
+from dataset.tokenizer import SentencePieceTokenizer
+from model import checkpoint
+from model.export.__main__ import main
 from model.export.gguf import write
 from model.generate import generate
 from model.llm.minimind import half_split
@@ -66,6 +69,15 @@ def test_what_llama_cpp_does_not_compute_is_refused_before_anything_is_written(c
     with pytest.raises(UserError, match="this is another model"):
         write(tmp_path / "x.gguf", model, processor_of(model))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_program_names_the_file_and_counts_its_tensors(tmp_path, capsys):
+    checkpoint.save(tmp_path / "sft", made(), SentencePieceTokenizer().file)
+    main([str(tmp_path / "sft"), str(tmp_path / "words"), "--gguf"])
+    assert f"wrote {tmp_path}/words/sft.gguf: 20 tensors, each read back and equal" in capsys.readouterr().out
+    assert [file.name for file in (tmp_path / "words").iterdir()] == ["sft.gguf"]
+    with pytest.raises(UserError, match="CHECKPOINT FOLDER"):
+        main([str(tmp_path / "sft"), "--gguf"])
 
 
 # Through llama.cpp's server: a text -> its tokens, and a prompt of tokens -> the 20 likeliest that follow.

@@ -42,7 +42,7 @@ CSS = """
 #chat [data-testid] { cursor: auto !important } #chat .word { cursor: pointer; border-radius: 3px }
 #chat .word:hover { text-decoration: underline dotted } #chat .word:focus { outline: 2px solid var(--color-accent) }
 .likeliest { width: 100%; font-size: 14px } .likeliest caption { text-align: left; padding: 8px 0 }
-.likeliest td { padding: 2px 8px; border: 0 !important }
+.likeliest :is(tr, td) { padding: 2px 8px; border: 0 !important }
 .likeliest td:nth-child(2) { width: 55% } .likeliest i { display: block; height: 10px; background: var(--color-accent) }
 .likeliest td:last-child { text-align: right; white-space: nowrap }
 """
