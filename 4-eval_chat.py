@@ -82,6 +82,7 @@ from dataset.score_table import write_table
 from dataset.tasks import Task
 from dataset.terminal import Chat, matches, opened, videos
 from dataset.tokenizer import load_tokenizer
+from dataset.writing import write_text
 from model import checkpoint
 from model.generate import generate, stream
 from model.inspection import Inspector, beside
@@ -264,7 +265,7 @@ def benchmark(config: Config, journal: Journal, answer: Callable[[list[Conversat
             write_rows(file, rows)
             add_scores(folder, new, name)  # before anything is drawn
             for upload, answered in task.submission(rows).items():
-                (folder / upload).write_text(json.dumps(answered, ensure_ascii=False), encoding="utf-8")
+                write_text(folder / upload, json.dumps(answered, ensure_ascii=False))
                 print(f"wrote {folder / upload}")
             answered_questions = list(zip(asked.examples, said))
             bench_page(folder, name, task, random.Random(config.seed).sample(answered_questions, min(24, len(rows))))

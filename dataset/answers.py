@@ -26,6 +26,7 @@ from dataset.chat import Conversation
 from dataset.formats.files import complete_lines
 from dataset.protocols import Ranks
 from dataset.tasks import Truncated
+from dataset.writing import naming
 from model.registry import UserError
 
 Item = TypeVar("Item")
@@ -76,8 +77,9 @@ class Journal:
                 for k, loaded in ahead(lambda k: load(chunks[k]), mine):
                     torch.manual_seed(self.seed + k)
                     results = results_of(chunks[k], loaded)
-                    out.write(json.dumps([k, results], ensure_ascii=False) + "\n")
-                    out.flush()
+                    with naming(part):
+                        out.write(json.dumps([k, results], ensure_ascii=False) + "\n")
+                        out.flush()
                     made[k] = results
                     bar.update(min(len(chunks[k]) * self.ranks.world_size, len(items) - bar.n))
             except (KeyboardInterrupt, SystemExit) as stop:

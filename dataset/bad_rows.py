@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dataset.writing import append
 from model.registry import UserError
 
 LONGEST = 1000  # characters of a reason, which may quote a row
@@ -75,9 +76,8 @@ class BadRows:
             tqdm.write(f"{'bad row:' if self.check else 'skipped'} {bad}", file=sys.stdout if self.check else sys.stderr)
         if self.report and self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                line = {"row": printable(bad.where), "reason": bad.reason, "remedy": bad.remedy}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            line = {"row": printable(bad.where), "reason": bad.reason, "remedy": bad.remedy}
+            append(self.path, json.dumps(line, ensure_ascii=False) + "\n")
         if not self.check:
             self.require_few(f"the last: {bad}")
 

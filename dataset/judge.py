@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from dataset.formats.files import complete_lines
 from dataset.images import Picture, png
+from dataset.writing import append
 from model.registry import Registry, UserError
 
 CACHE = Path("out/judge.jsonl")
@@ -170,9 +171,8 @@ class Judge:
         self.known[key] = reply
         if self.cache:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            with self.cache.open("a", encoding="utf-8") as file:
-                row = {"key": key, "model": self.model, "reply": reply.text, "tokens": reply.tokens}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            row = {"key": key, "model": self.model, "reply": reply.text, "tokens": reply.tokens}
+            append(self.cache, json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def threaded(function: Callable[[str], Any], items: Sequence[str], workers: int) -> Iterator[tuple[str, Any]]:

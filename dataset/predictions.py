@@ -23,6 +23,7 @@ from dataset.processor import Processor
 from dataset.report import add_scores, section, sheet, table
 from dataset.rewards import answer_reward, matches_gold
 from dataset.tasks import Example, Truncated
+from dataset.writing import write_text
 
 Prompts = dict[int, Conversation]  # by the row
 
@@ -88,7 +89,7 @@ class Predictions:
         """Write the lines, and name the bad rows."""
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = [result["line"] for result in results]
-        file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         errors = [line["error"] for line in lines if "error" in line]
         print("".join(f"skipped {error}\n" for error in errors), end="")
         counts = f"{len(lines) - len(errors)} predictions, {len(errors)} bad rows"

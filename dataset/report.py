@@ -19,6 +19,7 @@ from dataset.evaluation import Answer
 from dataset.overview import folded, with_overview
 from dataset.protocols import Run
 from dataset.tasks import Example, Task
+from dataset.writing import naming, write_text
 
 
 def section(file: Path, title: str, body: str) -> None:
@@ -28,7 +29,7 @@ def section(file: Path, title: str, body: str) -> None:
     new = f"## {title}\n\n{folded(body.strip())}\n\n"
     old = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     page = old.sub(lambda match: new, page) if old.search(page) else f"{page.rstrip()}\n\n{new}"
-    file.write_text(with_overview(page, file.parent), encoding="utf-8")
+    write_text(file, with_overview(page, file.parent))
 
 
 def subsections(file: Path, title: str) -> dict[str, str]:
@@ -80,7 +81,8 @@ def thumbnails(folder: Path, page: Path, index: int, example: Example) -> str:
         file = folder / "pictures" / f"{index:02d}-{k}.png"
         scale = min(2, THUMBNAIL / max(image.size))
         resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-        image.resize((math.ceil(image.width * scale), math.ceil(image.height * scale)), resample).save(file)
+        with naming(file):
+            image.resize((math.ceil(image.width * scale), math.ceil(image.height * scale)), resample).save(file)
         images.append(f"![]({link(file, page)})")
     return " ".join(images)
 
@@ -161,7 +163,8 @@ def poster(file: Path, page: Path, questions: Sequence[Question], answers: Seque
             for row in wrapped(text, font, side, lines):
                 pen.text((x, y), row, font=font, fill=ink)
                 y += line
-    canvas.save(file)
+    with naming(file):
+        canvas.save(file)
     return f"![]({link(file, page)})\n\n"
 
 
@@ -199,7 +202,7 @@ class HeldOutAnswers:
     def save(self, name: str) -> None:
         """Store the answers of the current model as `before` or `after`."""
         answers = self.answer([example.prompt for _, example in self.questions])
-        (self.run.out / f"{name}.json").write_text(json.dumps(answers))
+        write_text(self.run.out / f"{name}.json", json.dumps(answers))
 
     def read(self, name: str) -> list[str]:
         """The stored answers; where no best checkpoint was saved, those of the current model."""
@@ -229,7 +232,7 @@ def bench_page(folder: Path, name: str, task: Task, answered: Sequence[tuple[Exa
 
 def write_rows(file: Path, rows: Sequence[dict]) -> None:
     """Write the rows of a benchmark, as `scores_and_rows` returns them: an object a line."""
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def known_scores(folder: Path) -> dict[str, float]:
@@ -241,7 +244,7 @@ def known_scores(folder: Path) -> dict[str, float]:
 def add_scores(folder: Path, scores: dict[str, float], replaced: str = "") -> None:
     """Add scores to FOLDER/scores.json, beside those of other benchmarks and in the place of all of the task `replaced`."""
     known = {name: value for name, value in known_scores(folder).items() if name.rpartition("/")[0] != replaced or not replaced}
-    (folder / "scores.json").write_text(json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")
+    write_text(folder / "scores.json", json.dumps({**known, **scores}, indent=1, sort_keys=True) + "\n")
 
 
 def bench_scores(folder: Path) -> dict[str, float]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dataset.report import bench_scores, is_share
+from dataset.writing import write_text
 
 HEADLINES = {  # task -> the scores that the table shows; of any other task: accuracy
     "world": ("exact", "blank"),
@@ -127,6 +128,6 @@ def write_table(folders: Sequence[Path], tasks: Iterable[str]) -> Path:
     notes = [f"- {NOTES[task]}" for task in asked if task in NOTES]
     sources = ["- Published: TinyLLaVA Factory's README, LLaVA-1.5's model card, RLAIF-V (arXiv 2405.17220)."] if others else []
     text = ["# Benchmarks", markdown(metrics, ours, others), f"![]({page.stem}.png)", "\n".join([*sources, *notes])]
-    page.write_text("\n\n".join(filter(None, text)) + "\n", encoding="utf-8")
+    write_text(page, "\n\n".join(filter(None, text)) + "\n")
     draw(metrics, {**ours, **others}, page.with_suffix(".png"))
     return page

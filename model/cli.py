@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from model import durable
 from model.flag_file import from_mapping, read_mapping
 from model.flags import (
     Count,
@@ -98,7 +99,8 @@ def refusal(line: str, status: int = 1) -> SystemExit:
 def mistake(error: Exception) -> str | None:
     """What a user's mistake, or a lack of the machine's, is called in a line; None for a bug."""
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        remedy = ". Free some space, and give the same command again" if error.errno in durable.FULL else ""
+        return f"{error.filename}: {error.strerror}{remedy}"
     if isinstance(error, UserError | OSError | FloatingPointError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in ("model", "dataset"):

@@ -118,7 +118,9 @@ def write_parquet(file: Path, rows: list[dict]) -> None:
     for key in {key for row in rows for key in row}:
         values = [row.get(key) for row in rows]
         try:
-            columns[key.encode(errors="replace").decode()] = pa.array(values)
+            column = pa.array(values)
+            parquet.write_table(pa.table({"": column}), io.BytesIO())  # parquet has no dictionaries without keys, deep inside
+            columns[key.encode(errors="replace").decode()] = column
         except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError):
             texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
             raw = pa.array([text.encode(errors="surrogatepass") for text in texts], pa.binary())

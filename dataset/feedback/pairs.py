@@ -21,7 +21,7 @@ from dataset.feedback.claims import Claim, Item
 from dataset.formats.files import GROUP_ROWS
 from dataset.images import Picture, png
 from dataset.judge import Failure
-from dataset.vision.feature_cache import replacing
+from dataset.writing import replacing
 
 Margins = dict[tuple, float | None]  # (pictures, question) -> yes minus no; None where the labeler failed
 Score = tuple[int, int]  # (-rejected claims, accepted claims) of an answer: the larger tuple is the better answer

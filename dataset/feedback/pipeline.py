@@ -48,10 +48,10 @@ from dataset.judge import Failure
 from dataset.protocols import Source
 from dataset.tasks import Truncated, dialogue
 from dataset.tasks.world import picture
-from dataset.vision.feature_cache import replacing
 from dataset.world.openmoji import LANGUAGES
 from dataset.world.questions import account
 from dataset.world.scenes import sample_scene
+from dataset.writing import naming, replacing
 from model.registry import UserError
 
 CHUNK = 32  # prompts between two writes, and the most that a crash can lose
@@ -85,9 +85,10 @@ def step(file: Path, made_from: dict, total: int, work: Callable[[int, int], lis
     with file.open("ab") as out, tqdm(total=total, initial=len(rows), desc=file.stem, disable=len(rows) == total) as bar:
         for start in range(len(rows), total, CHUNK):
             lines = [as_line(row) for row in work(start, min(start + CHUNK, total))]
-            out.write(b"".join(lines))
-            out.flush()
-            os.fsync(out.fileno())
+            with naming(file):
+                out.write(b"".join(lines))
+                out.flush()
+                os.fsync(out.fileno())
             rows += map(json.loads, lines)  # the same values that a resumed run reads
             bar.update(len(lines))
     return rows

@@ -27,6 +27,7 @@ from dataset.images import Picture
 from dataset.protocols import Source
 from dataset.uncollected import uncollected
 from dataset.vision.loading import PictureFinder
+from dataset.writing import write_text
 
 GROUP_ROWS = 256  # rows in a row group that we write
 
@@ -152,8 +153,8 @@ if __name__ == "__main__":
 
 def complete_lines(file: Path) -> list[str]:
     """The lines of a file that grows by appending. A last one that an interrupted run left incomplete is removed from it."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    if text and not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        file.write_text(text, encoding="utf-8")
+    data = file.read_bytes() if file.is_file() else b""  # which may end within a character
+    text = data[: data.rfind(b"\n") + 1].decode()
+    if data and not data.endswith(b"\n"):
+        write_text(file, text)
     return text.split("\n")[:-1]  # not splitlines: an answer may hold U+2028

@@ -13,11 +13,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from tqdm import tqdm
 from dataset.ahead import ahead
 from dataset.bad_rows import BadRow
 from dataset.images import Picture
+from dataset.writing import replacing
 from model.registry import UserError
 
 SHARD = 2048  # pictures per shard, and the most that a crash can lose
@@ -134,14 +133,3 @@ def loaded_where_possible(pictures: list[Picture], load: Load) -> Iterator[tuple
                 yield from loaded_where_possible([picture], load)
     else:
         yield pictures, loaded
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name only when it is complete."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

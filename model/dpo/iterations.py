@@ -5,9 +5,12 @@ With --iterations 1, the default, this is one plain run.
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from model import durable
 from model.best import best_run, copy_checkpoint
 from model.registry import UserError
 from model.runtime import Run
@@ -36,5 +39,5 @@ def iterate(learn: Learn, config: Any, run: Run) -> bool:
         best = best_run(folders)
         run.print0(f"{best.name} of {count} is the best: copied to {out}")
         copy_checkpoint(best, out)
-        (out / "scores.json").write_text((best / "scores.json").read_text())
+        durable.write(out / "scores.json", partial(shutil.copyfile, best / "scores.json"))
     return True
