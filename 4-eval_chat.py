@@ -245,18 +245,18 @@ def benchmark(config: Config, journal: Journal, answer: Callable[[list[Conversat
     journal   beside the checkpoint; a quick look (--examples) has one of its own for each task
     answer    prompts and a journal -> answers; the first process alone scores them
     """
-    started, folder = time.time(), journal.file
+    started, folder = time.monotonic(), journal.file
     page = folder.parent / "report.md"
     folder.mkdir(exist_ok=True)
     for name, task in tasks.items():
-        task_started, file = time.time(), folder / f"predictions-{name}.jsonl"
+        task_started, file = time.monotonic(), folder / f"predictions-{name}.jsonl"
         asked = Asked.of(name, task, "test", config.examples or task.size, controls=config.controls)
         kept = journal.of(folder / f"quick-{name}.jsonl" if config.examples else file)
         said = answer(asked.prompts, kept)
         if journal.ranks.rank > 0:
             continue
         new, rows = asked.scored(said)
-        new[f"{name}/seconds"] = round(time.time() - task_started, 1)
+        new[f"{name}/seconds"] = round(time.monotonic() - task_started, 1)
         print(f"\n{table(new)}")
         if config.examples and (fuller := bench_scores(folder).get(f"{name}/n", 0)) > len(rows):
             print(f"not stored: {folder / 'scores.json'} and {page} keep {name} on {fuller:g} questions; without --examples it "
@@ -271,7 +271,7 @@ def benchmark(config: Config, journal: Journal, answer: Callable[[list[Conversat
             bench_page(folder, name, task, random.Random(config.seed).sample(answered_questions, min(24, len(rows))))
         if not any(new.get(f"{name}/{failed}") for failed in ("judge_failures", "trust_failures")):
             kept.clear()  # else the same command asks the judge again, and not the model
-    print(f"wrote {folder / 'scores.json'} and {page} in {time.time() - started:.0f} s. "
+    print(f"wrote {folder / 'scores.json'} and {page} in {time.monotonic() - started:.0f} s. "
           f"Next: python web_demo.py --model {config.model[0] if config.model else checkpoint.latest()}")
 
 

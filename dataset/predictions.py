@@ -93,7 +93,7 @@ class Predictions:
         errors = [line["error"] for line in lines if "error" in line]
         print("".join(f"skipped {error}\n" for error in errors), end="")
         counts = f"{len(lines) - len(errors)} predictions, {len(errors)} bad rows"
-        print(f"wrote {file}: {counts}, in {time.time() - self.started:.0f} s")
+        print(f"wrote {file}: {counts}, in {time.monotonic() - self.started:.0f} s")
 
     def report(self, results: Sequence[dict], name: str, folder: Path) -> None:
         """Print the scores of the rows that hold answers; they go to scores.json, and with some answers to the report."""

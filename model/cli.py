@@ -43,7 +43,7 @@ from model.flags import (
     shared,
 )
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, UserError
-from model.stopping import Stopped, end_on_terminate, hide_traceback
+from model.stopping import Stopped, end_on_signals, hide_traceback
 
 __all__ = [
     "Count", "CountOrZero", "OptimizerFlags", "Port", "Positive", "PositiveOrZero", "PositiveShare", "RunFlags", "Seed", "Share",
@@ -59,7 +59,7 @@ CONFIG_HELP = "--config run.yaml reads flags from a file; those of the command l
 
 def run(main: Callable[[Flags], None], config: Flags) -> None:
     """`main` with its flags. A mistake of the user's is told in one line, as is a signal; a bug keeps its traceback."""
-    end_on_terminate()
+    end_on_signals()
     try:
         main(config)
     except (KeyboardInterrupt, Stopped) as stop:  # with notes that say how far it came, if anything can go on

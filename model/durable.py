@@ -60,6 +60,9 @@ def naming(file: Path) -> Iterator[None]:
                             f"whole: free some space, and go on with --resume") from error
         if code is None:
             raise
+        if code == errno.ENOENT:
+            raise UserError(f"{file} could not be written: its folder was moved or deleted during the run. Put it back, and go on "
+                            f"with --resume, or start again") from error
         raise UserError(f"{file} could not be written: {os.strerror(code)}. What was saved before is whole: make the folder "
                         f"writable, or name another --out") from error
 

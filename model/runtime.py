@@ -63,14 +63,14 @@ class Run(Computing):
         self.ring = context_parallel.make_ring(config.context_parallel, self.rank, self.world_size)
         self.data_ranks = DataRanks(self.rank // config.context_parallel, self.world_size // config.context_parallel)
         torch.manual_seed(config.seed)  # the same weights everywhere ...
-        self.started = time.time()
+        self.started = time.monotonic()
         self.history: list[dict] = []
         self.drawn = 0  # rows of it that curves.png shows
         self.state: dict = {}  # what a resumed run was saved with
         self.first, self.total = 0, -1  # step
         self.faults = StepFaults(self, self.out, config.max_bad_steps)
         self.bar = tqdm(disable=True)
-        self.tokens, self.counted_from = 0, time.time()
+        self.tokens, self.counted_from = 0, time.monotonic()
         self.base, self.anew = self.out, not config.resume  # --out: for iterations, the folder around theirs
         self.lock: Any = None
         self.facts: dict[str, Any] = {}  # what run.json says of this run
@@ -201,7 +201,7 @@ class Run(Computing):
             if self.is_main:
                 if self.anew and (done := run_folder.make_room(self.base, self.config.feature_cache)):
                     self.print0(f"{self.base}: {done}")
-                self.out.mkdir(parents=True, exist_ok=True)
+                self.out.resolve().mkdir(parents=True, exist_ok=True)  # a link stays, and what it points to is new
                 for name in ("log.jsonl", "bad_rows.jsonl", "scores.json", "best.json", "resume"):  # of a run that saved nothing
                     old = self.out / name
                     shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
@@ -221,7 +221,7 @@ class Run(Computing):
             run_log.write(log, self.history)
             if damaged:
                 self.print0(f"{log}: {damaged} damaged lines are left out")
-        self.started = time.time() - state["seconds"]
+        self.started = time.monotonic() - state["seconds"]
         self.print0(f"resuming {self.out} at step {state['step']}")
         return state["step"], state["position"]
 
@@ -230,7 +230,7 @@ class Run(Computing):
     @property
     def seconds(self) -> float:
         """Seconds that this run has taken, those before a resume included."""
-        return time.time() - self.started
+        return time.monotonic() - self.started
 
     @property
     def preview_only(self) -> bool:
@@ -253,7 +253,7 @@ class Run(Computing):
         self.begin_record()  # not before: until here a run may be refused, and what lies in --out stays as it was
         if self.config.wandb and self.is_main:
             self.wandb = wandb_log.start(self.config.wandb, self.name, self.settings, self.out)
-        self.counted_from = time.time()
+        self.counted_from = time.monotonic()
         self.bar = tqdm(total=total, initial=first, unit="step", disable=not self.is_main, dynamic_ncols=True)
         with self.signals:
             for step in range(first, total + 1):
@@ -263,9 +263,9 @@ class Run(Computing):
     def trial_steps(self, total: int) -> Iterator[int]:
         """The first two steps of --dry_run, and then a line about the time and the memory that the run needs."""
         for step in range(min(2, total)):
-            began = time.time()
+            began = time.monotonic()
             yield step
-        seconds = time.time() - began  # of the second: the first one warms up
+        seconds = time.monotonic() - began  # of the second: the first one warms up
         self.print0(f"{seconds:.2g} s a step with the encoder's part, so {total} steps take about {duration(seconds * total)}, "
                     f"without checks; memory {self.max(memory(self.device)) / 1e9:.1f} GB")
 
@@ -279,8 +279,8 @@ class Run(Computing):
 
     def tokens_per_second(self) -> float:
         """Tokens counted, on all ranks, per second since this was last asked."""
-        speed = self.sum(self.tokens) / max(1e-9, time.time() - self.counted_from)
-        self.tokens, self.counted_from = 0, time.time()
+        speed = self.sum(self.tokens) / max(1e-9, time.monotonic() - self.counted_from)
+        self.tokens, self.counted_from = 0, time.monotonic()
         return speed
 
     def log_step(self, step: int, batches: Sequence[dict], **metrics: float) -> None:

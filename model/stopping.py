@@ -1,18 +1,20 @@
-"""SIGINT (Ctrl-C) and SIGTERM: the step is finished and saved, and a second signal ends the process at once.
+"""SIGINT (Ctrl-C), SIGTERM and SIGHUP (its terminal is closed): the step is finished and saved; a second signal ends at once.
 
 In:  signals.  Out: `StopSignals.number`, which a run looks at between steps; anywhere else, `Stopped`, which ends the process
-     with one line and the exit status of shells, 128 + the signal's number: 130 and 143.
+     with one line and the exit status of shells, 128 + the signal's number: 130, 143 and 129.
 """
 
 import os
 import signal
+import stat
 import sys
 import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 ECHO = 3.0  # seconds in which torchrun passes on the signal that its ranks have got already, as from a terminal
 
 
@@ -25,13 +27,30 @@ class Stopped(SystemExit):
 
 
 def stop_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
+    if number == HANGUP:
+        leave_terminal()
     raise Stopped(number)
 
 
-def end_on_terminate() -> None:
-    """Let SIGTERM end the process as Ctrl-C does: with what stands in `finally`, and one line."""
-    if in_main_thread():
-        signal.signal(signal.SIGTERM, stop_at_once)
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does: with what stands in `finally`, and one line."""
+    for number in answered():
+        if number != signal.SIGINT:
+            signal.signal(number, stop_at_once)
+
+
+def answered() -> list[signal.Signals]:
+    """The signals that this thread answers. SIGHUP is not among them under nohup, where the run goes on without a terminal."""
+    return [number for number in STOPPING if in_main_thread() and not (
+        number == HANGUP and signal.getsignal(number) == signal.SIG_IGN)]
+
+
+def leave_terminal() -> None:
+    """Write to nowhere in the place of a terminal: a closed one answers everything with an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(nowhere, stream)
 
 
 def in_main_thread() -> bool:
@@ -58,8 +77,7 @@ class StopSignals:
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if in_main_thread():
-            self.before = {one: signal.signal(one, self.remember) for one in STOPPING}
+        self.before = {one: signal.signal(one, self.remember) for one in answered()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,9 +85,11 @@ class StopSignals:
             signal.signal(one, handler)
 
     def remember(self, number: int, frame: FrameType | None) -> None:
+        if number == HANGUP:
+            leave_terminal()
         if not self.number:
             self.number, self.came = number, time.monotonic()
             if os.environ.get("RANK", "0") == "0":
                 os.write(2, b"\nfinishing this step, then saving; a second signal ends at once\n")  # print may be at work
-        elif not self.several or time.monotonic() - self.came > ECHO:
+        elif number != HANGUP and (not self.several or time.monotonic() - self.came > ECHO):  # shells pass SIGHUP on, too
             stop_at_once(number)
