@@ -40,10 +40,19 @@ class Numbered(Dataset):
     def __getitem__(self, number: int) -> tuple[dict | UserError, int, list[BadRow]]:
         self.batches.bad_rows = record = Recorded()
         try:
-            batch: dict | UserError = self.batches.batch(number)
+            batch: dict | UserError = shared(self.batches.batch(number))
         except UserError as error:  # raised again where it can be told in a line
             batch = error
         return batch, record.seen, record.found
+
+
+def shared(batch: dict) -> dict:
+    """The micro-batch, its tensors in shared memory; UserError where that is full, for which torch would wait for ever."""
+    try:
+        return {name: value.share_memory_() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    except RuntimeError as error:
+        raise UserError(f"no shared memory is left for batches (/dev/shm; docker has --shm-size): use --workers 0 ({error})"
+                        ) from error
 
 
 def made_by_processes(batches: Any, workers: int, first: int, step: int) -> Iterator[dict]:

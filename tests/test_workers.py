@@ -43,6 +43,15 @@ def test_an_error_in_a_process_is_raised_as_it_is():
         next(batches(render, 1).stream(0, ALONE))
 
 
+def test_a_full_shared_memory_is_told_where_torch_would_wait_for_ever(monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(UserError, match="no shared memory is left for batches .*--workers 0 .*No space left on device"):
+        next(batches(bad("row:2"), 1).stream(0, ALONE))
+
+
 def red(k: int) -> int:
     return PICTURES[k].load().getpixel((0, 0))[0]
 
