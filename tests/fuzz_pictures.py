@@ -1,4 +1,4 @@
-"""Damaged pictures, in every format that Pillow opens, and pictures that were made to cost memory or time.
+"""Damaged pictures and videos, in every format that Pillow or PyAV opens, and pictures that were made to cost memory or time.
 
 In:  small pictures in every mode that a format has.  Out: counts (fuzz.py) of measuring and opening them as the model does.
 """
@@ -21,7 +21,9 @@ from PIL import Image
 from dataset.images import Picture, from_bytes, from_file, pixels
 from dataset.vision.decoding import FORMATS
 from dataset.vision.loading import PictureFinder
+from dataset.vision.video import frames
 from tests.fuzz import Count
+from tests.test_video import film
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "YCbCr", "LAB")
 OPTIONS: dict[str, list[dict]] = {"JPEG": [{"progressive": True}], "TIFF": [{"compression": "tiff_lzw"}],
@@ -139,15 +141,29 @@ def use(picture: Picture) -> None:
     picture.load()
 
 
+def whole_videos() -> dict[str, list[bytes]]:
+    """A small animation or video of each kind of file."""
+    with TemporaryDirectory() as folder:
+        return {f"video {kind}": [film(Path(folder) / f"a.{kind}").read_bytes()] for kind in ("gif", "webp", "png", "mp4", "mkv")}
+
+
+def watch(video: Picture) -> None:
+    """Everything that the product does with a video."""
+    for by in ("time", "scene"):
+        for _, frame in frames(video, by=by):
+            use(frame)
+
+
 def fuzz_pictures(count: int, seed: int = 0, bombs: bool = True) -> list[Count]:
-    """Damage `count` pictures, as many in each format, and open the bombs."""
+    """Damage `count` pictures and videos, as many in each format, and open the bombs."""
     dice, counts = random.Random(seed), []
-    formats = whole_pictures()
-    for format, pictures in formats.items():
+    formats = {**whole_pictures(), **whole_videos()}
+    for format, files in formats.items():
         counts.append(found := Count(f"damaged {format}"))
+        work = watch if format.startswith("video") else use
         for _ in range(-(-count // len(formats))):
-            data = damage(dice.choice(pictures), dice)
-            found.add(lambda data=data: use(from_bytes(data)))
+            data = damage(dice.choice(files), dice)
+            found.add(lambda data=data, work=work: work(from_bytes(data)))
     if bombs:
         with TemporaryDirectory() as folder, get_context("fork").Pool(1, maxtasksperchild=1) as alone:  # each in a process
             for kind in BOMBS:

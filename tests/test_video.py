@@ -18,7 +18,7 @@ from dataset.tasks import dialogue
 from dataset.tasks.world import picture
 from dataset.tasks.world_clips import ASK, WorldClips
 from dataset.terminal import Chat
-from dataset.vision import video_files
+from dataset.vision import video, video_files
 from dataset.vision.video import frames, parts, timed, with_options
 from dataset.world.clips import EVENTS, clip
 from dataset.world.scenes import draw_scene
@@ -96,6 +96,23 @@ def test_a_file_in_a_row_is_read_as_one_on_the_disk(tmp_path):
 ])  # fmt: skip
 def test_options_stand_behind_the_name(text, meaning):
     assert with_options(text) == meaning
+
+
+@pytest.mark.parametrize("by", ["time", "scene"])
+def test_a_frame_that_leads_its_reader_into_an_error_is_a_bad_row(by, tmp_path, monkeypatch):
+    def palette_is_missing(image):
+        raise AssertionError
+
+    file = film(tmp_path / "a.gif")
+    monkeypatch.setattr(video_files, "to_rgb", palette_is_missing)
+    with pytest.raises(BadRow, match=r"a frame of the video cannot be read \(AssertionError\)"):
+        colours(frames(from_file(file), by=by))
+
+
+def test_a_video_without_frames_is_a_bad_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "changes", lambda source, count: [])
+    with pytest.raises(BadRow, match="the video has no frame"):
+        frames(from_file(film(tmp_path / "a.webp")), by="scene")
 
 
 BROKEN = {"cut.gif": lambda data: data[:40], "text.gif": lambda data: b"not a film", "empty.mp4": lambda data: b"",

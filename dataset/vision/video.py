@@ -69,6 +69,8 @@ def frames(file: Picture, count: int = FRAMES, by: str = "time") -> list[tuple[f
     if not file.read:
         raise BadRow("a drawing is not a video", "name a file")
     times = (changes if by == "scene" else uniform)(file.read(), count)
+    if not times:
+        raise BadRow("the video has no frame", REMEDY)
     return [(time, Picture(f"{file.key}@{time:.3f}", functools.partial(frame_at, file.read, time))) for time in times]
 
 

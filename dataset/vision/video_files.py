@@ -44,7 +44,7 @@ def decoded(source: Source, start: float = 0.0, thin: bool = False) -> Iterator[
             time = 0.0
             for frame in ImageSequence.Iterator(image):
                 frame.load()  # a webp knows the duration then
-                yield time, functools.partial(to_rgb, frame)
+                yield time, functools.partial(rgb, to_rgb, frame)
                 time += frame.info.get("duration", 100) / 1000
                 if (pixels := pixels + image.width * image.height) > MAX_DECODED:
                     raise ValueError(f"all frames have more than {MAX_DECODED:,} pixels")
@@ -57,7 +57,15 @@ def decoded(source: Source, start: float = 0.0, thin: bool = False) -> Iterator[
         for frame in found.container.decode(found.stream):
             if (pixels := pixels + frame.width * frame.height) > MAX_DECODED:
                 raise ValueError(f"more than {MAX_DECODED:,} pixels before the frame at {start:.1f} s")
-            yield float(frame.time or 0) - found.start, functools.partial(upright, frame)
+            yield float(frame.time or 0) - found.start, functools.partial(rgb, upright, frame)
+
+
+def rgb(convert: Callable[[Any], Image.Image], frame: Any) -> Image.Image:
+    """A frame as an image; BadRow where a broken file leads its reader into an error, whatever it is."""
+    try:
+        return convert(frame)
+    except Exception as error:
+        raise BadRow(f"a frame of the video cannot be read ({str(error) or type(error).__name__})", REMEDY) from error
 
 
 def upright(frame: Any) -> Image.Image:
@@ -116,4 +124,4 @@ def video(source: Source) -> Iterator[Video]:
                 number = stream.frames or max(1, round(seconds * rate))
                 yield Video(container, stream, (stream.start_time or 0) * tick, max(0.0, seconds - 1 / rate), number, pixels)
     except Exception as error:
-        raise BadRow(f"video cannot be read: {name} ({error or type(error).__name__})", REMEDY) from error
+        raise BadRow(f"video cannot be read: {name} ({str(error) or type(error).__name__})", REMEDY) from error
