@@ -61,8 +61,8 @@ def naming(file: Path) -> Iterator[None]:
         if code is None:
             raise
         if code == errno.ENOENT:
-            raise UserError(f"{file} could not be written: its folder was moved or deleted during the run. Put it back, and go on "
-                            f"with --resume, or start again") from error
+            raise UserError(f"{file} could not be written: {os.strerror(code)}. If its folder was moved or deleted during the "
+                            f"run, put it back and go on with --resume; else name another --out") from error
         raise UserError(f"{file} could not be written: {os.strerror(code)}. What was saved before is whole: make the folder "
                         f"writable, or name another --out") from error
 

@@ -1,7 +1,9 @@
 """Data files row by row, never all of a large one in memory; and the rows that are skipped, which are counted and named."""
 
+import errno
 import gc
 import json
+import os
 import runpy
 
 import numpy as np
@@ -12,9 +14,10 @@ from pyarrow import parquet
 from dataset.bad_rows import BadRow, BadRows
 from dataset.batches import blocks
 from dataset.formats import files, tables
-from dataset.formats.files import rewrite
+from dataset.formats.files import complete_lines, rewrite
 from dataset.mixture import load
 from dataset.uncollected import uncollected
+from dataset.writing import naming, replacing, write_text
 from model.registry import UserError
 from tests.miniatures import llava, minimind_tables, png
 from tests.test_conversations import ANSWERED, contents, written
@@ -114,3 +117,23 @@ def test_a_large_table_is_read_without_collections_and_they_go_on_after_it():
         inside = gc.isenabled()
         raise UserError("a damaged file")
     assert (inside, gc.isenabled()) == (False, True)
+
+
+def test_half_a_character_that_a_crash_left_is_cut_off(tmp_path):
+    file = tmp_path / "answers.partial"
+    file.write_bytes("[0, \"狐狸\u2028\"]\n[1, \"狐".encode()[:-1])
+    assert complete_lines(file) == ["[0, \"狐狸\u2028\"]"] and file.read_bytes() == "[0, \"狐狸\u2028\"]\n".encode()
+
+
+def test_an_error_of_the_system_names_the_file_and_leaves_what_was_there(tmp_path):
+    file = tmp_path / "scores.json"
+    write_text(file, "{}")
+    for code in (errno.ENOSPC, errno.EIO):
+        with pytest.raises(OSError, match=f"{os.strerror(code)}: '.*scores.json'"), replacing(file) as out:
+            out.write(b"half")
+            raise OSError(code, "said by the system")
+    with pytest.raises(OSError, match="No space left on device: '.*scores.json'"), naming(file):
+        raise OSError("16576 requested and 1984 written")  # as numpy says it
+    with pytest.raises(FileNotFoundError, match="another"), naming(file):
+        (tmp_path / "another").read_bytes()
+    assert file.read_text() == "{}" and list(tmp_path.iterdir()) == [file]

@@ -17,8 +17,10 @@ from dataset.formats.folders import READERS
 from dataset.tokenizer import MODEL_FILE
 from model import checkpoint, resume, run_data, run_folder
 from model.flag_file import as_mapping, from_mapping
+from model.flags import RunFlags
 from model.registry import UserError
 from model.run_data import fingerprint
+from model.runtime import Run
 from tests import tiny
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_structure import CONFIGS, config_class
@@ -75,6 +77,13 @@ def test_an_interrupted_run_is_deleted_and_the_one_before_it_is_not(tmp_path):
     out, previous = run_in(tmp_path / "sft", ended=False, saved=True), run_in(tmp_path / "sft.previous", ended=True)
     assert run_folder.make_room(out, tmp_path) == "deleted the interrupted run"
     assert not out.exists() and previous.is_dir() and sorted(tmp_path.iterdir()) == [previous]
+
+
+def test_a_link_to_a_folder_takes_one_run_after_another(tmp_path):
+    out, link = run_in(tmp_path / "disk é", ended=True), tmp_path / "link to it"
+    link.symlink_to(out)
+    Run(RunFlags(link, "", 0, 0, save_every=1, log_every=1, device="cpu"), "test").resume(tiny.vlm(), OPTIMIZER)
+    assert link.is_symlink() and list(out.iterdir()) == [] and (tmp_path / "disk é.previous" / "model.safetensors").is_file()
 
 
 def test_a_folder_without_a_checkpoint_is_left_alone(tmp_path):
