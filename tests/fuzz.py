@@ -36,7 +36,7 @@ class Count:
     peak: float = 0.0
 
     def add(self, work: Callable[[], object], cases: int = 1) -> None:
-        """Do the work of some cases, and count how it ends; `work` returns how many of them were refused."""
+        """Do the work of some cases, together in time, and count how it ends; `work` returns how many were refused."""
         began = time.process_time()
         try:
             refused = work()
@@ -47,7 +47,7 @@ class Count:
         except Exception:
             self.uncaught.append(traceback.format_exc())
         self.tried += cases
-        self.slowest = max(self.slowest, (time.process_time() - began) / cases)
+        self.slowest = max(self.slowest, time.process_time() - began)
         self.peak = max(self.peak, memory())
 
     @property

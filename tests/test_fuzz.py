@@ -27,6 +27,12 @@ def test_every_damaged_picture_is_opened_or_refused_with_a_reason():
     assert 100 < sum(one.refused for one in counts) < sum(one.tried for one in counts) and max(one.slowest for one in counts) < 5
 
 
+def test_what_parquet_cannot_hold_is_written_as_json(tmp_path):
+    WRITERS["parquet"](tmp_path / "rows.parquet", [{"answer": [{}], "question": "a"}, {"answer": "b\ud83d"}])
+    source = load(tmp_path / "rows.parquet")
+    assert len(source) == 2
+
+
 def test_what_is_not_caught_is_counted_and_fails():
     def fail():
         raise KeyError("a bug")
