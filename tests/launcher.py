@@ -3,8 +3,8 @@
 In:  one JSON request a line: {"start": {...}} or {"wait": pid, "timeout": seconds}.  Out: one JSON answer a line.
 A forked child runs the script exactly as `python SCRIPT ARGUMENTS` would, with its own folder, environment and streams.
 `die_at_step` makes it kill itself once that step is logged: a crash at a known place; `dies_by` is the signal, SIGKILL or one
-that a run may answer. `die_at_write` kills it at the n-th file that it writes, before the file has its name; `file_limit` is the
-size in bytes above which the system writes no file, as on a full disk.
+that a run may answer. `die_at_write` kills it when a file or a folder reaches the disk for the n-th time, a file before it has
+its name; `file_limit` is the size in bytes above which the system writes no file, as on a full disk.
 `fresh` makes it import the packages `model` and `dataset` anew, those beside the script: a copy with other files.
 """
 
@@ -68,17 +68,15 @@ def die_at(step: int, by: int) -> None:
 
 
 def die_at_write(count: int) -> None:
-    from model import durable
+    fsync, flushed = os.fsync, []
 
-    flush, flushed = durable.flush, []
-
-    def flush_then_die(path):
-        flush(path)
-        flushed.append(path)
+    def flush_then_die(opened):
+        fsync(opened)
+        flushed.append(opened)
         if len(flushed) == count:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    durable.flush = flush_then_die
+    os.fsync = flush_then_die
 
 
 def child(request: dict) -> int:

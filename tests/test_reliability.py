@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from model.registry import ENCODERS, TASKS, UserError
 from model.runtime import Run
 from model.stopping import Stopped, StopSignals
 from tests import soak, tiny
+from tests.conftest import ROOT
 from tests.soak import Soak
 
 
@@ -26,22 +30,19 @@ def runs(launcher, tmp_path_factory) -> Soak:
     return Soak(tmp_path_factory.mktemp("soak"), launcher)
 
 
+@pytest.mark.parametrize("tries", [case.tries for case in soak.CASES if case.tries is not soak.fuzzed])  # tests/test_fuzz.py is
+def test_what_the_table_says_follows(tries, runs):
+    assert tries(runs, True)
+
+
+def test_the_page_holds_the_table_and_what_its_long_form_tried():
+    (section,) = soak.SECTION.findall(soak.PAGE.read_text(encoding="utf-8"))
+    tried = dict(soak.cells(section))
+    assert list(tried) == [case.what for case in soak.CASES] and all(tried.values()) and soak.table(tried) == section
+    assert tried["kill -9, or a power cut"].startswith("40 of 40") and not any("NO:" in one for one in tried.values())
+
+
 # ---------------------------------------------------------------- signals
-
-
-@pytest.mark.parametrize(("stage", "ranks", "number", "saved"), [
-    ("pretraining", 1, signal.SIGINT, 4), ("pretraining", 2, signal.SIGTERM, 5), ("GRPO", 1, signal.SIGTERM, 4),
-])  # fmt: skip
-def test_a_signal_saves_the_step_and_the_run_goes_on_to_the_same_weights(stage, ranks, number, saved, runs):
-    whole, out = f"whole-{stage}-{ranks}", f"stopped-{stage}-{ranks}"
-    done = runs.run(stage, out, ranks=ranks, die_at_step=3, dies_by=number)  # ranks agree on it in the step after that
-    assert [one.status for one in done] == [128 + number] * ranks, done[0].err
-    assert f"saved at step {saved}; go on with --resume" in done[0].out and "Traceback" not in done[0].err
-    assert resume.saved_steps(runs.folder / out)[-1].name == f"{saved:06d}"
-    assert all(one.status == 0 for one in runs.run(stage, out, ranks=ranks))
-    assert all(one.status == 0 for one in runs.run(stage, whole, ranks=ranks))
-    ends = [checkpoint.tensor_file.read(runs.folder / name / "model.safetensors") for name in (whole, out)]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_the_first_signal_is_remembered_and_the_second_ends_at_once(capfd):
@@ -64,6 +65,40 @@ def test_a_rank_takes_the_echo_of_torchrun_for_no_second_signal(capfd):
             signal.raise_signal(signal.SIGINT)
 
 
+def test_a_closed_terminal_is_one_signal_however_often_it_is_told_and_none_under_nohup(capfd):
+    with StopSignals(several=False) as signals:
+        for _ in range(3):  # by the system, and by the shell
+            signal.raise_signal(signal.SIGHUP)
+        assert signals.number == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals(several=False) as signals:
+        signal.raise_signal(signal.SIGHUP)
+        assert signals.number == 0
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_without_its_terminal_writes_to_nowhere():
+    terminal, end = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", CLOSED], cwd=ROOT, stdin=end, stdout=end, stderr=subprocess.PIPE) as run:
+        os.close(end)
+        assert os.read(terminal, 100).startswith(b"open")
+        os.close(terminal)
+        run.send_signal(signal.SIGHUP)
+        assert run.communicate(timeout=60)[1] == b"" and run.returncode == 129
+
+
+CLOSED = """
+import time
+from model import stopping
+stopping.end_on_signals()
+print("open", flush=True)
+try:
+    time.sleep(60)
+finally:
+    print("a line for a terminal that is closed", flush=True)
+"""
+
+
 def test_a_run_is_saved_when_it_is_due_and_where_a_signal_asks_for_it(tmp_path):
     run = a_run(tmp_path, save_every=4)
     run.first = 4
@@ -77,6 +112,13 @@ def test_a_run_is_saved_when_it_is_due_and_where_a_signal_asks_for_it(tmp_path):
 
 def a_run(out: Path, **changes) -> Run:
     return Run(RunFlags(out, "", 0, 0, **{"save_every": 1, "log_every": 1, "device": "cpu", **changes}), "test")
+
+
+def test_a_clock_that_is_set_back_changes_no_duration(tmp_path, monkeypatch):
+    run = a_run(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    run.count_tokens([{"input_ids": torch.ones(10)}])
+    assert 0 <= run.seconds < 60 and run.tokens_per_second() > 0.1
 
 
 BATCH = [{"ids": [f"rows.jsonl:{k}" for k in range(10)], "input_ids": torch.ones(2, 3)}]
@@ -123,12 +165,6 @@ def test_weights_that_are_not_finite_are_not_saved_over_others(tmp_path):
     assert checkpoint.load(tmp_path) and not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("stage", ["pretraining", "SFT", "DPO", "GRPO"])
-def test_an_absurd_learning_rate_ends_in_a_line(stage, runs):
-    (done,) = runs.run(stage, f"hot-{stage}", "--lr", 1e30, "--max_bad_steps", 1)
-    assert done.status == 1 and "ower --lr" in done.err.splitlines()[-1] and "Traceback" not in done.err, done.err[-2000:]
-
-
 # ---------------------------------------------------------------- what a crash leaves
 
 
@@ -159,31 +195,7 @@ def test_temporary_files_of_dead_processes_go_and_the_lock_too(tmp_path):
     assert not list(tmp_path.glob(".*.lock"))
 
 
-def test_a_kill_inside_a_save_leaves_the_state_before(runs):
-    assert runs.same_end("SFT", 1, [{"die_at_write": 30}]) == ""
-
-
 # ---------------------------------------------------------------- damage, space
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> Path:
-    return soak.checkpoint_with_states(tmp_path_factory.mktemp("sound"))
-
-
-@pytest.mark.parametrize(("name", "damage"), soak.DAMAGED)
-def test_a_damaged_file_is_named_with_the_remedy(name, damage, sound, tmp_path):
-    message = soak.message_about(sound, name, damage, tmp_path / "copy")
-    assert soak.names_its_file(name, message), message
-    if name.startswith("resume"):
-        assert message.endswith("remove " + str(tmp_path / "copy/resume/000004") + ", and --resume goes on at step 2"), message
-
-
-def test_a_full_disk_is_said_with_the_file_and_the_remedy(runs):
-    (done,) = runs.run("pretraining", "full", file_limit=200_000)
-    assert done.status == 1 and "Traceback" not in done.err
-    assert "full/model.safetensors could not be written: the disk is full" in done.err.splitlines()[-1]
-    assert not list((runs.folder / "full").rglob("*.tmp"))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -199,19 +211,6 @@ def test_a_disk_with_too_little_space_is_noticed_before(tmp_path):
 
 
 # ---------------------------------------------------------------- ranks, options
-
-
-def test_ranks_that_differ_end_at_once_with_the_name_of_the_flag(runs):
-    began = time.time()
-    done = [runs.launcher.wait(one) for one in [
-        runs.launcher.start(*soak.STAGES["pretraining"], *soak.COMMON, "--out", "ranks", "--batch_size", 4 + int(rank),
-                            cwd=runs.folder, env={"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                                                  "MASTER_PORT": PORT}) for rank in "01"]]  # fmt: skip
-    assert [one.status for one in done] == [1, 1] and time.time() - began < 60
-    assert done[0].err.splitlines()[-1].startswith("rank 1 was started with --batch_size 5, rank 0 with 4: start every rank with")
-
-
-PORT = str(soak.free_port())
 
 
 def test_facts_of_ranks_are_named_by_their_flags(monkeypatch):
