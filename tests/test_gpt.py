@@ -127,14 +127,22 @@ def test_attention_written_out_is_the_fused_kernel(monkeypatch, causal, tokens, 
     for x in (q, *kv):
         x.requires_grad_()
     results = []
-    for longest in (9, 8):  # written out, and too long for that
-        monkeypatch.setattr("model.attention.LONGEST_WRITTEN_OUT", longest)
+    for most in (9 * 9, 9 * 5 - 1):  # written out, and too long for that
+        monkeypatch.setattr("model.attention.MOST_SCORES", most)
         out = attention(q, *kv, causal=causal)
         results.append((out, *torch.autograd.grad(out.square().sum(), (q, *kv))))
     kernel = F.scaled_dot_product_attention(q, *kv, is_causal=causal, enable_gqa=True)
     torch.testing.assert_close(results[1][0], kernel, rtol=0, atol=0)
     for written_out, fused in zip(*results):
         torch.testing.assert_close(written_out, fused)
+
+
+def test_masked_keys_add_nothing_in_either_form(monkeypatch):
+    q, kv, stored = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 7, 8), torch.arange(7) < torch.tensor([[5], [2]])
+    alone = torch.cat([attention(q[k:k + 1], kv[k:k + 1, :, :n], kv[k:k + 1, :, :n]) for k, n in enumerate((5, 2))])
+    for most in (4 * 7, 0):
+        monkeypatch.setattr("model.attention.MOST_SCORES", most)
+        torch.testing.assert_close(attention(q, kv, kv, mask=stored[:, None, None]), alone)
 
 
 def test_attention_is_the_formula_of_its_docstring():

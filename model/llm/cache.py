@@ -5,9 +5,9 @@ Legend: B sequences, T tokens, H heads, K channels per head.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from model.attention import attention
 from model.config import LLMConfig
 from model.llm.attention import PackedSequences, attend
 
@@ -35,7 +35,7 @@ class Cache:
         keys, values = keys[:, :, : self.longest + 1], values[:, :, : self.longest + 1]
         # Query heads that share a key head are passed as query positions, so that no key is copied.
         grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])  # (B, fewer heads, query heads per key head, K)
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=stored[:, None, None]).reshape(q.shape)
+        return attention(grouped, keys, values, mask=stored[:, None, None]).reshape(q.shape)
 
     def advance(self, lengths: Tensor | int, longest: int) -> None:
         """Count the tokens that all layers have stored: `lengths` per row, `longest` their maximum."""
