@@ -245,7 +245,7 @@ MODULES = {  # commands that are run in a short form elsewhere
     "model.llm.gguf": "test_pretrained::test_smollm2_goes_on_with_a_text_as_transformers_does",
     "model.registry": "test_parts::test_the_list_of_parts_gives_sizes_and_imports_no_library_that_it_does_not_need",
     "tests.fuzz": "test_fuzz::test_every_damaged_row_is_read_or_refused_with_a_reason",
-    "tests.soak": "test_reliability::test_a_damaged_file_is_named_with_the_remedy",
+    "tests.soak": "test_reliability::test_what_the_table_says_follows",
     "tests.speed": "test_speed::test_the_command_prints_both_speeds_and_their_ratio",
     "web_demo.py": "test_web_demo::test_the_script_answers_with_a_checkpoint_and_refuses_huge_files",
 }
