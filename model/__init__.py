@@ -12,3 +12,7 @@ if importlib.util.find_spec("tyro") is None:
 # Read once, when torch is loaded. OpenMP's threads spin while they wait for each other, by default; beside any other process they
 # then wait for threads that do not run, and training takes twice as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# oneDNN keeps what it compiled for each of the last 1,024 shapes. Here the number of tokens differs in every step, so that this
+# would hold gigabytes and be used hardly ever.
+for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(name, "16")

@@ -14,6 +14,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: these models are too small for two threads
 
+from model.stopping import STOPPING
 from tests import miniatures
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,15 @@ class Launcher:
     def wait(self, started: Started, timeout: float = 300) -> Done:
         status = self.request({"wait": started.pid, "timeout": timeout})
         return Done(status, started.streams["stdout"].read_text(), started.streams["stderr"].read_text())
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """What a script says in this process about signals ends with its test: forked processes would only remember SIGTERM."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

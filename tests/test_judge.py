@@ -314,7 +314,8 @@ def test_asking_nothing_answers_nothing():
 
 def test_ctrl_c_does_not_wait_for_a_server_that_hangs(serve):
     server = serve(lambda text: 60.0)
-    code = f"from dataset.judge import Judge, message; Judge('m', {server.url!r}, cache=None).ask([[message('Is it?')]] * 2)"
+    code = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore it
+            f"from dataset.judge import Judge, message; Judge('m', {server.url!r}, cache=None).ask([[message('Is it?')]] * 2)")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not server.requests and process.poll() is None:
         time.sleep(0.05)

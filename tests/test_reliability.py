@@ -66,15 +66,15 @@ def test_a_rank_takes_the_echo_of_torchrun_for_no_second_signal(capfd):
 
 
 def test_a_closed_terminal_is_one_signal_however_often_it_is_told_and_none_under_nohup(capfd):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup themselves
     with StopSignals(several=False) as signals:
         for _ in range(3):  # by the system, and by the shell
             signal.raise_signal(signal.SIGHUP)
         assert signals.number == signal.SIGHUP
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with StopSignals(several=False) as signals:
         signal.raise_signal(signal.SIGHUP)
         assert signals.number == 0
-    signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_without_its_terminal_writes_to_nowhere():
@@ -88,8 +88,10 @@ def test_a_run_without_its_terminal_writes_to_nowhere():
 
 
 CLOSED = """
+import signal
 import time
 from model import stopping
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 stopping.end_on_signals()
 print("open", flush=True)
 try:

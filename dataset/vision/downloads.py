@@ -82,7 +82,7 @@ def body(url: str, seconds: float) -> bytes:
             if len(data) > MAX_DOWNLOAD:
                 raise ValueError(f"it is larger than {MAX_DOWNLOAD:,} bytes")
             if time.monotonic() > end:
-                break  # nobody waits any more
+                raise TimeoutError(f"not within {seconds:g} s")
     return bytes(data)
 
 

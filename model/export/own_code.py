@@ -39,10 +39,10 @@ def filled(name: str, **values: str) -> str:
 
 
 def source_with_parts(module: str, done: set[str]) -> str:
-    """The source of a connector's module, after those of model/connector that it imports."""
+    """The source of a connector's module, after those of model/connector and model/attention.py that it imports."""
     done.add(module)
     file = Path(str(importlib.import_module(module).__file__))
-    needed = re.findall(r"^from (model\.connector[\w.]*) import", file.read_text(encoding="utf-8"), re.MULTILINE)
+    needed = re.findall(r"^from (model\.(?:connector|attention)[\w.]*) import", file.read_text(encoding="utf-8"), re.MULTILINE)
     parts = [source_with_parts(name, done) for name in needed if name not in done]
     return "\n\n".join([*parts, definitions(file)])
 
