@@ -14,7 +14,7 @@ import torch
 from model.registry import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-BF16_CHANNELS = 256  # a language model of fewer is no faster in bf16 on a CPU: casts then cost what products save
+BF16_CHANNELS = 128  # a language model of fewer, as in a test, is no faster in bf16 on a CPU: casts cost what products save
 
 
 def keep_freed_memory() -> None:

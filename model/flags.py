@@ -111,7 +111,7 @@ class RunFlags:
     context_parallel: Count = data_flag(1)  # with torchrun: processes that share each sequence; its length may grow with them
     checkpointing: bool = False  # less memory for one more forward pass: activations are computed again, not stored
     compile: bool = False  # torch.compile: a minute of waiting, then faster on a GPU
-    dtype: str = "auto"  # auto: bf16 on a GPU that has it, and for small and base on a CPU that has it; else fp32
+    dtype: str = "auto"  # auto: bf16 on a GPU or a CPU that multiplies in it, else fp32
     device: str = "auto"  # auto | cpu | cuda | mps
     wandb: str = ""  # log to Weights & Biases as well: its PROJECT, or PROJECT/NAME of the run
     dry_run: bool = False  # print parameters, rows, steps, and by two trial steps time and memory; save nothing
