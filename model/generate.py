@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.llm.attention import PackedSequences
@@ -92,21 +93,34 @@ def sample(
         before = probabilities.cumsum(-1) - probabilities  # of likelier tokens: 0 for the first, so it stays
         dropped = (before >= top_p).scatter(1, order, before >= top_p)
         logits = logits.masked_fill(dropped, float("-inf"))
-    logps = logits.log_softmax(-1)
-    tokens = draw(logps.exp(), generator)[:, None]
-    return tokens.squeeze(1), logps.gather(1, tokens).squeeze(1)
+    probabilities = logits.softmax(-1)
+    tokens = draw(probabilities, generator)
+    return tokens, probabilities.gather(1, tokens[:, None]).squeeze(1).log()
 
 
 def draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(B, V) -> (B,): a random token per row, by inverting the cumulative distribution.
+    """(B, V) -> (B,): a random token per row, by inverting the cumulative distribution, first of blocks and then of one block.
 
-    It needs one random number per row; torch.multinomial draws V of them, which is slow on a CPU.
+    It needs one random number per row and sums of two short axes. torch.multinomial draws V random numbers, and a running sum
+    over all of V is slow on a CPU.
     """
-    cumulative = probabilities.cumsum(-1)  # (B, V)
-    point = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device) * cumulative[:, -1:]  # (B, 1)
-    point = torch.minimum(point, cumulative[:, -1:].nextafter(torch.zeros_like(point)))  # below the end even after rounding
-    tokens = torch.searchsorted(cumulative, point, right=True).squeeze(1)  # right: never a token of probability 0
-    return tokens.clamp(max=probabilities.shape[1] - 1)  # of a row of NaN it would be V
+    rows, vocabulary = probabilities.shape
+    width = math.isqrt(vocabulary - 1) + 1
+    blocks = F.pad(probabilities, (0, -vocabulary % width)).unflatten(1, (-1, width))  # (B, blocks, width)
+    ends = blocks.sum(-1).cumsum(-1)  # (B, blocks)
+    point = torch.rand(rows, 1, generator=generator, device=ends.device) * ends[:, -1:]  # (B, 1)
+    block = above(ends, point)
+    begin = F.pad(ends, (1, 0)).gather(1, block)  # (B, 1) where the block begins
+    inside = blocks[torch.arange(rows, device=block.device), block.squeeze(1)].cumsum(-1)  # (B, width)
+    tokens = block * width + above(inside, point - begin)
+    return tokens.squeeze(1).clamp(max=vocabulary - 1)  # of a row of NaN it would be V or more
+
+
+def above(cumulative: Tensor, point: Tensor) -> Tensor:
+    """The first place of each row whose sum is above the point, (B, n), (B, 1) -> (B, 1): never one of probability 0."""
+    end = cumulative[:, -1:]
+    point = torch.minimum(point, end.nextafter(torch.zeros_like(end)))  # below the end even after rounding
+    return torch.searchsorted(cumulative, point, right=True).clamp(max=cumulative.shape[1] - 1)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from model.generate import decode, generate, next_logits, prefill, sample, stream
+from model.generate import decode, draw, generate, next_logits, prefill, sample, stream
 from model.losses import IGNORE, score
 from tests import tiny
 
@@ -186,6 +186,19 @@ def test_samples_and_their_log_probabilities_come_from_one_distribution(top_p):
         assert drawn.float().mean().item() == pytest.approx(probability, abs=0.015)  # 4 standard errors
         if drawn.any():
             assert logps[drawn].exp().tolist() == pytest.approx([probability] * int(drawn.sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 37, 6400])
+def test_a_token_is_drawn_where_the_sum_of_probabilities_passes_the_random_number(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    probabilities = (4 * torch.randn(500, vocabulary, generator=generator)).softmax(-1)
+    probabilities[:, 1:][torch.rand(500, vocabulary - 1, generator=generator) < 0.5] = 0.0
+    tokens = draw(probabilities, torch.Generator().manual_seed(9))
+    ends = probabilities.double().cumsum(-1)
+    point = torch.rand(500, 1, generator=torch.Generator().manual_seed(9)).double() * ends[:, -1:]
+    last, first = ends.gather(1, tokens[:, None]), (ends - probabilities.double()).gather(1, tokens[:, None])
+    assert (first - 1e-6 <= point).all() and (point <= last + 1e-6).all()  # of the token that was drawn
+    assert (probabilities.gather(1, tokens[:, None]) > 0).all()
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(-0.1, 1.0), (1.0, 0.0), (1.0, 1.1)])
