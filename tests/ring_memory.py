@@ -22,7 +22,7 @@ from model.cli import RunFlags
 from model.losses import score
 from model.runtime import Run
 from tests import tiny
-from tests.speed import memory
+from tests.speed.measuring import memory
 
 
 @dataclass

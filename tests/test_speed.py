@@ -5,7 +5,8 @@ import torch
 
 from model.config import VLMConfig
 from model.losses import IGNORE
-from tests import speed, tiny
+from tests import tiny
+from tests.speed import __main__ as speed
 
 CONFIG = speed.Config(steps=1, rows=3, maximum=128, ladder=True)
 ENCODER = "clip_random:size=8,patch=4,width=16,layers=1,heads=2"

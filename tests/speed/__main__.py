@@ -12,12 +12,9 @@ backward, clip, update. Reading and resizing pictures is left out of every leg: 
 Ratios travel to another machine; seconds do not. tests/test_speed.py gates on what is counted, not timed.
 """
 
-import ctypes
-import platform
 import statistics
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +31,7 @@ from model.llm.attention import PackedSequences
 from model.losses import IGNORE, next_token_targets
 from model.optimizer import clip_gradients, make_optimizer
 from model.vlm import VLM, count_parameters
+from tests.speed.measuring import added_memory, gemm_rate, spread
 
 IMAGE, PAD = 4, 2  # ids of the placeholder and of padding; any would do
 
@@ -185,37 +183,9 @@ def make_legs(config: Config, model_config: VLMConfig) -> list[Leg]:
 # ---------------------------------------------------------------- measuring
 
 
-def gemm_rate() -> float:
-    """GFLOP/s of a 1024 x 1024 x 1024 matrix product in fp32: what this machine could do at best in this moment."""
-    a, b, seconds = torch.randn(1024, 1024), torch.randn(1024, 1024), []
-    for _ in range(9):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
-    return 2 * 1024**3 / statistics.median(seconds) / 1e9
-
-
-def memory(line: str) -> int:
-    """Bytes from this line of the kernel's account of this process (VmRSS: resident now, VmHWM: the most so far)."""
-    text = Path("/proc/self/status").read_text()
-    return 1024 * int(text.split(f"{line}:")[1].split()[0])
-
-
 def step_memory(leg: Leg) -> float:
-    """The most bytes that a step adds to the weights and the optimizer's state; nan where it cannot be known (not glibc)."""
-    if platform.libc_ver()[0] != "glibc":
-        leg.step(leg.batches[0])
-        return float("nan")
-    ctypes.CDLL(None).malloc_trim(0)  # memory that earlier legs freed goes back to the kernel ...
-    Path("/proc/self/clear_refs").write_text("5")  # ... and their peak is forgotten
-    before = memory("VmRSS")
-    leg.step(leg.batches[0])
-    return memory("VmHWM") - before
-
-
-def spread(values: list[float], digits: int) -> str:
-    """The median and the range."""
-    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
+    """The most bytes that a step adds to the weights and the optimizer's state."""
+    return added_memory(lambda: leg.step(leg.batches[0]))
 
 
 def main(config: Config) -> None:
