@@ -19,6 +19,7 @@ from model import cli
 from model.registry import ALGORITHMS, PREFERENCE_LOSSES, TASKS, split_options
 from tests import miniatures, test_native
 from tests.conftest import ENCODER, ROOT
+from tests.speed.__main__ import Config as SpeedConfig
 from tests.test_structure import CONFIGS, SCRIPTS, TREES, config_class
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "model/README.md", "dataset/README.md")
@@ -228,7 +229,7 @@ def test_every_flag_that_the_readme_names_is_one_of_a_script(page):
     others = r"(?:python -m|pip install|torchrun|transformers serve|vllm serve) [^`\n]*?(?=[\w-]+\.py|`|\n)"
     text = re.sub(others, "", PAGES[page])
     known = {name for config in CONFIGS for name in cli.flag_names(config_class(*config)())}
-    known |= {"config", "help", "train", "ladder"}  # the flags --train.PART; tests/speed.py --ladder
+    known |= {"config", "help", "train", *cli.flag_names(SpeedConfig())}  # the flags --train.PART; those of the benchmark
     assert not set(re.findall(r"--([a-z][\w.]*\w)", text)) - known
 
 

@@ -61,7 +61,7 @@ class Attention(nn.Module):
     qk_norm applies RMSNorm to every query and key head, so that their product cannot grow without bound (Qwen3).
     """
 
-    attend = staticmethod(attend)  # tests/speed.py replaces it on instances
+    attend = staticmethod(attend)  # tests/speed/legs.py replaces it on instances
 
     def __init__(self, config: LLMConfig, layer: int):
         super().__init__()

@@ -1,230 +1,191 @@
-"""How fast a training step is: the packed form of this repository against ordinary padded training, side by side.
+"""How fast a training step is, beside padded training and beside the code of others, in each supervised stage and in DPO.
 
-In:  fixed pretraining-like rows (about 93 tokens: an image's 50, a question, a caption of about 18 learned ones), random weights.
-Out: printed: samples/s of both forms, their ratio with its range, the machine's GEMM rate in the same minutes, memory.
+In:  rows with the lengths of real ones (rows.py), random weights; of peers, a folder with their code.
+Out: printed: rows/s of every leg, what the scripts' two ways are to it, memory, the machine's rate of matrix products in the same
+     minutes, and the share of it that they reach; a line of JSON at the end of tests/speed/results.jsonl.
 
-    python -m tests.speed                               two threads, `small`, about two minutes
-    python -m tests.speed --ladder --threads 1          what each step from the padded form to ours brings
+    python -m tests.speed                               two threads, `small`, under five minutes
+    python -m tests.speed --peer minimind-v:PATH --peer nanovlm:PATH --optimizer adamw --dtype fp32 --stage pretrain sft
+    python -m tests.speed --ladder --stage pretrain     what each step from the padded form to ours brings
+    python -m tests.speed --steps_compared 50 --dtype fp32 --stage pretrain        no times: are the losses equal?
 
-A form is one leg. Legs alternate in one process, so that whatever else the machine does falls on all of them; each has its own
-copy of the same weights and sees the same rows, and their first losses must agree. A step is that of 1-pretrain_vlm.py: forward,
-backward, clip, update. Reading and resizing pictures is left out of every leg: a step starts from tensors.
+Legs alternate, so that whatever else the machine does falls on all of them; each has its own copy of the same weights and sees
+the same rows. A peer is a process of its own (peer_worker.py). Padding to the maximum is what MiniMind-V does, padding to the
+longest row what trl, LLaVA and TinyLLaVA do. Reading and resizing pictures is left out of every leg: a step starts from tensors.
+Micro-batches and an update are timed apart and added up to an update of --batch_size rows.
 Ratios travel to another machine; seconds do not. tests/test_speed.py gates on what is counted, not timed.
 """
 
+import contextlib
 import statistics
-import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+import tyro
 from torch import Tensor
 
-from dataset.chat import Document
-from dataset.collate import Images, collate, pad
-from dataset.images import Picture
 from model import cli
-from model.config import PRESETS, VLMConfig
-from model.devices import DTYPES, use_wide_vectors
-from model.encoder import Encoder
-from model.llm.attention import PackedSequences
-from model.losses import IGNORE, next_token_targets
-from model.optimizer import clip_gradients, make_optimizer
+from model.config import VLMConfig, preset
+from model.devices import pick_dtype
+from model.losses import IGNORE
+from model.registry import UserError
 from model.vlm import VLM, count_parameters
-from tests.speed.measuring import added_memory, gemm_rate, spread
+from tests.speed.alone import memory_alone
+from tests.speed.legs import FORMS, LADDER, LONGEST, OURS, Form, Leg
+from tests.speed.measuring import RESULTS, add_result, added_memory, gemm_rate, prepare, spread
+from tests.speed.peers import Peer, name_and_commit, task
+from tests.speed.rows import IMAGE, PACKING, STAGES, image_tables, make_documents, parts
+from tests.speed.table import Measured, numbers, print_table
 
-IMAGE, PAD = 4, 2  # ids of the placeholder and of padding; any would do
+VOCABULARY = 6400  # of the tokenizer here, and of MiniMind-V's
 
 
 @dataclass
 class Config:
-    preset: str = "small"  # nano | small | base: the language model's size
+    stage: tuple[str, ...] = tuple(STAGES)  # pretrain | sft | dpo, one or more
+    preset: str = "small"  # nano | small | base: the language model's size; small:hidden_size=640 and the like
     encoder: str = "clip_random:size=224,patch=32,width=768,layers=12,heads=12"  # ViT-B/32: 50 tokens an image
-    threads: int = 2  # of PyTorch; 1 when anything else runs on the machine
-    rounds: int = 3  # counted rounds; in each, every leg runs once
-    steps: int = 2  # steps of a leg, each on a micro-batch of its own
-    rows: int = 8  # rows a micro-batch
-    maximum: int = 512  # what the padded form pads every row to
-    ladder: bool = False  # also the forms between the two
-    optimizer: str = "adamw"  # adamw | muon, which stage 1 takes by itself
-    dtype: str = "fp32"  # fp32 | bf16
-    seed: int = 3  # of the rows and the weights; 3 draws 16 rows of 92.4 tokens, 18.6 learned: near the mean of many
+    optimizer: str = ""  # adamw | muon; default: that of each stage's script
+    dtype: str = "auto"  # auto | fp32 | bf16, as in the scripts
+    device: str = "auto"  # auto | cpu | cuda
+    threads: cli.Count = 2  # of PyTorch; 1 when anything else runs on the machine
+    rounds: cli.Count = 3  # counted rounds; in each, every leg runs once
+    rows: cli.Count = 8  # rows a micro-batch
+    steps: cli.Count = 2  # micro-batches a leg and round
+    batch_size: cli.CountOrZero = 0  # rows an update; 0: as each stage's script: 40, of preferences 8 pairs
+    maximum: cli.CountOrZero = 0  # what rows are padded to; 0: 512 in pretraining, 768 after it
+    ladder: bool = False  # the steps between the padded forms and ours, in place of the encoder at every step
+    peer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # minimind-v:PATH | nanovlm:PATH: the folder of another's code
+    same_settings: bool = True  # peers, too, multiply and allocate with the libraries and settings that are chosen here
+    steps_compared: cli.CountOrZero = 0  # compare the losses of so many steps, padded and packed, and time nothing
+    results: Path | None = RESULTS  # where a line of results goes; None: nowhere
+    seed: cli.Seed = 222  # of rows and weights; 222 draws 16 rows of 92.9 and of 185.2 tokens: near the means of many
 
 
-@dataclass(frozen=True)
-class Form:
-    """One way to compute the same step."""
-
-    name: str
-    padded: str  # "maximum": rows padded to a fixed length; "longest": to the micro-batch's longest; "": no padding
-    everywhere: bool  # logits at every position, padding too; otherwise where something is learned
-    cached: bool  # the frozen encoder's features come from a cache; otherwise it runs at every step
+def model_config(config: Config) -> VLMConfig:
+    return preset(config.preset, vocab_size=VOCABULARY, image_token_id=IMAGE, encoder=config.encoder)
 
 
-LADDER = (
-    Form("padded to the maximum", "maximum", everywhere=True, cached=False),
-    Form("+ padded to the longest", "longest", everywhere=True, cached=False),
-    Form("+ learned positions only", "longest", everywhere=False, cached=False),
-    Form("+ cached features", "longest", everywhere=False, cached=True),
-    Form("packed (ours)", "", everywhere=False, cached=True),
-)
-NAIVE, OURS = LADDER[0], LADDER[-1]
-
-
-# ---------------------------------------------------------------- rows and batches
-
-
-def make_documents(count: int, image_tokens: int, vocabulary: int, seed: int) -> list[Document]:
-    """Rows of one image, a question of 18-32 tokens and a caption whose length is log-normal, 18 in the mean, at most 80."""
-    generator = torch.Generator().manual_seed(seed)
-    documents = []
-    for index in range(count):
-        question = int(torch.randint(18, 33, (1,), generator=generator))
-        caption = int(torch.empty(1).log_normal_(2.8, 0.42, generator=generator).round().clamp(5, 80))
-        text = torch.randint(IMAGE + 1, vocabulary, (question + caption,), generator=generator).tolist()
-        learn = [False] * (image_tokens + question) + [True] * caption
-        picture = Picture(f"picture {index}", load=None)  # only its key is used: a table holds its tensor
-        documents.append(Document(f"row {index}", [IMAGE] * image_tokens + text, learn, (picture,)))
-    return documents
-
-
-def image_tables(documents: list[Document], encoder: Encoder, seed: int) -> dict[bool, Images]:
-    """How a batch gets its images: {cached: pictures -> features (N, P, D), not cached: pictures -> pixels (N, 3, S, S)}."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels, features = {}, {}
-    for (picture,) in (document.pictures for document in documents):
-        pixels[picture] = torch.randn(3, encoder.size, encoder.size, generator=generator)
-        with torch.no_grad():
-            features[picture] = encoder(pixels[picture][None])[0].half().float()  # a cache keeps fp16
-    return {
-        cached: lambda pictures, table=table: torch.stack([table[picture] for picture in pictures])
-        for cached, table in ((True, features), (False, pixels))
-    }
-
-
-def make_batch(documents: list[Document], form: Form, maximum: int, tables: dict[bool, Images]) -> dict:
-    """The micro-batch as this form computes it. In a padded one padding is part of the row: every position is computed."""
-    images = tables[form.cached]
-    if not form.padded:
-        return collate(documents, images)
-    batch = pad(documents, images, PAD)
-    rows, longest = batch["input_ids"].shape
-    length = maximum if form.padded == "maximum" else longest
-    if longest > length:
-        raise ValueError(f"a row of {longest} tokens does not fit into --maximum {length}")
-    batch["input_ids"] = F.pad(batch["input_ids"], (0, length - longest), value=PAD)
-    batch["labels"] = F.pad(batch["labels"], (0, length - longest), value=IGNORE)
-    batch["position_ids"] = torch.arange(length).expand(rows, length)
-    batch["document_ids"] = torch.arange(rows)[:, None].expand(rows, length)
-    return batch
-
-
-# ---------------------------------------------------------------- one leg
-
-
-def attend_rows(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
-    """What a padded implementation does: rows of one length are padded already, so nothing is copied."""
-    q, k, v = (x.unflatten(0, (packed.count, packed.longest)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(0, 1)
-
-
-class Leg:
-    """A form with its own copy of the weights, its optimizer and its batches."""
-
-    def __init__(self, form: Form, model: VLM, batches: list[dict], config: Config):
-        self.form, self.batches, self.dtype = form, batches, DTYPES[config.dtype]
-        self.model = VLM(model.config, encoder=model.encoder)  # the encoder is frozen: one serves all legs
-        self.model.load_state_dict(model.state_dict())
-        self.optimizer = make_optimizer(self.model, config.optimizer, lr=4e-4, weight_decay=0.05, dtype=self.dtype)
-        if form.padded:
-            for block in self.model.llm.blocks:
-                block.self_attn.attend = attend_rows
-
-    def loss(self, batch: dict) -> Tensor:
-        """The mean over learned tokens."""
-        targets = next_token_targets(batch["labels"], batch["document_ids"])
-        learned = targets != IGNORE
-        wanted = torch.ones_like(learned) if self.form.everywhere else learned
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(batch, wanted)
-        return F.cross_entropy(logits.float(), targets[wanted], ignore_index=IGNORE, reduction="sum") / learned.sum()
-
-    def step(self, batch: dict) -> float:
-        """One update; returns the loss before it."""
-        loss = self.loss(batch)
-        loss.backward()
-        clip_gradients(self.model, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.item()
-
-    def seconds(self) -> float:
-        """How long one pass over the batches takes."""
-        start = time.perf_counter()
-        for batch in self.batches:
-            self.step(batch)
-        return time.perf_counter() - start
-
-
-def make_legs(config: Config, model_config: VLMConfig) -> list[Leg]:
-    """A leg for each form, all with the same weights and rows."""
+def make_legs(config: Config, name: str, shape: VLMConfig, forms: tuple[Form, ...], count: int = 0) -> list[Leg]:
+    """A leg for each form, all with the same weights and rows: `count` micro-batches, or --steps."""
+    stage, device = STAGES[name], prepare(config.device, config.threads)
+    dtype = pick_dtype(config.dtype, device, shape.llm.hidden_size)
     torch.manual_seed(config.seed)
-    model = VLM(model_config)
+    model = VLM(shape).to(device)
     model.encoder.requires_grad_(False)
-    documents = make_documents(config.steps * config.rows, model.image_tokens, model_config.llm.vocab_size, config.seed)
+    rows = config.rows * (count or config.steps)
+    documents = make_documents(stage, rows, model.image_tokens, shape.llm.vocab_size, config.seed)
     tables = image_tables(documents, model.encoder, config.seed)
-    parts = [documents[start : start + config.rows] for start in range(0, len(documents), config.rows)]
-    return [
-        Leg(form, model, [make_batch(part, form, config.maximum, tables) for part in parts], config)
-        for form in (LADDER if config.ladder else (NAIVE, OURS))
-    ]
+
+    def batches(form: Form) -> list[dict]:
+        pack, length = PACKING[form.padded], config.maximum or stage.maximum
+        made = [pack(part, tables[form.stored], length) for part in parts(documents, config.rows)]
+        return [{key: value.to(device) if isinstance(value, Tensor) else value for key, value in one.items()} for one in made]
+
+    return [Leg(form, stage, model, batches(form), dtype, config.optimizer or stage.optimizer) for form in forms]
 
 
-# ---------------------------------------------------------------- measuring
+def rows_an_update(config: Config, name: str) -> int:
+    return config.batch_size or STAGES[name].batch_size
 
 
-def step_memory(leg: Leg) -> float:
-    """The most bytes that a step adds to the weights and the optimizer's state."""
-    return added_memory(lambda: leg.step(leg.batches[0]))
+def forms_of(config: Config, name: str) -> tuple[Form, ...]:
+    """The forms of a stage: of preferences the two that trainers have."""
+    return LADDER if config.ladder else (LONGEST, OURS) if STAGES[name].pairs else FORMS
 
 
-def main(config: Config) -> None:
-    torch.set_num_threads(config.threads)
-    use_wide_vectors()
-    legs = make_legs(config, replace(PRESETS[config.preset], encoder=config.encoder, image_token_id=IMAGE))
-    model, packed = legs[0].model, legs[-1].batches
-    rows = config.steps * config.rows
-    tokens = sum(batch["input_ids"].numel() for batch in packed) / rows
-    learned = sum(int((batch["labels"] != IGNORE).sum()) for batch in packed) / rows
-    print(f"{config.preset}: {count_parameters(model.llm, model.connector):,} parameters trained, "
-          f"{count_parameters(model.encoder):,} frozen; {config.optimizer}, {config.dtype}, "
-          f"{config.threads} thread(s), PyTorch {torch.__version__}\n"
-          f"{config.steps} micro-batches of {config.rows} rows, {tokens:.1f} tokens a row, {learned:.1f} learned")
+# ---------------------------------------------------------------- losses
 
-    # The discarded first leg of each: the loss of a first step, the memory of a second.
-    losses, bytes_of = [leg.step(leg.batches[0]) for leg in legs], [step_memory(leg) for leg in legs]
+
+def compare_losses(config: Config, name: str, shape: VLMConfig) -> float:
+    """Train on rows padded to the longest and on packed ones; the largest relative difference of two losses of a step."""
+    forms = (replace(LONGEST, name="padded to the longest, features stored", stored=True), OURS)
+    padded, packed = make_legs(config, name, shape, forms, config.steps_compared)
+    difference = 0.0
+    for step, (batch, same) in enumerate(zip(padded.batches, packed.batches), 1):
+        before, after = padded.step(batch), packed.step(same)
+        difference = max(difference, abs(before - after) / abs(before))
+        print(f"{name} step {step}: loss {before:.6f} padded, {after:.6f} packed; largest relative difference {difference:.1e}",
+              flush=True)
+    return difference
+
+
+# ---------------------------------------------------------------- times
+
+
+def describe(config: Config, name: str, leg: Leg) -> str:
+    """What is trained, how, and on what."""
+    rows = config.rows * config.steps
+    tokens = sum(batch["input_ids"].numel() for batch in leg.batches) / rows
+    learned = sum(int((batch["labels"] != IGNORE).sum()) for batch in leg.batches) / rows
+    trained, frozen = count_parameters(leg.model.llm, leg.model.connector), count_parameters(leg.model.encoder)
+    return (f"{name}: {config.preset}, {trained:,} parameters of language model and connector, {frozen:,} of the frozen encoder; "
+            f"{config.optimizer or leg.stage.optimizer}, {leg.dtype}, {leg.device}, {config.threads} thread(s), "
+            f"PyTorch {torch.__version__}\n{config.steps} micro-batches of {config.rows} rows, {tokens:.1f} tokens a row, "
+            f"{learned:.1f} learned; an update every {rows_an_update(config, name)} rows")
+
+
+def warm_up(legs: list[Leg], peers: list[Peer]) -> list[Measured]:
+    """The discarded first steps: their losses must agree, and the memory of a second one is measured."""
+    losses = [leg.step(leg.batches[0]) for leg in legs]
+    limit = 1e-4 if legs[0].dtype == torch.float32 else 1e-2
     for leg, loss in zip(legs, losses):
         difference = abs(loss - losses[0]) / losses[0]
         print(f"loss {loss:.6f}  relative difference {difference:.1e}  {leg.form.name}")
-        limit = 1e-4 if config.dtype == "fp32" else 1e-2
         assert difference < limit, f"{leg.form.name} computes another loss than {legs[0].form.name}: {loss} and {losses[0]}"
+    measured = [Measured(leg.form.name, added_memory(lambda leg=leg: leg.step(leg.batches[0]), leg.device)) for leg in legs]
+    for peer in peers:
+        loss, added, peak = peer.warm_up()
+        print(f"loss {loss:.6f}  from its own random weights  {peer.name}", flush=True)
+        measured.append(Measured(peer.name, added, peak))
+    return measured
 
-    rates, seconds = [], [[] for _ in legs]
-    for number in range(1, config.rounds + 1):
-        rates.append(gemm_rate())
-        for leg, times in zip(legs, seconds):
-            times.append(leg.seconds())
-        latest = ", ".join(f"{times[-1]:.2f}" for times in seconds)
-        print(f"round {number}: GEMM {rates[-1]:.0f} GFLOP/s; seconds {latest}", flush=True)
 
-    print(f"\nGEMM rate {spread(rates, 0)} GFLOP/s; medians [range] of {config.rounds} rounds:\n"
-          "samples/s               against padded          memory of a step")
-    for leg, times, peak in zip(legs, seconds, bytes_of):
-        ratio = statistics.median(seconds[0]) / statistics.median(times)
-        ratios = [before / after for before, after in zip(seconds[0], times)]
-        print(f"{spread([rows / value for value in times], 2):22}  x{ratio:.2f} [{min(ratios):.2f}-{max(ratios):.2f}]".ljust(48)
-              + f"{peak / 1e9:.2f} GB  {leg.form.name}")
+def take_rounds(count: int, batch_size: int, legs: list[Leg | Peer], measured: list[Measured], ours: Leg) -> list[float]:
+    """Let the legs alternate; returns the rate of matrix products in each round, in GFLOP/s."""
+    rates = []
+    for number in range(1, count + 1):
+        rates.append(gemm_rate(ours.device, ours.dtype))
+        for leg, found in zip(legs, measured):
+            found.times.append(leg.round())
+        latest = ", ".join(f"{found.speeds(batch_size)[-1]:.2f}" for found in measured)
+        print(f"round {number}: matrix products {rates[-1]:.0f} GFLOP/s; rows/s {latest}", flush=True)
+    return rates
+
+
+def measure(config: Config, name: str, shape: VLMConfig) -> dict[str, Any]:
+    """One stage: its table, and the numbers in it."""
+    legs = make_legs(config, name, shape, forms_of(config, name))
+    ours, batch_size, specs = legs[-1], rows_an_update(config, name), () if STAGES[name].pairs else config.peer
+    print("\n" + describe(config, name, ours))
+    with contextlib.ExitStack() as stack:
+        job = task(config, name, shape, ours) if specs else None
+        peers = [stack.enter_context(contextlib.closing(Peer(spec, job))) for spec in specs]
+        measured = warm_up(legs, peers)
+        if peers:
+            measured[len(legs) - 1].peak = memory_alone(config, name)
+        rates = take_rounds(config.rounds, batch_size, [*legs, *peers], measured, ours)
+    print_table(measured, batch_size)
+    operations = ours.operations(batch_size)
+    shares = [speed * operations / rate / 1e9 for speed, rate in zip(measured[len(legs) - 1].speeds(batch_size), rates)]
+    print(f"matrix products {spread(rates, 0)} GFLOP/s, of which the last form of ours reaches {spread(shares, 2)}")
+    return {"legs": numbers(measured, batch_size), "gemm_gflops": round(statistics.median(rates), 1),
+            "share_of_gemm": round(statistics.median(shares), 3)}
+
+
+def main(config: Config) -> None:
+    if unknown := set(config.stage) - set(STAGES):
+        raise UserError(f"--stage is {', '.join(STAGES)}, not {', '.join(sorted(unknown))}")
+    if config.rows % 2 and any(STAGES[name].pairs for name in config.stage):
+        raise UserError(f"--rows {config.rows}: a micro-batch of dpo holds pairs, so its rows are even")
+    device, shape = prepare(config.device, config.threads), model_config(config)
+    measured = compare_losses if config.steps_compared else measure
+    found = {name: measured(config, name, shape) for name in config.stage}
+    settings = {**asdict(config), "peer": [name_and_commit(spec) for spec in config.peer]}
+    add_result(config.results, "losses" if config.steps_compared else "training", settings, found, device)
 
 
 if __name__ == "__main__":
-    main(cli.parse(Config))
+    cli.run(main, cli.parse(Config))

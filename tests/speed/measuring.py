@@ -77,6 +77,11 @@ def added_memory(action: Callable[[], Any], device: torch.device = CPU) -> float
     return memory("VmHWM") - before
 
 
+def peak_memory(device: torch.device = CPU) -> float:
+    """The most bytes that this process has held, of a GPU's memory or else of the machine's, since `added_memory` forgot."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else memory("VmHWM")
+
+
 def spread(values: list[float], digits: int) -> str:
     """The median and the range."""
     return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
@@ -94,6 +99,7 @@ def processor_name(device: torch.device = CPU) -> str:
 def add_result(file: Path | None, benchmark: str, settings: dict[str, Any], results: dict[str, Any],
                device: torch.device = CPU) -> None:
     """Append a line to a file of results, if there is one: when, where and of which commit, the settings and what came out."""
+    settings = {name: value for name, value in settings.items() if name != "results"}
     line = {"benchmark": benchmark, "date": date.today().isoformat(), "processor": processor_name(device),
             "torch": torch.__version__, "commit": commit(), "settings": settings, "results": results}
     if file is not None:
