@@ -6,7 +6,7 @@ Out: on stdout a line of JSON for each: loss and memory, or rows and seconds.
     python -m tests.speed.peer_worker minimind-v PATH
 
 Both peers train what is trained here, with their own model, loss, collation and AdamW: the language model and the projector.
-Pictures are tensors, drawn at random, and encoders have random weights. What is ours:
+Pictures are tensors, drawn at random, and encoders have random weights. OpenMP waits as it does here. What is ours:
 
     minimind-v   rows are padded to the max_seq_len of its scripts, as its VLMDataset does; that class would read JPEGs. The ViT
                  is transformers' SiglipVisionModel from a config. On a CPU its scripts compute in fp32 alone.

@@ -6,6 +6,7 @@ A worker stays warm between rounds, and does one round at a time, when it is ask
 """
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -70,7 +71,8 @@ class Peer:
             known = " or ".join(f"{name}:PATH" for name in NAMES)
             raise UserError(f"--peer is {known} with the folder of its code, not {spec!r}")
         command = [sys.executable, "-m", "tests.speed.peer_worker", self.name, str(Path(folder).resolve())]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        many = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}  # oneDNN's own default
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=many)
         self.tell(asdict(task))
 
     def tell(self, message: Any) -> None:
