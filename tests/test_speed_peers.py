@@ -15,6 +15,7 @@ from tests.test_speed import CONFIG, ENCODER, SHAPE
 
 # Losses tell how a peer was called: 1000 x positions of a row + placeholders of a row.
 MINIMIND = {
+    "model/__init__.py": "",
     "model/model_vlm.py": """
         from types import SimpleNamespace
         import torch

@@ -90,11 +90,12 @@ class System:
 
 class MiniMindV(System):
     def make(self) -> None:
-        from model.model_vlm import MiniMindVLM, VLMConfig  # the peer's
-        from trainer.trainer_utils import vlm_collate_fn
         from transformers import SiglipVisionConfig, SiglipVisionModel
 
         llm, encoder = self.task["llm"], self.task["encoder"]
+        from model.model_vlm import MiniMindVLM, VLMConfig  # the peer's
+        from trainer.trainer_utils import vlm_collate_fn
+
         names = ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_key_value_heads",
                  "intermediate_size", "max_position_embeddings", "rope_theta")  # fmt: skip
         self.model = MiniMindVLM(VLMConfig(image_ids=[IMAGE], image_hidden_size=encoder["width"], image_token_len=self.patches,
