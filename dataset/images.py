@@ -17,11 +17,14 @@ from stat import S_ISREG
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from dataset.bad_rows import BadRow
 from dataset.vision.decoding import open_rgb, to_rgb, upright_size
 from model.registry import UserError
+
+WIDE_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # with them torch resizes faster than PIL
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,25 @@ def pixels(picture: Picture, size: int, mean: tuple, std: tuple, fit: str = "squ
           pad      the full picture, with bands in the mean colour, which are 0 after normalisation
           stretch  the full picture, each side scaled separately
     """
-    image = resized(picture.at_least(2 * size), size, mean, fit)
-    array = torch.from_numpy(np.array(image, np.float32) / 255).permute(2, 0, 1)  # (3, S, S), 0..1
-    return (array - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    square = levels(picture.at_least(2 * size), size, mean, fit).to(torch.float32, memory_format=torch.contiguous_format)
+    return square.div_(255).sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
+
+
+def levels(image: Image.Image, size: int, mean: tuple, fit: str) -> torch.Tensor:
+    """An RGB image as a square of levels, uint8 (3, S, S). Both ways resize alike, to one level where rounding differs."""
+    short, long = sorted(image.size)
+    if fit == "square" and size < short and long <= 2 * short and WIDE_VECTORS:
+        return shrunk_middle(image, size)
+    return torch.from_numpy(np.array(resized(image, size, mean, fit))).permute(2, 0, 1)
+
+
+def shrunk_middle(image: Image.Image, size: int) -> torch.Tensor:
+    """The middle square of a picture that shrinks, uint8 (3, S, S): torch shrinks all of it in a third of PIL's time."""
+    height, width = (int(size * side / min(image.size)) for side in (image.height, image.width))
+    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width)
+    shrunk = F.interpolate(picture, (height, width), mode="bicubic", antialias=True)[0]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return shrunk[:, top:top + size, left:left + size]
 
 
 def resized(image: Image.Image, size: int, mean: tuple, fit: str) -> Image.Image:

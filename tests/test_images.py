@@ -7,10 +7,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from dataset import images
 from dataset.bad_rows import BadRow
-from dataset.images import Picture, from_bytes, from_file, from_image, pixels
+from dataset.images import Picture, from_bytes, from_file, from_image, levels, pixels, resized
 from dataset.vision.decoding import open_rgb, to_rgb
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -156,6 +157,38 @@ def test_square_equals_resize_and_centre_crop(size):
     difference = (pixels(from_image(image), 32, MEAN, STD) - torch.from_numpy(reference).permute(2, 0, 1)).abs()
     assert difference.max() < 0.016  # one level of 255, where rounding falls on the other side
     assert difference.mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(640, 480), (300, 450), (97, 65), (64, 64)])
+def test_pil_and_torch_shrink_a_picture_to_the_same_levels(size):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1))
+    by_torch = images.shrunk_middle(image, 32).int()
+    by_pil = torch.from_numpy(np.array(resized(image, 32, MEAN, "square"))).permute(2, 0, 1).int()
+    assert by_torch.float().std() > 2
+    assert (by_torch - by_pil).abs().max() <= 1
+    assert (by_torch != by_pil).float().mean() < 0.02
+
+
+def test_torch_shrinks_only_pictures_that_are_larger_than_the_square_and_no_strips(monkeypatch):
+    monkeypatch.setattr(images, "WIDE_VECTORS", True)
+    shrunk = []
+    monkeypatch.setattr(images, "shrunk_middle", lambda image, size: shrunk.append(image.size) or torch.zeros(3, size, size))
+    for size in [(33, 33), (66, 33), (67, 33), (32, 32), (20, 40)]:
+        levels(gradient(*size), 32, MEAN, "square")
+    assert shrunk == [(33, 33), (66, 33)]
+    monkeypatch.setattr(images, "WIDE_VECTORS", False)
+    levels(gradient(33, 33), 32, MEAN, "square")
+    assert len(shrunk) == 2
+
+
+@pytest.mark.parametrize("fit", ["square", "pad", "stretch"])
+def test_pixels_are_the_levels_normalised_one_channel_after_the_other(fit):
+    image = gradient(60, 45)
+    found, of_255 = pixels(from_image(image), 32, MEAN, STD, fit), levels(image, 32, MEAN, fit).permute(1, 2, 0)
+    expected = ((of_255.numpy().astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)).transpose(2, 0, 1)
+    assert np.array_equal(found.numpy(), expected)
+    assert found.is_contiguous()  # pictures join a batch by plain copies
 
 
 @pytest.mark.parametrize("fit", ["square", "pad", "stretch"])
