@@ -15,6 +15,7 @@ from dataset.bad_rows import BadRow, BadRows
 from dataset.batches import blocks
 from dataset.formats import files, tables
 from dataset.formats.files import complete_lines, rewrite
+from dataset.formats.json_rows import NoRows, json_rows
 from dataset.mixture import load
 from dataset.uncollected import uncollected
 from dataset.writing import naming, replacing, write_text
@@ -39,6 +40,37 @@ def test_every_source_is_indexed_at_random_and_iterated(tmp_path):
 def test_blank_lines_and_a_missing_last_line_end_are_not_rows(tmp_path):
     (tmp_path / "data.jsonl").write_text('\n{"text": "héllo 你好"}\r\n\n{"text": "two"}')
     assert [one.messages[0].text for one in load(tmp_path / "data.jsonl")] == ["héllo 你好", "two"]
+
+
+@pytest.mark.parametrize("text", [
+    '[{"a": "]"}, {"b": [1, {}]}]', ' [ {"a": "\\u2028,é"} ,\n\t{"a": "😀"}, 3, [], "x,]" ] \n', "[]", "[\n]", '[{"a": 1}]',
+])  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_rows_of_an_array_are_those_of_the_whole_file_parsed_one_by_one(text, encoding, tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_bytes(text.encode(encoding))
+    rows = json_rows(file)
+    assert [rows[i] for i in range(len(rows))] == json.loads(text)
+    if len(rows):
+        assert rows[0] is not rows[0]  # a row is parsed when it is asked for
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}', '[{"a": 1},', '[{"a": 1},]', '[{"a": 1} {"a": 2}]', '[{"a": 1}] x', '[,{"a": 1}]',
+                                  '[{"a": 1}[{"a": 2}]', '[{"a": 1}]]', '[{"a": 1}, {"a": }]', '[{"a": 1},,{"a": 2}]'])
+def test_an_array_that_is_damaged_anywhere_is_refused(text, tmp_path):
+    with pytest.raises(ValueError):
+        json.loads(text)
+    file = tmp_path / "rows.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match="is not JSON.*download it again"):
+        json_rows(file)
+
+
+def test_an_array_without_any_row_is_told(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text("[1, 2]")
+    with pytest.raises(NoRows, match="holds one list without a list of rows"):
+        json_rows(file)
 
 
 def test_parquet_keeps_few_row_groups_in_memory(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +19,8 @@ from model.registry import UserError
 
 POINTER = b"version https://git-lfs"
 HEAD = 1 << 12  # bytes of a file that are looked at to see what it is
+DECODER = json.JSONDecoder()
+OPENED, NEXT = (re.compile(rf"[ \t\n\r]*({mark})[ \t\n\r]*") for mark in (r"\[", r"[,\]]"))  # around the elements of an array
 
 
 class NoRows(UserError):
@@ -35,17 +38,19 @@ def require_data(path: Path) -> bytes:
     return head
 
 
-class JsonRows:
-    """The rows of an array. They have no known offsets, so the file is parsed in full: use jsonl for large files."""
+class ArrayRows:
+    """The rows of an array: its text, and where each row begins in it. A row is parsed when it is asked for: parsed rows take
+    several times the memory of their text.
+    """
 
-    def __init__(self, rows: list):
-        self.rows = rows
+    def __init__(self, text: str, starts: array):
+        self.text, self.starts = text, starts
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.starts)
 
     def __getitem__(self, i: int) -> Any:
-        return self.rows[i]
+        return DECODER.raw_decode(self.text, self.starts[i])[0]
 
 
 class JsonlRows:
@@ -78,15 +83,15 @@ class JsonlRows:
             return decode(file.readline(), "the line")
 
 
-def json_rows(path: Path) -> JsonRows | JsonlRows:
+def json_rows(path: Path) -> list | ArrayRows | JsonlRows:
     """The rows of a JSON file. UserError where it is damaged, NoRows where it holds something else."""
     head = require_data(path)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return JsonRows(rows_of(parsed(path), path))
+        return read_whole(path)
     head = head.removeprefix(codecs.BOM_UTF8).lstrip()
     as_lines = path.suffix != ".json"
     if head.startswith(b"[") and (not as_lines or head[1:].lstrip().startswith((b"{", b"]"))):
-        return JsonRows(rows_of(parsed(path), path))
+        return read_whole(path)
     if not head:
         if as_lines:
             return JsonlRows(path)
@@ -95,7 +100,7 @@ def json_rows(path: Path) -> JsonRows | JsonlRows:
         first, more = first_line(path)
         if more or (as_lines and (not isinstance(first, dict) or is_row(first))):
             return JsonlRows(path)
-        return JsonRows(rows_of(first, path))
+        return rows_of(first, path)
     except NoRows:
         if as_lines:
             return JsonlRows(path)  # one row that no reader knows
@@ -105,7 +110,7 @@ def json_rows(path: Path) -> JsonRows | JsonlRows:
             return JsonlRows(path)  # its first row is a bad one
         if isinstance(error, UserError):
             raise
-    return JsonRows(rows_of(parsed(path), path))
+    return read_whole(path)
 
 
 def first_line(path: Path) -> tuple[Any, bool]:
@@ -116,12 +121,40 @@ def first_line(path: Path) -> tuple[Any, bool]:
         return json.loads(first), next(lines, None) is not None
 
 
-def parsed(path: Path) -> Any:
-    """The value of a whole file; UserError where it is not JSON."""
+def read_whole(path: Path) -> list | ArrayRows:
+    """The rows of a file that holds one value; UserError where it is not JSON, NoRows where it holds something else."""
     try:
-        return json.loads(path.read_bytes())  # bytes: UTF-8, 16 or 32, with or without a mark
+        data = path.read_bytes()
+        text = data.decode(json.detect_encoding(data), "surrogatepass")  # UTF-8, 16 or 32, with or without a mark
+        del data
+        starts, any_row = array("q"), False
+        for start, value in elements(text):
+            starts.append(start)
+            any_row = any_row or isinstance(value, dict)
+        return ArrayRows(text, starts) if any_row else rows_of(json.loads(text), path)
     except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is not JSON: {error}. It is damaged or incomplete: download it again") from error
+
+
+def elements(text: str) -> Iterator[tuple[int, Any]]:
+    """(where it begins, the value) of each element of a JSON array; none of another value. ValueError where it is damaged."""
+    mark = OPENED.match(text)
+    if not mark:
+        return
+    place = mark.end()
+    if text.startswith("]", place):
+        mark = NEXT.match(text, place)
+    while mark and mark[1] != "]":
+        place = mark.end()
+        value, end = DECODER.raw_decode(text, place)
+        yield place, value
+        mark = NEXT.match(text, place := end)
+    if not mark:
+        raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+    if mark.end() < len(text):
+        raise json.JSONDecodeError("Extra data", text, mark.end())
 
 
 def rows_of(value: Any, path: Path) -> list:
