@@ -51,7 +51,7 @@ class Config:
     workers: tuple[int, ...] = (0, 1, 2, 4)  # processes; 0: a thread
     rounds: int = 3  # counted rounds; in each, every number of processes reads once
     seed: int = 0  # of the pictures
-    results: Path | None = None  # a file that gets a line of results
+    results: Path | None = measuring.RESULTS  # where a line of results goes; None: nowhere
 
 
 def photo(width: int, height: int, generator: np.random.Generator) -> Image.Image:

@@ -47,7 +47,7 @@ class Config:
     answer_tokens: int = 32  # in the mean; where an answer ends is random
     max_new_tokens: int = 128  # the longest answer
     seed: int = 0  # of weights and prompts
-    results: Path | None = None  # a file that gets a line of results
+    results: Path | None = measuring.RESULTS  # where a line of results goes; None: nowhere
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Config:
     rounds: int = 3  # runs of each case; the cases alternate
     cases: tuple[str, ...] = ("help", "own_help", "nano", "large", "large_every_step")
     threads: int = 2  # of PyTorch; 1 when anything else runs on the machine
-    results: Path | None = None  # a file that gets a line of results
+    results: Path | None = measuring.RESULTS  # where a line of results goes; None: nowhere
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ def measure(config: Config) -> dict[str, Any]:
 def main(config: Config) -> None:
     found = measure(config)
     print(f"until the first step of {SCRIPT}, {config.threads} thread(s); medians [range] of {config.rounds} runs:\n"
-          f"{'':18}processor seconds   seconds             memory, GB")
+          f"{'':18}processor seconds   seconds               memory, GB")
     for case, costs in found.items():
         gigabytes = spread([one / 1e9 for one in costs["memory"]], 2)
-        print(f"{case:18}{spread(costs['processor'], 2):20}{spread(costs['wall'], 2):20}{gigabytes}")
+        print(f"{case:18}{spread(costs['processor'], 2):20}{spread(costs['wall'], 1):22}{gigabytes}")
     measuring.add_result(config.results, "startup", asdict(config), found)
 
 
