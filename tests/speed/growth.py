@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from dataset.bad_rows import BadRows
@@ -139,6 +140,11 @@ def points(config: Config) -> Iterator[Point]:
         yield Point("weights", weights, *step_cost(config, model, documents(8, model.image_tokens)))
 
 
+def short(value: float) -> str:
+    """26,000,000 as 26M, 10,000 as 10k, 4,096 as 4096."""
+    return f"{value / 1e6:.0f}M" if value >= 1e6 else f"{value / 1e3:.0f}k" if value % 1000 == 0 else f"{value:.0f}"
+
+
 def draw(found: list[Point]) -> Figure:
     """Seconds above and memory below, an axis a column. Both grow as x where a line has the slope of the grey one."""
     axes = list(dict.fromkeys(point.axis for point in found))
@@ -152,6 +158,8 @@ def draw(found: list[Point]) -> Figure:
                 panel.loglog(x, [y[-1] * value / x[-1] for value in x], linewidth=1, color="0.6")
                 panel.loglog(x, y, linewidth=1.5, marker="o", markersize=4)
             column[1].set_xlabel(axis)
+            column[1].set_xticks(x, [short(value) for value in x])
+            column[1].xaxis.set_minor_locator(NullLocator())
         panels[0, 0].set_ylabel("seconds")
         panels[1, 0].set_ylabel("memory, MB")
     return figure
