@@ -132,7 +132,7 @@ BF16, WITHOUT = {"avx512_bf16": True}, {"avx512_f": True}
 
 
 @pytest.mark.parametrize(("can", "channels", "expected"), [
-    (BF16, 512, torch.bfloat16), ({"amx_bf16": True}, 768, torch.bfloat16), (BF16, 128, torch.float32),
+    (BF16, 512, torch.bfloat16), ({"amx_bf16": True}, 128, torch.bfloat16), (BF16, 64, torch.float32),
     (WITHOUT, 512, torch.float32), ({}, 512, torch.float32)])
 def test_auto_is_bf16_for_wide_models_on_processors_that_multiply_in_it(tmp_path, monkeypatch, can, channels, expected):
     monkeypatch.setattr(devices, "processor", lambda: can)
