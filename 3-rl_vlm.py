@@ -72,7 +72,7 @@ class DPO:
     judge: str = cli.data_flag("")  # URL,model=NAME[,key=VARIABLE]: an OpenAI-compatible endpoint; it divides what no rule can
     pairs_only: bool = False  # make the pairs, say where they are, and stop
     iterations: cli.Count = 1  # rounds of generate, learn, choose; each starts from, and compares with, the one chosen before
-    sft_weight: cli.PositiveOrZero = 1.5  # of the SFT term, the chosen answer's negative log-likelihood; 0 invites silence
+    sft_weight: cli.PositiveOrZero = 2.0  # of the SFT term, the chosen answer's negative log-likelihood; 0 invites silence
     reference: Path | None = None  # file of the reference's log-probabilities, computed where it is missing; default: in --out
     epochs: cli.Positive = 2.0  # passes over the pairs
     batch_size: cli.Count = cli.data_flag(8)  # pairs a rank and micro-step
