@@ -48,10 +48,8 @@ def prefill(model: VLM, batch: dict, new_tokens: int) -> tuple[Tensor, Cache]:
         raise ValueError("a batch of prompts holds one document per row, padded on the right")
     limit = model.config.llm.max_position_embeddings
     if longest + new_tokens > limit:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {new_tokens} new ones exceed max_position_embeddings = {limit}: "
-            f"shorten the prompt or lower max_new_tokens"
-        )
+        raise ValueError(f"a prompt of {longest} tokens and {new_tokens} new ones exceed max_position_embeddings = {limit}: "
+                         f"shorten the prompt or lower max_new_tokens")
     last = torch.zeros_like(real).scatter(1, packed.lengths[:, None] - 1, True)  # (B, T), True at each prompt's last token
     cache = model.llm.cache(rows, longest + new_tokens)
     return model(batch, logits_to_keep=last, cache=cache), cache
@@ -68,13 +66,8 @@ def decode(model: VLM, tokens: Tensor, cache: Cache) -> Tensor:
     return model.llm(model.llm.embed(tokens), cache.lengths, packed=None, cache=cache)
 
 
-def sample(
-    logits: Tensor,
-    temperature: float,
-    top_p: float,
-    banned: Sequence[int],
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, temperature: float, top_p: float, banned: Sequence[int],
+           generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """(B, V) -> tokens (B,), and their log-probabilities (B,) under exactly the distribution that they are drawn from.
 
     Order: ban, temperature, then the smallest set of tokens that holds top_p (1.0: all; nucleus sampling, arXiv 1904.09751).
@@ -101,8 +94,7 @@ def sample(
 def draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
     """(B, V) -> (B,): a random token per row, by inverting the cumulative distribution, first of blocks and then of one block.
 
-    It needs one random number per row and sums of two short axes. torch.multinomial draws V random numbers, and a running sum
-    over all of V is slow on a CPU.
+    torch.multinomial draws V random numbers a row, and a running sum over all of V is slow on a CPU.
     """
     rows, vocabulary = probabilities.shape
     width = math.isqrt(vocabulary - 1) + 1
