@@ -230,7 +230,7 @@ def test_every_flag_that_the_readme_names_is_one_of_a_script(page):
     text = re.sub(others, "", PAGES[page])
     known = {name for config in CONFIGS for name in cli.flag_names(config_class(*config)())}
     known |= {"config", "help", "train", *cli.flag_names(SpeedConfig())}  # the flags --train.PART; those of the benchmark
-    assert not set(re.findall(r"--([a-z][\w.]*\w)", text)) - known
+    assert not set(re.findall(r"--(?:no-)?([a-z][\w.]*\w)", text)) - known
 
 
 # ---------------------------------------------------------------- each command runs
