@@ -248,6 +248,10 @@ MODULES = {  # commands that are run in a short form elsewhere
     "tests.fuzz": "test_fuzz::test_every_damaged_row_is_read_or_refused_with_a_reason",
     "tests.soak": "test_reliability::test_what_the_table_says_follows",
     "tests.speed": "test_speed::test_the_command_prints_both_speeds_and_their_ratio",
+    "tests.speed.growth": "test_speed_legs::test_growth_is_drawn_with_a_point_for_every_value_of_every_axis",
+    "tests.speed.loading": "test_speed_legs::test_pictures_are_counted_for_a_thread_and_for_processes",
+    "tests.speed.rollouts": "test_speed_legs::test_both_are_timed_in_every_job_and_round",
+    "tests.speed.startup": "test_speed_legs::test_a_run_is_measured_up_to_its_first_step",
     "web_demo.py": "test_web_demo::test_the_script_answers_with_a_checkpoint_and_refuses_huge_files",
 }
 ONE_STEP = ("--max_steps", "1", "--batch_size", "2", "--bench", "")

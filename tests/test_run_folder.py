@@ -16,6 +16,8 @@ from dataset.formats import folders
 from dataset.formats.folders import READERS
 from dataset.tokenizer import MODEL_FILE
 from model import checkpoint, resume, run_data, run_folder
+from model.config import PRESETS
+from model.devices import pick_dtype
 from model.flag_file import as_mapping, from_mapping
 from model.flags import RunFlags
 from model.registry import UserError
@@ -200,7 +202,8 @@ def test_a_run_says_in_run_json_how_it_was_made(killed):
     assert record["flags"]["data"] == ["world:rows=8"] and record["flags"]["train"]["llm"] == "full"
     assert torch.__version__.startswith(record["versions"]["torch"])
     assert {"python", "numpy", "open_clip_torch"} <= record["versions"].keys()
-    assert record["device"] == "cpu, torch.float32" and record["data"]["data"] == ["world:rows=8"]
+    assert record["device"] == f"cpu, {pick_dtype('auto', torch.device('cpu'), PRESETS['nano'].llm.hidden_size)}"
+    assert record["data"]["data"] == ["world:rows=8"]
     assert record["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", record["commit"])
 
 
