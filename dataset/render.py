@@ -57,7 +57,7 @@ def truncated(segments: Sequence[Segment], max_length: int) -> list[Segment]:
     for segment in segments:
         if segment.tiles and len(segment.ids) > remaining:
             break
-        result.append(segment._replace(ids=segment.ids[:remaining]))
+        result.append(segment if len(segment.ids) <= remaining else segment._replace(ids=segment.ids[:remaining]))
         remaining -= len(result[-1].ids)
     while result and not (result[-1].learn and result[-1].ids):
         result.pop()

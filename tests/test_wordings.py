@@ -167,7 +167,7 @@ def test_what_people_say_is_held_out_too(language):
 
 
 def test_what_is_short_and_common_is_trained_and_stands_among_questions_about_pictures():
-    rows = [World().conversation(i) for i in range(2000)]
+    rows = [World().row("sft", i) for i in range(2000)]
     said = {turn.text.strip(" !?.").lower() for row in rows for turn in row.messages if turn.role == "user"}
     answers = {answer for language in LANGUAGES for *_, answer in SMALL_TALK[language].values()}
     assert {message.text for row in rows for message in row.messages} >= answers

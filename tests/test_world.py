@@ -167,6 +167,16 @@ def test_sft_shows_the_scenes_of_pretraining_so_that_features_are_shared():
         assert {task.train(stage)[i].pictures[0] for stage in ("pretrain", "sft")} <= shared
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_the_pictures_of_a_row_are_listed_without_its_words(stage, monkeypatch):
+    rows = World(rows=300, scenes=60).train(stage)
+    shown = [[picture.key for picture in rows[i].pictures] for i in range(300)]
+    assert {len(keys) for keys in shown} == ({1} if stage == "pretrain" else {1, 2})
+    monkeypatch.setattr("dataset.tasks.world.turn", None)
+    monkeypatch.setattr("dataset.world.inventories.lines", None)
+    assert [[picture.key for picture in rows.pictures(i)] for i in range(300)] == shown
+
+
 def test_rows_are_functions_of_their_number():
     for task in (World(), Arithmetic(), Text(), EasyVQA()):
         one, two = task.train("sft")[11], type(task)().train("sft")[11]

@@ -115,10 +115,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Generated:
-    """A source whose row i is a function of i alone: `len(source)` is `size`, `source[i]` is `row(i)`."""
+    """A source whose row i is a function of i alone: `len(source)` is `size`, `source[i]` is `row(i)`.
+
+    shown   where it is much less work than the row: the pictures of row i
+    """
 
     size: int
     row: Callable[[int], Conversation]
+    shown: Callable[[int], Sequence[Picture]] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -127,6 +131,10 @@ class Generated:
         if not 0 <= i < self.size:
             raise IndexError(i)
         return self.row(i)
+
+    def pictures(self, i: int) -> Sequence[Picture]:
+        """The pictures of a row."""
+        return self.shown(i) if self.shown else self[i].pictures
 
 
 def dialogue(id: str, pictures: Sequence[str | Picture], turns: Sequence[tuple[str, str]]) -> Conversation:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 from dataset.chat import Conversation
 from dataset.images import Picture
@@ -19,16 +21,37 @@ from dataset.world.small_talk import SMALL_TALK, small_talk
 from dataset.world.words import mentions
 from model.registry import TASKS, UserError
 
+# What the rows of a stage are, and how often.
+FORMS = {"pretrain": {"caption": 15, "description": 5, "inventory": 80},
+         "sft": {"account": 22, "questions": 25, "pair": 20, "inventory": 33}}
 # Kinds of inventories. Stage 1 has only two, because more kinds at once are learned more slowly.
-PRETRAIN_INVENTORIES = ("place", "exists")
-SFT_INVENTORIES = ("place", "count", "what", "exists_at", *6 * ("relation",),
-                   "which_picture", *2 * ("together",), *3 * ("change",))
+INVENTORIES = {"pretrain": ("place", "exists"),
+               "sft": ("place", "count", "what", "exists_at", *6 * ("relation",),
+                       "which_picture", *2 * ("together",), *3 * ("change",))}
 WEIGHTS = {"what": 2, "where": 2, "count": 2, "total": 1, "exists": 2, "exists_at": 2, "compare": 3, "relation": 4}  # hard: often
 # Shares of the rows of questions, for people chat: with small talk (accounts, too), in two languages, with "And the bus?" after a
 # question, and with an account at the end.
 CHATTER, BILINGUAL, FOLLOWED, ACCOUNT_LAST = 0.2, 0.15, 0.2, 0.15
 WORDLESS = 0.08  # share of the captions that are asked for by a picture without a word
 THINK = {"en": " Think step by step.", "zh": "请一步步思考。"}  # requests <think>...</think><answer>...</answer>
+
+
+Change = tuple[str, Object | None, Object | None]  # how a second scene differs from the first: kind, old and new object
+
+
+class Plan(NamedTuple):
+    """What a training row is about, before a word of it is chosen: all pictures are listed in a fraction of the rows' time.
+
+    kind     of an inventory
+    change   of a second scene, where it is the first one with a change
+    """
+
+    form: str
+    language: str
+    rng: random.Random
+    scenes: list[Scene]
+    kind: str = ""
+    change: Change | None = None
 
 
 def picture(scene: Scene) -> Picture:
@@ -86,42 +109,48 @@ class World(Task):
     # ------------------------------------------------------------ to learn from
 
     def train(self, stage: str) -> Generated:
-        make = {"pretrain": self.captions, "sft": self.conversation}[stage]
-        return Generated(self.rows, make)
+        return Generated(self.rows, partial(self.row, stage), lambda i: [picture(scene) for scene in self.plan(stage, i).scenes])
 
-    def captions(self, i: int) -> Conversation:
-        """A row of stage 1, in one turn and language: the caption or description of scene i, or an inventory."""
-        rng = random.Random(f"captions/{i}")
+    def plan(self, stage: str, i: int) -> Plan:
+        """What row i of a stage is about: a caption or another account, questions, two pictures, or an inventory."""
+        rng = random.Random(f"{'captions' if stage == 'pretrain' else stage}/{i}")
         scene, language = self.scene("train", i), rng.choice(LANGUAGES)
-        form = rng.choices(("caption", "description", "inventory"), (15, 5, 80))[0]
+        form = rng.choices(tuple(FORMS[stage]), tuple(FORMS[stage].values()))[0]
         if form == "inventory":
-            return self.inventory(f"world/pretrain/{i}", PRETRAIN_INVENTORIES, i, language, rng)
-        return dialogue(f"world/pretrain/{i}", [picture(scene)], [turn(account(form, scene, language), rng)])
+            kind, scene = rng.choice(INVENTORIES[stage]), self.crowded(i)  # many objects, many lookups
+            if kind not in inventories.TWO_SCENES:
+                return Plan(form, language, rng, [scene], kind)
+            # It depends on the first alone, so that its features are computed once.
+            second = varied_scene(scene, random.Random(f"varied/{i % self.scenes}"), self.categories)
+            return Plan(form, language, rng, [scene, second], kind)
+        if form == "pair":
+            second, change = self.second_scene(scene, "train", i, random.Random(f"changed/{i % self.scenes}"))
+            return Plan(form, language, rng, [scene, second], change=change)
+        if form == "account":
+            form = rng.choice(("caption", "list", "description"))
+        if stage == "sft" and form != "description" and rng.random() < 0.5:
+            scene = self.crowded(i)
+        return Plan(form, language, rng, [scene])
 
-    def conversation(self, i: int) -> Conversation:
-        """A row of stage 2: scene i with a full account, questions in several turns, two pictures, or an inventory.
+    def row(self, stage: str, i: int) -> Conversation:
+        """Row i of stage "pretrain", in one turn and language, or of stage "sft", which has conversations.
 
         A full account mostly stands alone: it would give away the answers after it, and answers before it would give it away.
         """
-        rng = random.Random(f"sft/{i}")
-        scene = self.scene("train", i)
-        language = rng.choice(LANGUAGES)
-        form = rng.choices(("account", "questions", "pair", "inventory"), (22, 25, 20, 33))[0]
-        if form == "inventory":
-            return self.inventory(f"world/sft/{i}", SFT_INVENTORIES, i, language, rng)
-        if form == "pair":
-            return self.pair_conversation(i, language, rng)
-        if form == "account":
-            kind = rng.choice(("caption", "list", "description"))
-            if kind != "description" and rng.random() < 0.5:
-                scene = self.crowded(i)
-            turns = [self.chatter(language, rng)] if rng.random() < CHATTER else []
-            turns += [turn(self.account(kind, scene, language, rng), rng)]
-        else:
-            if rng.random() < 0.5:
-                scene = self.crowded(i)
+        plan = self.plan(stage, i)
+        scene, language, rng = plan.scenes[0], plan.language, plan.rng
+        if plan.form == "inventory":
+            return self.inventory(f"world/{stage}/{i}", plan)
+        if plan.form == "pair":
+            turns = self.about_two(plan)
+        elif plan.form == "questions":
             turns = self.exchanges(scene, language, rng)
-        return dialogue(f"world/sft/{i}", [picture(scene)], turns)
+        elif stage == "pretrain":
+            turns = [turn(account(plan.form, scene, language), rng)]
+        else:
+            turns = [self.chatter(language, rng)] if rng.random() < CHATTER else []
+            turns += [turn(self.account(plan.form, scene, language, rng), rng)]
+        return dialogue(f"world/{stage}/{i}", [picture(scene) for scene in plan.scenes], turns)
 
     def exchanges(self, scene: Scene, language: str, rng: random.Random) -> list[tuple[str, str]]:
         """Questions about a scene, at times in two languages, with small talk, "And the bus?", or an account at the end."""
@@ -170,31 +199,27 @@ class World(Task):
                 return wider
         return scene
 
-    def inventory(self, id: str, kinds: Sequence[str], i: int, language: str, rng: random.Random) -> Conversation:
+    def inventory(self, id: str, plan: Plan) -> Conversation:
         """An inventory of a crowded scene, or of two that share about half of their objects."""
-        kind = rng.choice(kinds)
-        scenes = [self.crowded(i)]  # many objects, many lookups
-        if kind in inventories.TWO_SCENES:  # the second scene depends on the first alone: its features are computed once
-            scenes.append(varied_scene(scenes[0], random.Random(f"varied/{i % self.scenes}"), self.categories))
-        lines = inventories.lines(kind, scenes, language, rng, self.categories)
+        kind, scenes = plan.kind, plan.scenes
+        lines = inventories.lines(kind, scenes, plan.language, plan.rng, self.categories)
         if not lines:  # no clear relation
             kind = "exists"
-            lines = inventories.lines(kind, scenes, language, rng, self.categories)
-        return inventories.conversation(id, [picture(scene) for scene in scenes], inventories.ASK[language][kind], lines)
+            lines = inventories.lines(kind, scenes, plan.language, plan.rng, self.categories)
+        return inventories.conversation(id, [picture(scene) for scene in scenes], inventories.ASK[plan.language][kind], lines)
 
-    def pair_conversation(self, i: int, language: str, rng: random.Random) -> Conversation:
-        """Two pictures and a few questions about both."""
-        first = self.scene("train", i)
-        second, change = self.second_scene(first, "train", i, random.Random(f"changed/{i % self.scenes}"))
+    def about_two(self, plan: Plan) -> list[tuple[str, str]]:
+        """A few questions about two pictures."""
+        (first, second), language, rng = plan.scenes, plan.language, plan.rng
         selected = [ask(first, second, language, rng, self.categories)
                     for ask in (questions.which_picture, questions.together) for _ in range(2)]
-        selected += [questions.difference(*change, language)] if change else []
+        selected += [questions.difference(*plan.change, language)] if plan.change else []
         turns = [turn(question, rng) for question in different(selected)]
         rng.shuffle(turns)
-        return dialogue(f"world/sft/{i}", [picture(first), picture(second)], turns)
+        return turns
 
     def second_scene(self, first: Scene, split: str, i: int,
-                     rng: random.Random) -> tuple[Scene, tuple[str, Object | None, Object | None] | None]:
+                     rng: random.Random) -> tuple[Scene, Change | None]:
         """(a second scene, what changed): in most pairs the first scene with a change, else another scene and None."""
         if rng.random() < 0.6:
             second, change, old, new = changed_scene(first, rng, self.categories)

@@ -16,7 +16,7 @@ from dataset.chat import Conversation
 from dataset.tasks import Example, Generated, Task, dialogue, exact, means, normal
 from dataset.tasks.world import World, picture
 from dataset.world import inventories, questions
-from dataset.world.openmoji import LANGUAGES, Category, categories
+from dataset.world.openmoji import LANGUAGES, Category, altered, categories
 from dataset.world.phrases import PLACE_PHRASES
 from dataset.world.questions import Question
 from dataset.world.scenes import Object, Scene, sample_scene
@@ -43,10 +43,13 @@ def about_a_name(category: Category, language: str, rng: random.Random) -> Quest
 
 
 def with_a_stranger(scene: Scene, split: str, rng: random.Random) -> tuple[Scene, Object]:
-    """(the scene with one of its drawings replaced by one that the model does not know, that drawing)."""
+    """(the scene with one of its drawings replaced by one that the model does not know, that drawing).
+
+    In training it is altered: what is unknown is everything else, and 1,500 drawings are few examples of that.
+    """
     k = rng.randrange(len(scene.objects))
-    old = scene.objects[k]
-    stranger = Object(rng.choice(unknown(split)), old.cell, old.x, old.y, old.size)
+    old, category = scene.objects[k], rng.choice(unknown(split))
+    stranger = Object(altered(category, rng) if split == "train" else category, old.cell, old.x, old.y, old.size)
     objects = (*scene.objects[:k], stranger, *scene.objects[k + 1:])
     return Scene(f"{scene.key}/{stranger.category.en}", objects, scene.background), stranger
 
@@ -65,7 +68,7 @@ class WorldUnknown(Task):
 
     size = 300  # scenes of the test set
 
-    def __init__(self, rows: int = 8_000, scenes: int = 4_000):
+    def __init__(self, rows: int = 12_000, scenes: int = 6_000):
         self.rows, self.scenes, self.world = rows, scenes, World()
 
     def train(self, stage: str) -> Generated | None:

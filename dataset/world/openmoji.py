@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import io
+import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -94,8 +95,19 @@ def raster(code: str) -> Image.Image:
 
 @functools.lru_cache(maxsize=4096)
 def drawing(code: str, size: int) -> np.ndarray:
-    """An emoji's drawing with a transparent background: (size, size, 4) uint8."""
-    return np.asarray(raster(code).resize((size, size), Image.Resampling.LANCZOS))
+    """An emoji's drawing with a transparent background: (size, size, 4) uint8. What `altered` has written behind it is done."""
+    code, _, changes = code.partition("~")
+    pixels = np.asarray(raster(code).resize((size, size), Image.Resampling.LANCZOS))
+    if changes:
+        pixels = pixels[..., [*map(int, changes[:3]), 3]]
+    return pixels[:, ::-1] if changes.endswith("m") else pixels
+
+
+def altered(category: Category, rng: random.Random) -> Category:
+    """The category as it is drawn, mirrored, in other colours (channels of red, green and blue are exchanged), or both."""
+    channels = rng.choice(("021", "102", "120", "201", "210")) if rng.random() < 0.3 else "012"
+    changes = channels + "m" * (rng.random() < 0.5)
+    return category if changes == "012" else replace(category, code=f"{category.code}~{changes}")
 
 
 def paste(canvas: np.ndarray, picture: np.ndarray, x: int, y: int) -> None:

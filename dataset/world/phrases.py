@@ -72,7 +72,8 @@ SIDE_PHRASES = {
            "below": "(下面|下方|下边)"},
 }
 
-# How a phrase is put: a question as it stands, a command, a clause after "tell me", a noun after "what is". Held out like AROUND.
+# How a phrase is put: a question as it stands, a command, a clause after "tell me", a noun after "what is", keywords as people
+# type them into a search. Held out like AROUND.
 # Most often it stands alone.
 FRAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -101,6 +102,8 @@ FRAMES: dict[str, dict[str, tuple[str, ...]]] = {
             "can you give me _?", "name _.", "do you know _?", "find _.",
             "i'd like _.", "we need _.", "show me _.", "may i have _?", "please provide _.", "tell us _.",
             "i am looking for _.", "can i get _?", "your task: _.", "write down _.", "report _.", "and _?"),
+        "keyword": (*["_"] * 8, "_?", "_?", "_.", "_, please.", "_ please", "_!", "short answer: _", "just _, please.",
+            "next: _"),
     },
     "zh": {
         "question": (*["_？"] * 10, "请问_？", "请问_？", "请问，_？", "告诉我_。", "告诉我_。", "请告诉我_。",
@@ -117,6 +120,7 @@ FRAMES: dict[str, dict[str, tuple[str, ...]]] = {
             "写出_。", "帮我看看_。", "麻烦说一下_。", "我需要_。", "能给我_吗？",
             "请提供_。", "报告_。", "告诉大家_。", "还有_？", "请写下_。",
             "你能说出_吗？"),
+        "keyword": (*["_"] * 8, "_？", "_？", "_。", "请问_", "_，谢谢", "简短回答：_", "接着：_"),
     },
 }
 
@@ -144,6 +148,9 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "a (short|brief) description of <picture>", "the (content|contents) of <picture>",
                 "a description of <picture>", "a summary of <picture>", "a title for <picture>", "a description",
                 "(caption|description|summary|title)", "(caption|description|summary|title) of <picture>"),
+            "keyword": ("(caption|description|summary|title|overview)",
+                "(picture|image|photo) (caption|description|summary|title)", "short (caption|description|summary)",
+                "quick (summary|overview|description)", "<noun> in (short|brief|a few words|one sentence)"),
         },
         "description": {
             "command": (
@@ -162,6 +169,9 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "noun": ("a (detailed|full|complete|long|precise) description( of <picture>|)", "all the details",
                 "all details of <picture>", "the layout of <picture>", "the (place|position|location) of everything<where>",
                 "a detailed caption", "the (places|positions|locations) of all (things|objects)"),
+            "keyword": ("(detailed|full|long|complete|exact) (caption|description)", "(all|full|more) details",
+                "everything in detail", "(everything|all <things>) with (places|positions|locations)",
+                "(positions|places|locations) of everything"),
         },
         "what": {
             "question": ("what is {at}<where>", "what's {at}<where>", "what <see> {at}<where>", "what is there {at}",
@@ -175,6 +185,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "clause": ("what is {at}<where>", "what you see {at}", "(which|what) (thing|object) is {at}",
                 "what can be seen {at}", "what <picture> shows {at}"),
             "noun": ("the (thing|object|item|drawing) {at}( of <picture>|)", "the name of the (thing|object) {at}"),
+            "keyword": ("(thing|object|item|drawing|content) {at}", "name of the (thing|object|item) {at}", "{at}",
+                "<noun> {at}", "(object|thing|item) name {at}"),
         },
         "where": {
             "question": ("where is {it}<where>", "where's {it}<where>", "where <see> {it}<where>",
@@ -199,6 +211,9 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "(place|position|location|spot) of {it}", "{its} (place|position|location|spot)",
                 "{name} (place|position|location|spot)", "(place|position|location) {name}",
                 "the (corner|side|edge|direction|quadrant|square|field|cell) (of|with) {it}"),
+            "keyword": ("{name} (place|position|location|spot|whereabouts|side|corner|area)",
+                "(place|position|location|spot|whereabouts) of {name}", "(place|position|location|spot) {name}",
+                "{name} where"),
         },
         "count": {
             "question": ("how many {many} are there<where>", "how many {many} are<here>", "how many {many} <see><where>",
@@ -219,6 +234,9 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "noun": ("the (number|amount|count|quantity|total number) of {many}<where>",
                 "(number|amount|count|quantity) of {many}",
                 "the {name} count", "(#|no.|number|count|total) (of |){many}"),
+            "keyword": ("{name} (count|number|amount|total|quantity|tally)",
+                "(count|number|amount|total|quantity|tally)( of|) {many}",
+                "{many} (count|number|amount|total|in total|in all)", "how often {name}"),
         },
         "total": {
             "question": ("how many things are there in total",
@@ -236,6 +254,9 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "noun": ("the (total number|number|total|amount|total amount|total count|count) of (all |)<things><where>",
                 "(total number|number|amount|count) of <things>", "the total (number|count)",
                 "number of <things><where>", "the <things> count"),
+            "keyword": ("(thing|object|item|element|symbol) (count|number|total|amount|tally)",
+                "total (number|count|amount|tally|quantity)", "(number|count|total|amount|tally)( of|) <things>",
+                "total <things>", "<things> in (total|all)", "count of everything"),
         },
         "exists": {
             "question": ("is there {one}<where>", "<see> {one}<where>", "does <picture> <show> {one}", "is {one}<here>",
@@ -258,6 +279,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "clause": ("(if|whether) there is {one}<where>", "(if|whether) you (see|can see|find|can find) {one}<where>",
                 "(if|whether) there are (any |){many}<where>", "(if|whether) <picture> (shows|has|contains) {one}",
                 "(if|whether) {one} is (visible|shown|there)<where>"),
+            "keyword": ("{one}<where>", "any {many}<where>", "any {name}<where>", "{name} (present|visible|there|here|shown)",
+                "{many} (present|visible|there|here|shown)", "(presence|existence) of {one}", "{name} or no {name}"),
         },
         "exists_at": {
             "question": ("is there {one} {at}", "is there {one} {at}<where>", "is {one} {at}", "<see> {one} {at}",
@@ -269,6 +292,7 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "command": ("check (if|whether) there is {one} {at}", "say (if|whether) {one} is {at}",
                 "look {at} and say (if|whether) there is {one}"),
             "clause": ("(if|whether) there is {one} {at}", "(if|whether) {one} is {at}", "(if|whether) you see {one} {at}"),
+            "keyword": ("{one} {at}", "{name} {at}", "any {name} {at}", "{name} {at} or not", "{at} {one}"),
         },
         "shape": {
             "question": ("what shape is in the image", "(what|which) (shape|form|figure) is<here>",
@@ -336,6 +360,10 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "which there are more of, {many} or {others}", "(if|whether) you see more {many} or more {others}",
                 "what there is more of, {many} or {others}"),
             "noun": ("the larger (group|number), {many} or {others}", "the more (common|frequent) one, {many} or {others}"),
+            "keyword": (
+                "{many} or {others}, (which|what|who) (wins|leads|dominates|prevails|has more|is ahead|is more|comes out ahead)",
+                "more {many} or {others}", "{many} (versus|vs|against) {others}",
+                "(majority|winner|larger group): {many} or {others}", "{many} or {others} in the majority"),
         },
         "relation": {
             "question": ("is {it} {side} {other}", "is {it} {side} {other}<where>", "do you see {it} {side} {other}",
@@ -346,6 +374,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "yes or no, is {it} {side} {other}", "is {it} {side} {other} or not"),
             "command": ("check (if|whether) {it} is {side} {other}", "say (if|whether) {it} is {side} {other}"),
             "clause": ("(if|whether) {it} is {side} {other}", "(if|whether) you see {it} {side} {other}"),
+            "keyword": ("{it} {side} {other}", "{it} {side} {other} or not",
+                "(true or false|right or wrong): {it} {side} {other}"),
         },
         "list": {
             "command": ("list everything in reading order", "list everything<where>( in order| one by one|)",
@@ -362,6 +392,9 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "noun": ("a list of (everything|all <things>|all the <things>|the <things>)<where>", "a list", "a complete list",
                 "(list|names) of (all |)<things><where>", "every (thing|object|item) by name",
                 "the (names|list) of all <things><where>", "all (the |)<things><where>", "every (thing|object)<where>"),
+            "keyword": ("(list|inventory|enumeration)", "(list|inventory) of (everything|all <things>|<things>)",
+                "(object|item|thing) (list|names)", "(full|complete|ordered) (list|inventory)",
+                "(everything|all <things>) (in order|one by one)", "all (names|<things>)"),
         },
         "difference": {
             "question": ("what changed from the first picture to the second", "what changed( between <both>|)",
@@ -378,6 +411,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "clause": ("what changed( between <both>|)", "what has changed", "what is different( in the second picture|)",
                 "how <both> differ", "what the difference is"),
             "noun": ("the (difference|change)( between <both>|)", "the difference of <both>"),
+            "keyword": ("(difference|change|changes)( between <both>|)", "<both> compared",
+                "first (versus|vs) second( picture|)"),
         },
         "which_picture": {
             "question": ("which (picture|image|photo|one) (has|shows|contains) {one}",
@@ -395,6 +430,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "clause": ("which (picture|image|photo) (has|shows|contains) {one}", "in which (picture|image|photo) {one} is",
                 "which of <both> (has|shows) {one}", "in which of <both> you see {one}"),
             "noun": ("the (picture|image|photo) (with|that shows|that has) {one}",),
+            "keyword": ("(picture|image|photo) with {one}", "{name}: (first or second|which picture|which one)",
+                "{one} in which (picture|image|photo)"),
         },
         "together": {
             "question": ("how many {many} are there in <both>( together| in total| altogether|)",
@@ -412,6 +449,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "clause": ("how many {many} there are in <both>( together| in total|)",
                 "how many {many} <both> (show|have)( together|)"),
             "noun": ("the (number|total number|total|amount|sum|count) of {many} in <both>( together|)",),
+            "keyword": ("{many} in <both>( together| in total|)", "{name} (count|number|total) in <both>",
+                "total {many} in <both>", "(number|count|total) of {many} (across|in|over) <both>"),
         },
     },
     "zh": {
@@ -429,6 +468,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "(讲讲|讲一讲|讲述|解释一下|解读|说明一下)<picture>", "看图说话",
                 "(给|为)<picture>(配|起|取)(一个|个)(标题|名字|说明)"),
             "noun": ("(简短的|简要的|)描述", "<picture>的(内容|标题|描述|说明|简介)", "一个标题", "一句描述", "<where>的内容"),
+            "keyword": ("(标题|描述|说明|概述|简介|概括)", "(图片|图像|照片)(描述|说明|标题|简介)", "(简短|简要)(描述|说明)",
+                "一句话(描述|概括|说明)"),
         },
         "description": {
             "command": ("(详细|仔细|具体|完整)(|地)(描述|说明|介绍|讲讲)(|一下)<picture>",
@@ -441,6 +482,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "<where>(所有|各个)<things>(都|)在(哪里|哪儿|什么地方)", "各个位置有什么"),
             "noun": ("<picture>的(详细|完整|具体)(描述|内容|说明)", "(详细|完整)的描述", "<picture>的(所有|)细节",
                 "(每个|所有|各个)<things>的(位置|所在位置)"),
+            "keyword": ("(详细|完整|具体)(描述|说明|介绍)", "(所有|全部|更多)细节", "(所有|全部|各个)<things>(和|及)位置",
+                "各个位置的内容"),
         },
         "what": {
             "question": ("{at}是什么", "{at}有什么", "<where>(的|){at}(是|有)什么", "{at}(的|)(东西|物体|图案|物品)是什么",
@@ -450,6 +493,7 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "command": ("说出{at}(的|)(东西|物体)(的名字|)", "说说{at}(是|有)什么", "看看{at}(是|有)什么", "说明{at}是什么",
                 "认出{at}的(东西|物体)"),
             "noun": ("<where>(的|){at}的(东西|物体|图案)", "{at}(东西|物体)的名字"),
+            "keyword": ("{at}(的|)(东西|物体|物品|图案|内容)", "{at}", "{at}(东西|物体|物品)名字"),
         },
         "where": {
             "question": ("{name}在哪里", "{name}在哪儿", "{name}在哪",
@@ -467,6 +511,7 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "说说{name}在(哪里|哪儿|什么位置)", "找一找{name}在哪里", "指出{name}在(哪里|什么位置)",
                 "看看{name}在(哪里|哪儿)"),
             "noun": ("<where>(的|){name}的(位置|方位|所在位置|所在|地点|所在地|具体位置)", "{name}(位置|方位)"),
+            "keyword": ("{name}(的|)(位置|方位|地点|所在地|区域|角落)", "(位置|方位|地点)(：|){name}"),
         },
         "count": {
             "question": ("有几个{name}", "<where>有(几个|多少个|多少|几只)(的|){name}", "{name}有(几个|多少个|多少|几只)",
@@ -479,6 +524,7 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "数(一数|一下|)有(几个|多少个|多少){name}", "说出{name}的(数量|个数|数目)",
                 "统计(一下|){name}的(数量|个数|数目)", "(算一下|算算|说说)有(几个|多少个){name}", "数清{name}"),
             "noun": ("<where>(的|){name}的(数量|个数|数目|总数)", "{name}(数量|个数|数目|总数)"),
+            "keyword": ("{name}(的|)(数量|个数|数目|总数|总量)", "(数量|个数|数目|总数)(：|){name}", "(几|多少)个{name}"),
         },
         "total": {
             "question": ("一共有几个东西", "(<where>|)(一共|总共|共|)有(几个|多少个|多少|几样|多少种)<things>",
@@ -491,6 +537,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "统计(一下|)(所有|)(的|)<things>(的|)(总数|数量|个数)", "(算一下|算算|说说)(一共|总共)有(几个|多少个)<things>"),
             "noun": ("<where>(的|)<things>(的|)(总数|数量|个数|数目|总数量)", "(所有|全部)<things>的(总数|数量|个数|数目)",
                 "总数"),
+            "keyword": ("(总数|总数量|总量|总个数)", "<things>(的|)(总数|数量|个数|数目|总量)",
+                "(所有|全部)<things>(的|)(数量|个数)"),
         },
         "exists": {
             "question": ("有{name}吗", "<where>有{name}吗", "<where>有没有{name}", "<where>是否有{name}",
@@ -503,12 +551,14 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "{name}呢，有吗"),
             "command": ("(看看|看一下|检查|查一下|检查一下|判断|找找|说说)<where>(有没有|是否有|是不是有|是否存在){name}",
                 "(找找|找一下|找一找)(有没有|是否有|有无){name}"),
+            "keyword": ("有无{name}", "{name}(有无|是否存在|在不在)", "<where>{name}(有没有|有无)", "{name}：有还是没有"),
         },
         "exists_at": {
             "question": ("{at}有{name}吗", "{at}有没有{name}", "<where>(|的){at}有{name}吗", "{at}是{name}吗",
                 "{at}是不是{name}", "{at}是否有{name}", "{name}在{at}吗", "{name}是不是在{at}", "{at}<see>{name}吗",
                 "{at}那个是{name}吗", "{at}的(东西|物体)是{name}吗", "{at}有{name}(么|没有)", "{name}在不在{at}"),
             "command": ("(看看|检查|检查一下|判断)({at}有没有{name}|{at}是不是{name}|{name}在不在{at})",),
+            "keyword": ("{at}(有无|的){name}", "{name}：(是否|)在{at}", "{at}有{name}(没有|与否)"),
         },
         "sum": {
             "question": ("{name}的和是多少", "<where>的{name}的(和|总和|总数)是多少",
@@ -530,6 +580,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             "command": ("比较(一下|){name}(和|跟|与){other}(的数量|哪个多|的个数|)", "比一比{name}(和|跟|与){other}(哪个多|)",
                 "说说{name}和{other}哪个(更|)多", "看看是{name}多还是{other}多"),
             "noun": ("{name}和{other}(中|里)(更|比较|)多的(那个|一种|那种|)",),
+            "keyword": ("{name}还是{other}(更|)多", "{name}(对|对比|和){other}，(谁|哪个)(赢|多|领先|占优)",
+                "多的(是|：){name}还是{other}"),
         },
         "relation": {
             "question": ("{name}在{other}的{side}吗", "{name}在{other}{side}吗", "<where>(的|){name}在{other}(的|){side}吗",
@@ -538,6 +590,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "{name}是(在||){other}(的|){side}(吗|么)", "{name}(处于|处在|放在|画在){other}(的|){side}吗",
                 "{other}(的|){side}(是不是|有没有){name}"),
             "command": ("(判断|看看|检查|说说|看一下|检查一下){name}(是不是|是否)在{other}(的|){side}",),
+            "keyword": ("{name}在{other}(的|){side}(，|)(对吗|对不对|是否正确|是或否)",
+                "(对错|真假)：{name}在{other}(的|){side}"),
         },
         "list": {
             "command": ("按顺序列出所有东西",
@@ -549,6 +603,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "<where><see>哪些<things>", "<where>(都|)有哪些", "哪些<things>在<where>"),
             "noun": ("<where>(的|)(所有|全部|每个)(的|)<things>", "<things>(的|)(清单|列表|名单)",
                 "(所有|每个)<things>的(名字|名称|清单)", "清单"),
+            "keyword": ("(清单|列表|名单|物品清单|一览)", "<things>(清单|列表|名单|一览)", "(完整|全部)(清单|列表)",
+                "(所有|全部)(名字|名称|<things>)"),
         },
         "difference": {
             "question": ("第二张图和第一张图相比有什么变化",
@@ -563,6 +619,7 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "(找出|说出|指出|描述|找到|写出)(<both>(的|)|)(变化|不同|区别|差别|不同之处|不同点)",
                 "说说(什么变了|有什么变化|哪里变了|有什么不同)", "比较第一张(图|)和第二张(图|)"),
             "noun": ("<both>的(变化|不同|区别|差别|差异|不同之处|不同点)",),
+            "keyword": ("(变化|区别|不同|差别|差异)", "<both>(的|)(变化|区别|差别|对比)", "第一张(对|和)第二张(的|)(对比|比较)"),
         },
         "which_picture": {
             "question": ("哪张图有{name}",
@@ -574,6 +631,7 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "有{name}的是哪(一|)张(图|)"),
             "command": ("(找出|指出|说出|找到)有{name}的(图|图片|照片|那张图|那张)", "说说(哪张|哪一张)(图|图片|)有{name}",
                 "看看{name}在哪张(图|)(里|)"),
+            "keyword": ("有{name}的(图|图片|照片|那张)", "{name}：(第一张还是第二张|哪张|哪一张)"),
         },
         "together": {
             "question": ("两张图一共有几个{name}", "<both>(一共|总共|共|加起来|合起来)有(几个|多少个|多少){name}",
@@ -586,6 +644,8 @@ PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 "(数数|数一数|统计)<both>(的|){name}(的总数|的数量|)",
                 "(算一下|算算|说说)<both>(一共|总共)有(几个|多少个){name}"),
             "noun": ("<both>(的|){name}(的|)(总数|数量|个数|数目|总个数)",),
+            "keyword": ("<both>(的|){name}(总数|数量|个数)", "<both>{name}(共|合计|总计)(几个|多少)",
+                "{name}在<both>的(总数|数量)"),
         },
     },
 }

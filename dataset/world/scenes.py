@@ -115,6 +115,7 @@ def place_object(category: Category, cell: int, rng: random.Random) -> Object:
     return Object(category, cell, column * CELL + rng.randint(0, CELL - size), row * CELL + rng.randint(0, CELL - size), size)
 
 
+@functools.lru_cache(maxsize=20_000)  # a training scene is in many rows
 def sample_scene(split: str, index: int, which: str = "nano", most: int = 4, least: int = 1) -> Scene:
     """Scene `index` of a split, with `least` to `most` objects; a category often repeats or stands beside its companion.
 
@@ -177,9 +178,10 @@ def varied_scene(before: Scene, rng: random.Random, which: str = "nano") -> Scen
             was_taken = any(obj.cell == cell for obj in before.objects)
             if rng.random() < (0.5 if was_taken else 0.25):
                 present = {obj.category for obj in (*before.objects, *objects)}
-                fitting = [category for category in rng.sample(categories(which), 40)
-                           if category not in present and not any(held_out_pair(category, obj.category) for obj in objects)]
-                objects += [place_object(category, cell, rng) for category in fitting[:1]]
+                fitting = (category for category in rng.sample(categories(which), 40)
+                           if category not in present and not any(held_out_pair(category, obj.category) for obj in objects))
+                if category := next(fitting, None):
+                    objects.append(place_object(category, cell, rng))
         after = Scene(f"{before.key}/varied", tuple(sorted(objects, key=lambda obj: obj.cell)), before.background)
         if objects and not is_new(after):
             return after

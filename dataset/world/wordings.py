@@ -8,6 +8,7 @@ A wording is a phrase in a frame: "Could you tell me [where the bus is in this p
     command    "locate the bus"              after "please" or "can you"
     clause     "where the bus is"            after "tell me" or "I want to know"
     noun       "the position of the bus"     after "what is" or "give me", or alone
+    keyword    "bus position"                alone
 
 phrases.py lists them. The words that carry a request are all trained. Held out of every stage of training, by a hash, are a tenth
 of the pieces around them (frames, words for the picture) and a tenth of all wordings; the benchmark `world_words` asks those.
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import random
 import re
 import sys
@@ -29,7 +29,7 @@ from dataset.world.openmoji import LANGUAGES, categories
 from dataset.world.phrases import AROUND, FRAMES, PHRASES, REQUEST
 
 SPLITS = {"test": 0.1, "val": 0.15, "train": 1.0}  # a text is in the first split whose bound is above its hash
-PUT = {"question": 5, "command": 2, "clause": 2, "noun": 2}  # how often phrases are put in each way
+PUT = {"question": 5, "command": 2, "clause": 2, "noun": 2, "keyword": 2}  # how often phrases are put in each way
 PLAIN = 0.3  # share of the trained questions in the plainest wording
 INVENTED = 0.15  # share of the trained words for the picture that are invented
 INTERRUPTED = 0.05  # share of the trained wordings with invented words around them
@@ -56,22 +56,33 @@ MARKS = " ?.!,？。！，"
 
 
 @functools.cache
-def uncommon_frames(language: str) -> dict[str, tuple[str, str]]:
-    """The frames that can be held out -> what stands before and behind their phrase, without marks."""
+def uncommon_frames(language: str) -> frozenset[str]:
+    """The frames that can be held out: they say something, and stand only once in their list."""
     common = {frame for put in FRAMES[language].values() for frame in put if put.count(frame) > 1}
-    around = {}
-    for frame in sorted({*itertools.chain(*FRAMES[language].values())} - common):
-        before, behind = frame.split("_")
-        if before or behind.strip(MARKS):
-            around[frame] = before, behind.strip(MARKS)
-    return around
+    return frozenset(frame for put in FRAMES[language].values() for frame in put
+                     if frame not in common and any(around(frame)))
+
+
+def around(frame: str) -> tuple[str, str]:
+    """What stands before and behind the phrase of a frame, without marks."""
+    before, behind = frame.split("_")
+    return before, behind.strip(MARKS)
+
+
+@functools.cache
+def frames_by_start(language: str) -> dict[str, list[tuple[str, str, str]]]:
+    """The first letter, or "" where the phrase comes first -> the uncommon frames with it, and what is around their phrase."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for frame in sorted(uncommon_frames(language)):
+        found.setdefault(frame.split("_")[0][:1], []).append((frame, *around(frame)))
+    return found
 
 
 def splits_of(kind: str, whole: str, pieces: Sequence[str], language: str) -> dict[str, str]:
     """What a wording is made of -> the split that it belongs to: pieces, frames that it has, however it was made, "the whole"."""
-    bare = whole.strip(MARKS)
-    frames = [frame for frame, (before, behind) in uncommon_frames(language).items()
-              if bare.startswith(before) and bare.endswith(behind)]
+    bare, by_start = whole.strip(MARKS), frames_by_start(language)
+    frames = sorted(frame for start in ("", bare[:1]) for frame, before, behind in by_start.get(start, ())
+                    if bare.startswith(before) and bare.endswith(behind))
     return {**{part: split_of(part) for part in (*pieces, *frames)}, "the whole": split_of(f"{kind}: {bare}")}
 
 
