@@ -27,6 +27,7 @@ from model.computing import Computing, DataRanks, StepMetrics
 from model.curves import draw_curves
 from model.devices import DTYPES, keep_freed_memory, memory, pick_device, pick_dtype, use_wide_vectors
 from model.faults import StepFaults
+from model.in_threads import on_cores
 from model.optimizer import OptimizerGroup, make_optimizer
 from model.recipe import Train
 from model.registry import UserError
@@ -128,6 +129,8 @@ class Run(Computing):
                 raise UserError(f"--compile and --shard {shard} do not go together: leave one of them out")
             return sharding.apply(model, shard, self.device)
         wrapped: Any = torch.compile(model, dynamic=True) if self.config.compile else model
+        if self.world_size == 1 and wrapped is model:
+            wrapped = on_cores(model)
         of_llm = [p for name, p in model.named_parameters() if name.removeprefix("model.").startswith("llm.")]
         if of_llm and not any(p.requires_grad for p in of_llm):
             return sharding.Averaged(wrapped, [p for p in model.parameters() if p.requires_grad])

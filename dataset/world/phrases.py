@@ -124,6 +124,53 @@ FRAMES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# What people say around a request and do not mean as one: who asks, why, and how they are. Only in training.
+ASIDES: dict[str, dict[str, tuple[str, ...]]] = {
+    "en": {
+        "before": (
+            "my (kid|son|daughter|wife|husband|friend|boss|teacher|grandma|neighbor|little brother|class) "
+            "(wants to know|is asking|would like to know|is curious|keeps asking)(:|,|.)",
+            "I (can't see (it|well|the screen)|forgot my glasses|am in a hurry|am not sure|am lost|give up|need help|have no idea"
+            "|am bored|was wondering)(.|,|:)",
+            "(I need|we need|they want) (this|it|an answer) for (school|work|a game|a quiz|a report|my notes|a bet)(.|:)",
+            "(I am|we are) (making|writing|preparing) (a quiz|flashcards|a list|a book|some notes|a test)(.|,)",
+            "(for|as part of) (a game|a quiz|homework|a test|fun|my notes|a blind friend|someone who can't see),",
+            "we (are playing a game|have a bet|are learning words|can't agree)(.|:)",
+            "(take a (good|close|careful) look|look (closely|carefully|again)|think (twice|about it)|be (honest|careful))(.|:|,)",
+            "(this is a test|small favor|one thing|a question for you|just wondering|serious question|simple one"
+            "|not sure if you can do this)(:|.)",
+            "(someone|he|she|they) (told me to ask|asked me|wants to know|sent me this)(:|.)",
+            "you (are good at this|see better than me|have the picture)(.|,|:)",
+            "my (eyes are bad|screen is dark|glasses are broken)(.|,)",
+            "(before (lunch|we go|I forget)|while you are at it|by the way|if you don't mind|when you have a moment"
+            "|in your own words),",
+        ),
+        "behind": (
+            "(just|only|simply) (the answer|the result)( please|)", "be (exact|honest|quick|precise|careful)( please|)",
+            "(thanks|thank you)( in advance| so much| a lot|)", "keep it simple( please|)",
+            "I (can't tell|can't see it|am not sure|have no idea|need it (now|today)|would be grateful|keep looking)",
+            "it is for (school|work|my son|a game|a quiz|a friend)",
+            "(if you can|if possible|when you are ready|take your time|as best you can|whenever you like)",
+            "my (kid|friend|boss|teacher|wife) (asked|wants to know|is waiting|says so)",
+            "(what do you think|what would you say|any idea|do you know|can you tell)?",
+        ),
+    },
+    "zh": {
+        "before": (
+            "(我家孩子|我儿子|我女儿|朋友|老师|老板|奶奶|同学|邻居)(想知道|在问|问我|很好奇|要我问)(：|，)",
+            "我(看不清|没戴眼镜|眼睛不好|找了半天|不太确定|有点急|不知道)(，|。)", "(为了|为)(作业|游戏|测验|报告|笔记)，",
+            "(我|我们)在(做卡片|写作业|玩游戏|出题|写报告)(，|。)", "(仔细|认真|好好|再)(看看|看一看|想想)(，|：)",
+            "(有人|他|她|他们)(问我|让我问|想知道)(：|，)", "(顺便|如果方便|有空的话|不着急|麻烦了|拜托)，",
+            "(这是个|这是一个)(测试|小问题|考题)(：|，)", "你(眼力好|看得清|最懂了)，", "(说真的|话说|老实说|说起来|那个)，",
+        ),
+        "behind": (
+            "(谢谢|多谢|谢谢你|感谢)", "(只要|直接给|只说)答案", "(要准确|准确一点|快一点|别着急|简单点)",
+            "我(看不清|不确定|找不到|等着呢)", "(孩子|朋友|老师|老板)(在等|想知道|问的)", "(可以吗|行吗|你觉得呢|你说呢)？",
+            "(作业|游戏|测验)要用",
+        ),
+    },
+}
+
 # Kind -> how it is put -> phrases. The first phrase, in its first frame, is the plainest wording.
 PHRASES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "en": {

@@ -26,13 +26,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dataset.world.openmoji import LANGUAGES, categories
-from dataset.world.phrases import AROUND, FRAMES, PHRASES, REQUEST
+from dataset.world.phrases import AROUND, ASIDES, FRAMES, PHRASES, REQUEST
 
 SPLITS = {"test": 0.1, "val": 0.15, "train": 1.0}  # a text is in the first split whose bound is above its hash
 PUT = {"question": 5, "command": 2, "clause": 2, "noun": 2, "keyword": 2}  # how often phrases are put in each way
 PLAIN = 0.3  # share of the trained questions in the plainest wording
 INVENTED = 0.15  # share of the trained words for the picture that are invented
 INTERRUPTED = 0.05  # share of the trained wordings with invented words around them
+ASIDE = 0.15  # ... and with what people say around a request
 SYLLABLE = (tuple("b c d f g k l m n p r s t v sk st tr sp br cl".split()), tuple("aeiou"),
             ("", "n", "r", "l", "t", "ck", "tch", "m", "sh"))  # of invented English words: beginning, vowel, end
 
@@ -153,6 +154,19 @@ def interrupted(text: str, language: str, rng: random.Random) -> str:
     return text.rstrip(MARKS) + comma.replace(":", ",").replace("：", "，") + words + (text[-1] if text[-1] in MARKS else "")
 
 
+def with_aside(text: str, language: str, rng: random.Random) -> str:
+    """A wording with a few words of somebody's own before or behind it: "My kid wants to know: where is the bus?"."""
+    place = rng.choices(("before", "behind"), (2, 1))[0]
+    aside = expand(rng.choice(ASIDES[language][place]), language, rng.choice, [])
+    first, second = (aside, text) if place == "before" else (text, aside)
+    if first[-1] not in MARKS + ":：":
+        first += "." if language == "en" else rng.choice("，。")
+    if language == "zh":
+        return first + second
+    begin = str.lower if first[-1] in ",:" else str.upper
+    return f"{first[0].upper()}{first[1:]} {begin(second[0])}{second[1:]}"
+
+
 def word(kind: str, language: str, names: Mapping[str, str], split: str, rng: random.Random) -> Wording:
     """A wording of a kind: of "train" a trained one, of "val" or "test" one that no stage trains.
 
@@ -177,8 +191,8 @@ def word(kind: str, language: str, names: Mapping[str, str], split: str, rng: ra
         if strictest == split:
             held_out = next(part for part, belongs in parts.items() if belongs == split) if split != "train" else ""
             text = fill(whole, language, names, rng.choice)
-            if split == "train" and rng.random() < INTERRUPTED:
-                text = interrupted(text, language, rng)
+            if split == "train" and (chance := rng.random()) < INTERRUPTED + ASIDE:
+                text = (interrupted if chance < INTERRUPTED else with_aside)(text, language, rng)
             return Wording(typed(text, language, rng), held_out)
 
 

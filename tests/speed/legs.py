@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.dpo.losses import DPO, Pairs
+from model.in_threads import on_cores
 from model.llm.attention import PackedSequences
 from model.losses import IGNORE, next_token_targets, sum_by_document
 from model.optimizer import clip_gradients, make_optimizer
@@ -71,6 +72,7 @@ class Leg:
         self.model.load_state_dict(model.state_dict())
         self.model.connector.requires_grad_(not stage.pairs)  # the scripts' recipes
         self.optimizer = make_optimizer(self.model, optimizer, lr=stage.lr, weight_decay=stage.weight_decay, dtype=dtype)
+        self.called = self.model if form.padded else on_cores(self.model)
         if form.padded:
             for block in self.model.llm.blocks:
                 block.self_attn.attend = attend_rows
@@ -84,7 +86,7 @@ class Leg:
         targets = next_token_targets(batch["labels"], batch["document_ids"])
         wanted = torch.ones_like(targets, dtype=torch.bool) if self.form.everywhere else targets != IGNORE
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(batch, wanted)
+            logits = self.called(batch, wanted)
         targets = targets[wanted]
         logps = -F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
         return logps, batch["document_ids"][wanted], targets != IGNORE
@@ -125,10 +127,11 @@ class Leg:
 
     def operations(self, batch_size: int) -> float:
         """Floating-point operations of one row in matrix products, with its share of an update."""
+        self.called, called = self.model, self.called  # the counter sees those of its own thread
         with FlopCounterMode(display=False) as passes:
             for batch in self.batches:
                 self.loss(batch).backward()
         with FlopCounterMode(display=False) as update:
             self.update()
-        rows = sum(len(batch["ids"]) for batch in self.batches)
+        self.called, rows = called, sum(len(batch["ids"]) for batch in self.batches)
         return passes.get_total_flops() / rows + update.get_total_flops() / batch_size
