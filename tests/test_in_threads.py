@@ -102,7 +102,8 @@ def test_missing_pictures_are_told_as_ever(change):
 def test_only_what_is_known_to_keep_nothing_between_calls_is_shared_out(monkeypatch):
     model = tiny.vlm()
     critic = ActorCritic(model)
-    assert on_cores(model) is model  # with one thread
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert on_cores(model) is model
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert isinstance(on_cores(model), InThreads) and on_cores(critic) is critic
     model.llm.extra = type("Foreign", (torch.nn.Module,), {"__module__": "transformers.models"})()
