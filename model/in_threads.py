@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from model.vlm import VLM
 
 MOST = 4  # parts: Python itself runs one thread at a time, and each part costs it some milliseconds a step
+LEAST = 512  # tokens of a part: matrix products of fewer rows lose what is gained
 TOKENS = ("input_ids", "labels", "position_ids", "document_ids")  # what a batch holds of each token
 
 Part = tuple[dict, Tensor]  # some documents of a batch, and which of their tokens' logits are wanted
@@ -56,7 +57,11 @@ class InThreads(nn.Module):
         self.pool = ThreadPoolExecutor(self.parts, initializer=torch.set_num_threads, initargs=(threads // self.parts,))
 
     def forward(self, batch: dict, keep: Tensor) -> Tensor:
-        parts = split(batch, keep, self.parts, self.model.config.image_token_id, self.model.image_tokens)
+        rows, tokens = batch["input_ids"].shape
+        count = min(self.parts, tokens // LEAST) if rows == 1 else 1
+        parts = split(batch, keep, count, self.model.config.image_token_id, self.model.image_tokens) if count > 1 else []
+        if len(parts) < 2:
+            return self.model(batch, keep)
         return Divided.apply(self, parts, *(p for p in self.model.parameters() if p.requires_grad))
 
     def map(self, function: Callable[[Any], Any], items: Iterable) -> list:
@@ -107,5 +112,5 @@ def added(gradients: Iterable[Tensor | None]) -> Tensor | None:
     total = None
     for gradient in gradients:
         if gradient is not None:
-            total = gradient if total is None else total + gradient
+            total = gradient if total is None else total.add_(gradient)
     return total

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from model import recompute
+from model import in_threads, recompute
 from model.in_threads import MOST, InThreads, on_cores, split
 from model.losses import count_learned, score
 from model.rl.critic import ActorCritic
@@ -13,6 +13,11 @@ from model.vlm import VLM
 from tests import tiny
 
 DOCUMENTS = [tiny.document(9, [2], 1), tiny.document(4, [], 2), tiny.document(17, [1, 8], 3), tiny.document(12, [], 4)]
+
+
+@pytest.fixture(autouse=True)
+def short_parts(monkeypatch):
+    monkeypatch.setattr(in_threads, "LEAST", 4)
 
 
 def batch_of(documents: list[list[int]], images: str = "pixels") -> dict:
@@ -49,7 +54,7 @@ def test_logits_and_gradients_are_those_of_the_model(threads, images):
         assert torch.allclose(of_threads[name], gradient, atol=1e-12, rtol=0), name
 
 
-def test_threads_compute_parts_of_equal_size_in_the_precision_of_the_run():
+def test_threads_compute_parts_of_equal_size_in_the_precision_of_the_run(monkeypatch):
     model, seen = tiny.vlm(), {}
     model.llm.model.norm.register_forward_hook(
         lambda module, inputs, output: seen.update({threading.get_ident(): (len(output), torch.is_autocast_enabled("cpu"))}))
@@ -58,6 +63,10 @@ def test_threads_compute_parts_of_equal_size_in_the_precision_of_the_run():
         InThreads(model, 2)(batch, torch.ones_like(batch["input_ids"], dtype=torch.bool))
     assert sorted(seen.values()) == [(13, True), (29, True)] and threading.get_ident() not in seen
     assert InThreads(model, 64).parts == MOST
+    seen.clear()
+    monkeypatch.setattr(in_threads, "LEAST", 22)  # tokens of a part at least: 42 are too few for two
+    InThreads(model, 2)(batch, torch.ones_like(batch["input_ids"], dtype=torch.bool))
+    assert list(seen) == [threading.get_ident()]
 
 
 def test_the_same_bytes_come_again():
