@@ -174,6 +174,32 @@ def test_what_is_short_and_common_is_trained_and_stands_among_questions_about_pi
     assert said & {"hello", "hi", "hey", "thank you", "thanks"}
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_people_say_who_asks_and_why_around_the_same_request(language, monkeypatch):
+    monkeypatch.setattr(wordings, "PLAIN", 0)
+    monkeypatch.setattr(wordings, "INTERRUPTED", 0)
+
+    def asked(share: float, split: str) -> list[str]:
+        monkeypatch.setattr(wordings, "ASIDE", share)
+        texts = [word("where", language, about(language), split, random.Random(k)).text for k in range(300)]
+        return [re.sub(r"[\W_]+", "", text.lower()) for text in texts]
+
+    bare, longer = asked(0, "train"), asked(1, "train")
+    assert all(request in text and len(text) > len(request) for request, text in zip(bare, longer))
+    assert len({text.replace(request, "") for request, text in zip(bare, longer)}) > (100 if language == "en" else 50)
+    assert asked(0, "test") == asked(1, "test")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_kind_of_question_about_the_world_is_asked_by_keywords(language, monkeypatch):
+    monkeypatch.setattr(wordings, "PUT", {**dict.fromkeys(wordings.PUT, 0), "keyword": 1})
+    for kind in (*KINDS, *PAIR_KINDS, "caption", "description"):
+        texts = {word(kind, language, about(language), "train", random.Random(k)).text for k in range(60)}
+        assert len(texts) > 5, kind
+    text = word("where", "en", about("en"), "test", random.Random(1)).text
+    assert "bus" in text.lower() and len(text.split()) < 6
+
+
 def test_half_of_the_rows_about_unknown_things_are_inventories_of_known_and_unknown_drawings():
     task, seen = WorldUnknown(), Counter[str]()
     rows = [row for i in range(120) if isinstance((row := task.row(i)).messages[1].parts[0], Prefill)]
@@ -189,6 +215,11 @@ def test_half_of_the_rows_about_unknown_things_are_inventories_of_known_and_unkn
 def test_unknown_names_and_drawings_of_the_test_are_never_trained():
     assert not set(unknown("train")) & set(unknown("test")) and not set(unknown("train")) & set(categories("nano"))
     task = WorldUnknown(rows=80)
+    shown = {split: [obj.category.code for i in range(80) for obj in task.scene(split, i)[0].objects]
+             for split in ("train", "test")}  # fmt: skip
+    altered = [code for code in shown["train"] if "~" in code]
+    assert 30 < len(altered) < 80 and not [code for code in shown["test"] if "~" in code]  # only what is unknown in training
+    assert {code.partition("~")[0] for code in altered} <= {category.code for category in unknown("train")}
     trained = " ".join(message.text for i in range(80) for message in task.train("sft")[i].messages)
     assert not [category.en for category in unknown("test") if re.search(rf"\b{names(category, 'en')['one']}\b", trained)]
     for example in task.examples("test", 20):

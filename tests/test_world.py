@@ -17,7 +17,7 @@ from dataset.tasks.easy_vqa import COLOURS, SHAPES, YES_NO, EasyVQA, known_shape
 from dataset.tasks.text import Text
 from dataset.tasks.world import World, picture
 from dataset.tokenizer import SentencePieceTokenizer
-from dataset.world import drawings, inventories, questions
+from dataset.world import drawings, inventories, openmoji, questions
 from dataset.world.openmoji import LANGUAGES, Category, categories, paste, plural, with_article
 from dataset.world.scenes import (
     Object,
@@ -158,6 +158,17 @@ def test_things_lie_apart_inside_their_cells():
         assert cells == sorted(set(cells))
         assert cells == [obj.y // 32 * 3 + obj.x // 32 for obj in shown.objects]
         assert cells == [(obj.y + obj.size - 1) // 32 * 3 + (obj.x + obj.size - 1) // 32 for obj in shown.objects]
+
+
+def test_an_altered_drawing_is_mirrored_or_has_its_colours_exchanged():
+    bus, forms = NANO[61], {}
+    for k in range(200):
+        form = openmoji.altered(bus, random.Random(k))
+        forms[form.code.removeprefix(bus.code)] = openmoji.drawing(form.code, 28)
+        assert (form.en, form.zh) == (bus.en, bus.zh)
+    plain = forms[""]
+    assert len(forms) == 12 and np.array_equal(forms["~012m"], plain[:, ::-1])
+    assert np.array_equal(forms["~201"], plain[..., [2, 0, 1, 3]]) and np.array_equal(forms["~201m"], forms["~201"][:, ::-1])
 
 
 def test_sft_shows_the_scenes_of_pretraining_so_that_features_are_shared():
