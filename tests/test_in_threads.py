@@ -58,7 +58,8 @@ def test_threads_compute_parts_of_equal_size_in_the_precision_of_the_run(monkeyp
     model, seen = tiny.vlm(), []
     main = threading.get_ident()
     model.llm.model.norm.register_forward_hook(
-        lambda module, inputs, output: seen.append((threading.get_ident() == main, torch.is_autocast_enabled("cpu"), len(output))))
+        lambda module, inputs, output: seen.append((threading.get_ident() == main, torch.is_autocast_enabled("cpu"),
+                                                    len(output))))  # fmt: skip
     batch = batch_of(DOCUMENTS)
     with torch.autocast("cpu", torch.bfloat16):
         InThreads(model, 2)(batch, torch.ones_like(batch["input_ids"], dtype=torch.bool))
