@@ -6,7 +6,7 @@ a model that also learned the user's would practise asking, and what people ask 
 
 In:  out/pretrain and conversations (default: world, world_unknown, easy_vqa, arithmetic, text).  Out: out/sft, as in stage 1.
 
-    python 2-sft_vlm.py                                             about ten minutes on two CPU cores
+    python 2-sft_vlm.py                                             10 to 15 minutes on two CPU cores
     python 2-sft_vlm.py --data world my_rows.jsonl:2 --image_folder pictures
     python 2-sft_vlm.py --data llava_instruct_230k.parquet --init out/pretrain --lr 4e-5 --batch_size 16
     python 2-sft_vlm.py --train.llm lora:16 --lr 1e-3               adapters alone; out/sft/adapter.safetensors holds them
