@@ -60,7 +60,7 @@ class InThreads(nn.Module):
         rows, tokens = batch["input_ids"].shape
         count = min(self.parts, tokens // LEAST) if rows == 1 else 1
         parts = split(batch, keep, count, self.model.config.image_token_id, self.model.image_tokens) if count > 1 else []
-        if len(parts) < 2:
+        if len(parts) < 2 or not torch.is_grad_enabled():  # to score alone, all cores share each operation
             return self.model(batch, keep)
         return Divided.apply(self, parts, *(p for p in self.model.parameters() if p.requires_grad))
 
@@ -79,7 +79,7 @@ class InThreads(nn.Module):
 def on_cores(model: nn.Module) -> nn.Module:
     """The module to call in training: `InThreads` on several cores of a CPU, or the model itself.
 
-    Only for modules of Pupil and torch: others may keep something between calls, as a critic does (model/rl/critic.py).
+    Not where a call keeps something in the module, as the critic's does (model/rl/critic.py), and modules of others may.
     """
     threads = torch.get_num_threads()
     stateless = all(type(module).__module__.partition(".")[0] in ("model", "torch") for module in model.modules())
@@ -92,7 +92,7 @@ class Divided(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, owner: InThreads, parts: list[Part], *trained: Tensor) -> Tensor:
-        with torch.set_grad_enabled(any(ctx.needs_input_grad)):
+        with torch.enable_grad():
             ctx.logits = owner.map(lambda part: owner.model(*part), parts)
         ctx.owner, ctx.trained = owner, trained
         return torch.cat([logits.detach() for logits in ctx.logits])

@@ -42,8 +42,9 @@ Change = tuple[str, Object | None, Object | None]  # how a second scene differs 
 class Plan(NamedTuple):
     """What a training row is about, before a word of it is chosen: all pictures are listed in a fraction of the rows' time.
 
+    form     caption, list, description, questions, pair or inventory
     kind     of an inventory
-    change   of a second scene, where it is the first one with a change
+    change   how the second scene of a pair differs, where it is the first one changed
     """
 
     form: str
@@ -120,7 +121,7 @@ class World(Task):
             kind, scene = rng.choice(INVENTORIES[stage]), self.crowded(i)  # many objects, many lookups
             if kind not in inventories.TWO_SCENES:
                 return Plan(form, language, rng, [scene], kind)
-            # It depends on the first alone, so that its features are computed once.
+            # The second scene depends on the first alone: its features are computed once.
             second = varied_scene(scene, random.Random(f"varied/{i % self.scenes}"), self.categories)
             return Plan(form, language, rng, [scene, second], kind)
         if form == "pair":
