@@ -16,7 +16,7 @@ from dataset.world.openmoji import LANGUAGES, categories
 from dataset.world.phrases import AROUND, FRAMES, PHRASES, PLACE_PHRASES, REQUEST, SIDE_PHRASES
 from dataset.world.questions import KINDS, PAIR_KINDS, names
 from dataset.world.small_talk import SMALL_TALK, small_talk
-from dataset.world.wordings import expand, fill, interrupted, invented, openings, plain, split_of, typed, word
+from dataset.world.wordings import expand, fill, invented, openings, plain, split_of, strange_words, typed, with_insertions, word
 from model.registry import TASKS
 
 BUS, KEY = (category for category in categories() if category.en in ("bus", "key"))
@@ -87,10 +87,25 @@ def test_some_trained_wordings_hold_invented_words_and_those_of_the_benchmark_no
         assert not [text for text in texts["val"] + texts["test"] if strange in text]
 
 
-def test_words_around_a_question_leave_it_whole():
-    texts = [interrupted("Where is the bus?", "en", random.Random(k)) for k in range(60)]
-    assert all("where is the bus" in text.lower() and len(text) > 20 for text in texts)
-    assert {text.startswith("Where") for text in texts} == {True, False}
+@pytest.mark.parametrize(("language", "text"), [("en", "could you say where {it} is in the photo?"),
+                                                ("zh", "请问{it}在图里的什么位置？")])
+def test_inserted_words_leave_the_wording_in_order_and_its_names_whole(language, text):
+    wordings = [with_insertions(text, language, random.Random(k)) for k in range(200)]
+    pieces = re.findall(r"\{it\}|[a-z]+" if language == "en" else r"\{it\}|[一-龥]", text)
+    in_order = re.compile(".*".join(map(re.escape, pieces)))
+    assert all(in_order.search(wording) and len(wording) > len(text) for wording in wordings)
+    assert all(wording.count("{it}") == 1 and (language == "zh" or "  " not in wording) for wording in wordings)
+    begins, ends = ({getattr(wording, method)(part) for wording in wordings}
+                    for method, part in (("startswith", text[:2]), ("endswith", text[-3:])))
+    assert begins == ends == {True, False}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_strange_words_are_no_names_of_the_world_and_none_of_a_test(language):
+    strange, known = set(strange_words(language)), {getattr(category, language) for category in categories("nano")}
+    held_out = {getattr(category, language) for category in categories("all") if split_of(category.en) == "test"}
+    assert len(strange) > 400 and not strange & known and not strange & held_out
+    assert not [word for word in strange if any(noun in word for noun in AROUND[language]["noun"])]
 
 
 def test_a_tenth_of_all_wordings_is_held_out_for_the_test():
@@ -175,18 +190,14 @@ def test_what_is_short_and_common_is_trained_and_stands_among_questions_about_pi
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_people_say_who_asks_and_why_around_the_same_request(language, monkeypatch):
-    monkeypatch.setattr(wordings, "PLAIN", 0)
-    monkeypatch.setattr(wordings, "INTERRUPTED", 0)
-
+def test_some_trained_wordings_hold_words_that_do_not_matter_and_those_of_the_benchmark_none(language, monkeypatch):
     def asked(share: float, split: str) -> list[str]:
-        monkeypatch.setattr(wordings, "ASIDE", share)
-        texts = [word("where", language, about(language), split, random.Random(k)).text for k in range(300)]
-        return [re.sub(r"[\W_]+", "", text.lower()) for text in texts]
+        monkeypatch.setattr(wordings, "INSERTED", share)
+        return [word("where", language, about(language), split, random.Random(k)).text for k in range(200)]
 
-    bare, longer = asked(0, "train"), asked(1, "train")
-    assert all(request in text and len(text) > len(request) for request, text in zip(bare, longer))
-    assert len({text.replace(request, "") for request, text in zip(bare, longer)}) > (100 if language == "en" else 50)
+    with monkeypatch.context() as changed:
+        changed.setattr(wordings, "PLAIN", 0)
+        assert sum(map(len, asked(1, "train"))) > sum(map(len, asked(0, "train"))) + 200 * (6 if language == "en" else 2)
     assert asked(0, "test") == asked(1, "test")
 
 

@@ -79,14 +79,14 @@ class WorldUnknown(Task):
         return with_a_stranger(base, split, random.Random(f"stranger/{split}/{i}"))
 
     def row(self, i: int) -> Conversation:
-        """An inventory of known and unknown drawings, or a scene with a stranger: what it is, known things, two unknown names."""
+        """An inventory of known and unknown drawings, or a scene with a stranger: what it is, an unknown name, known things."""
         rng = random.Random(f"world_unknown/{i}")
         if rng.random() < INVENTORIES:
             return self.inventory(i, rng)
         scene, stranger = self.scene("train", i % self.scenes)
         language = rng.choice(LANGUAGES)
         known = [obj for obj in scene.objects if obj is not stranger]
-        asked = [at(stranger, language), *(about_a_name(category, language, rng) for category in rng.sample(unknown("train"), 2))]
+        asked = [at(stranger, language), about_a_name(rng.choice(unknown("train")), language, rng)]
         asked += [self.known(obj, language, rng) for obj in rng.sample(known, min(2, len(known)))]
         turns = [(question.worded("train", rng).text, question.answer) for question in asked]
         rng.shuffle(turns)

@@ -26,14 +26,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dataset.world.openmoji import LANGUAGES, categories
-from dataset.world.phrases import AROUND, ASIDES, FRAMES, PHRASES, REQUEST
+from dataset.world.phrases import AROUND, FRAMES, PHRASES, REQUEST
 
 SPLITS = {"test": 0.1, "val": 0.15, "train": 1.0}  # a text is in the first split whose bound is above its hash
 PUT = {"question": 5, "command": 2, "clause": 2, "noun": 2, "keyword": 2}  # how often phrases are put in each way
 PLAIN = 0.3  # share of the trained questions in the plainest wording
 INVENTED = 0.15  # share of the trained words for the picture that are invented
-INTERRUPTED = 0.05  # share of the trained wordings with invented words around them
-ASIDE = 0.15  # ... and with what people say around a request
+INSERTED = 0.25  # share of the trained wordings with words that do not matter
 SYLLABLE = (tuple("b c d f g k l m n p r s t v sk st tr sp br cl".split()), tuple("aeiou"),
             ("", "n", "r", "l", "t", "ck", "tch", "m", "sh"))  # of invented English words: beginning, vowel, end
 
@@ -145,26 +144,34 @@ def unrelated_characters() -> tuple[str, ...]:
     return tuple(sorted({character for category in categories("all") for character in category.zh if "一" <= character <= "龥"}))
 
 
-def interrupted(text: str, language: str, rng: random.Random) -> str:
-    """A wording with a few invented words before or behind it: "Borten gil, where is the bus?"."""
-    words = (" " if language == "en" else "").join(invented(language, rng) for _ in range(rng.randint(1, 3)))
-    comma = rng.choice((", ", ": ", " ") if language == "en" else ("，", "：", ""))
-    if rng.random() < 0.7:
-        return words.capitalize() + comma + text
-    return text.rstrip(MARKS) + comma.replace(":", ",").replace("：", "，") + words + (text[-1] if text[-1] in MARKS else "")
+@functools.cache
+def strange_words(language: str) -> tuple[str, ...]:
+    """Short names of what the world does not show: those of the other emoji, without the words that mean the picture."""
+    known, longest = categories("nano"), 12 if language == "en" else 3
+    names = {getattr(other, language) for other in categories("all") if other not in known and split_of(other.en) == "train"}
+    return tuple(sorted(name for name in names if name.isalpha() and len(name) <= longest
+                        and not any(noun in name for noun in AROUND[language]["noun"])))
 
 
-def with_aside(text: str, language: str, rng: random.Random) -> str:
-    """A wording with a few words of somebody's own before or behind it: "My kid wants to know: where is the bus?"."""
-    place = rng.choices(("before", "behind"), (2, 1))[0]
-    aside = expand(rng.choice(ASIDES[language][place]), language, rng.choice, [])
-    first, second = (aside, text) if place == "before" else (text, aside)
-    if first[-1] not in MARKS + ":：":
-        first += "." if language == "en" else rng.choice("，。")
-    if language == "zh":
-        return first + second
-    begin = str.lower if first[-1] in ",:" else str.upper
-    return f"{first[0].upper()}{first[1:]} {begin(second[0])}{second[1:]}"
+def with_insertions(text: str, language: str, rng: random.Random) -> str:
+    """A wording with up to three words that do not matter, before, behind or within it: "Guitar splorfen: where is {it}?".
+
+    Random insertion, an operation of EDA (Wei and Zou, arXiv 1901.11196), shows which words carry a request. Without it a model
+    learns that a strange word anywhere means that the question is about something unknown.
+    """
+    added = [invented(language, rng) if rng.random() < 0.5 else rng.choice(strange_words(language))
+             for _ in range(rng.randint(1, 3))]
+    between = " " if language == "en" else ""
+    words = re.findall(r"\S+" if language == "en" else r"\{\w+\}|.", text)
+    at = rng.choice((0, len(words), rng.randint(0, len(words))))
+    comma = rng.choice((",", ":", ".", "") if language == "en" else ("，", "：", "。", ""))
+    if at == 0:
+        added[-1] += comma
+    elif at == len(words):
+        mark = words[-1][-1] if words[-1][-1] in MARKS else ""
+        words[-1] = words[-1].rstrip(MARKS) + comma
+        added[-1] += mark
+    return between.join((*words[:at], *added, *words[at:]))
 
 
 def word(kind: str, language: str, names: Mapping[str, str], split: str, rng: random.Random) -> Wording:
@@ -190,9 +197,9 @@ def word(kind: str, language: str, names: Mapping[str, str], split: str, rng: ra
         strictest = next(name for name in SPLITS if name in parts.values())  # one held-out piece holds the wording out
         if strictest == split:
             held_out = next(part for part, belongs in parts.items() if belongs == split) if split != "train" else ""
+            if split == "train" and rng.random() < INSERTED:
+                whole = with_insertions(whole, language, rng)
             text = fill(whole, language, names, rng.choice)
-            if split == "train" and (chance := rng.random()) < INTERRUPTED + ASIDE:
-                text = (interrupted if chance < INTERRUPTED else with_aside)(text, language, rng)
             return Wording(typed(text, language, rng), held_out)
 
 
