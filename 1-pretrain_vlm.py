@@ -139,7 +139,7 @@ def main(config: Config) -> None:
         micro_batches = [run.to_device(next(stream)) for _ in range(config.accumulate)]
         learned_tokens = run.sum(sum(count_learned(batch) for batch in micro_batches))
         loss_sum = 0.0
-        for batch in micro_batches:
+        for batch in run.micro_steps(wrapped, micro_batches):
             targets = next_token_targets(batch["labels"], batch["document_ids"])  # (B, T): labels, shifted by one
             learned = targets != IGNORE
             with run.autocast():

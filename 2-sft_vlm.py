@@ -89,7 +89,7 @@ def main(config: Config) -> None:
         micro_batches = [run.to_device(next(stream)) for _ in range(config.accumulate)]
         learned_tokens = run.sum(sum(count_learned(batch) for batch in micro_batches))
         losses = []
-        for batch in micro_batches:
+        for batch in run.micro_steps(policy, micro_batches):
             with run.autocast():
                 logps = score(policy, batch).logps  # (L,) of the learned tokens: answers and their ends of turn
             loss = -logps.sum()

@@ -208,7 +208,7 @@ def grpo(config: GRPO) -> None:
 
         sampled_tokens = run.sum(sum(len(batch["answer_ids"]) for batch in batches))
         metrics = StepMetrics(run)
-        for batch in batches:
+        for batch in run.micro_steps(policy, batches):
             with run.autocast():
                 scores = score_sampled(policy, batch)
             log_ratio = scores.logps - batch["rollout_logps"]  # (L,) of the L sampled tokens: 0 at the first step after sampling
@@ -312,7 +312,7 @@ def dpo(config: DPO | OnlineDPO, run: Run) -> bool:
         micro_batches = [run.to_device(batch) for batch in pairs.next()]
         number_of_pairs = run.sum(sum(len(batch["keys"]) for batch in micro_batches))
         metrics = StepMetrics(run)
-        for batch in micro_batches:
+        for batch in run.micro_steps(policy, micro_batches):
             with run.autocast():
                 scores = run.score(policy, batch)  # of the learned tokens of both answers
             logps, lengths = sum_by_document(scores.logps, scores.owner, len(batch["ids"]))  # (2N,) chosen, rejected, chosen, ...

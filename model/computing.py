@@ -6,12 +6,13 @@ In:  batches, models.  Out: the same on this rank's device; log-probabilities of
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model import losses, sharding
 from model.context_parallel import ContextParallel, Shard
@@ -46,6 +47,12 @@ class Computing(Ranks):
     def to_device(self, batch: dict) -> dict:
         """A batch of training on this rank's device: with --context_parallel, this rank's share of it."""
         return self.move(self.context.shard(batch) if self.context else batch)
+
+    def micro_steps(self, policy: nn.Module, batches: Sequence[dict]) -> Iterator[dict]:
+        """The micro-batches of a step. Ranks add up their gradients once, with the last: until then each keeps its own."""
+        for k, batch in enumerate(batches, 1):
+            with policy.no_sync() if isinstance(policy, DistributedDataParallel) and k < len(batches) else contextlib.nullcontext():
+                yield batch
 
     def move(self, batch: dict) -> dict:
         """The batch with its tensors on this rank's device."""

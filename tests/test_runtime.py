@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dataset.bad_rows import BadRows
 from dataset.batches import Batches
@@ -407,6 +408,35 @@ def test_two_processes_equal_one_that_accumulates(one_process, two_processes):
         moved = (one[name] - start[name]).norm()
         assert (one[name] - two[name]).norm() <= 1e-4 * moved, name
         assert moved > 0 or name.startswith("encoder."), name  # frozen
+
+
+def test_two_processes_that_accumulate_equal_one(mixed, run_script, run_ranks, tmp_path):
+    """Four micro-batches a step. In some steps only the first of a rank's two holds a picture: its gradient is added up, too."""
+    pictures = ["pixels" in batch for batch in micro_batches(mixed, 20)]
+    assert any(pictures[k:k + 2] != pictures[k + 2:k + 4] and any(pictures[k:k + 2]) for k in range(0, 20, 4))
+    run_script("1-pretrain_vlm.py", *mixed_arguments(mixed), "--accumulate", 4, cwd=tmp_path)
+    one = load_file(tmp_path / "out" / "pretrain" / "model.safetensors")
+    (tmp_path / "two").mkdir()
+    run_ranks("1-pretrain_vlm.py", *mixed_arguments(mixed), "--accumulate", 2, cwd=tmp_path / "two")
+    two, start = load_file(tmp_path / "two" / "out" / "pretrain" / "model.safetensors"), first_weights()
+    for name in one:
+        assert (one[name] - two[name]).norm() <= 1e-4 * (one[name] - start[name]).norm(), name
+
+
+def test_ranks_add_up_their_gradients_once_a_step(tmp_path):
+    distributed.init_process_group("gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        model, calls = nn.Linear(3, 2), []
+        policy = DistributedDataParallel(model, find_unused_parameters=True)
+        policy.register_comm_hook(calls, lambda calls, bucket: calls.append(len(calls)) or
+                                  distributed.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0]))
+        batches = [{"x": torch.randn(4, 3)} for _ in range(3)]
+        for batch in Run(flags(tmp_path), "test").micro_steps(policy, batches):
+            policy(batch["x"]).sum().backward()
+        assert calls == [0]
+        assert torch.allclose(model.weight.grad, sum(batch["x"].sum(0) for batch in batches).expand(2, 3))
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_two_processes_log_what_one_logs(one_process, two_processes):
