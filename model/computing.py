@@ -51,7 +51,10 @@ class Computing(Ranks):
     def micro_steps(self, policy: nn.Module, batches: Sequence[dict]) -> Iterator[dict]:
         """The micro-batches of a step. Ranks add up their gradients once, with the last: until then each keeps its own."""
         for k, batch in enumerate(batches, 1):
-            with policy.no_sync() if isinstance(policy, DistributedDataParallel) and k < len(batches) else contextlib.nullcontext():
+            if isinstance(policy, DistributedDataParallel) and k < len(batches):
+                with policy.no_sync():
+                    yield batch
+            else:
                 yield batch
 
     def move(self, batch: dict) -> dict:

@@ -64,6 +64,18 @@ def test_packed_documents_get_the_logits_they_get_alone(both):
     torch.testing.assert_close(llm(llm.embed(tokens), positions, packed, logits_to_keep=keep), logits[keep])
 
 
+@torch.no_grad()
+def test_the_head_computes_logits_of_kept_positions_alone(both):
+    llm, _, _ = both
+    packed, seen = PackedSequences(torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])), []
+    handle = llm.lm.get_output_embeddings().register_forward_hook(lambda head, inputs, logits: seen.append(logits.shape))
+    try:
+        llm(torch.randn(9, 24), torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4]), packed, logits_to_keep=torch.arange(9) > 6)
+    finally:
+        handle.remove()
+    assert seen == [(2, 51)]
+
+
 def test_no_gradient_crosses_from_a_document_into_another(both):
     llm, _, _ = both
     x = torch.randn(9, 24, requires_grad=True)

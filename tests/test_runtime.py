@@ -423,13 +423,18 @@ def test_two_processes_that_accumulate_equal_one(mixed, run_script, run_ranks, t
         assert (one[name] - two[name]).norm() <= 1e-4 * (one[name] - start[name]).norm(), name
 
 
+def counted(calls: list[int], bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP's sum over ranks, counted."""
+    calls.append(bucket.index())
+    return distributed.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])
+
+
 def test_ranks_add_up_their_gradients_once_a_step(tmp_path):
     distributed.init_process_group("gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         model, calls = nn.Linear(3, 2), []
         policy = DistributedDataParallel(model, find_unused_parameters=True)
-        policy.register_comm_hook(calls, lambda calls, bucket: calls.append(len(calls)) or
-                                  distributed.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0]))
+        policy.register_comm_hook(calls, counted)
         batches = [{"x": torch.randn(4, 3)} for _ in range(3)]
         for batch in Run(flags(tmp_path), "test").micro_steps(policy, batches):
             policy(batch["x"]).sum().backward()

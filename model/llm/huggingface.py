@@ -4,10 +4,11 @@ In:  huggingface:SOURCE, a folder that `save_pretrained` wrote, or a name on the
 Out: a module that keeps the contract of model/llm/__init__.py. The checkpoint holds its weights and its complete config.
 
     python 1-pretrain_vlm.py --llm huggingface:microsoft/phi-1_5 --template chatml --train.llm freeze
-Simple, not fast: it computes logits at every position. It never runs code that comes with a model. RL by ppo needs gpt.
+Simple, not fast: it pads every document to the longest. It never runs code that comes with a model. RL by ppo needs gpt.
 """
 
 import json
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -47,6 +48,17 @@ class Cache:
         self.mask = self.mask.repeat_interleave(times, dim=0)
 
 
+KEPT: ContextVar[Tensor | None] = ContextVar("kept", default=None)  # a thread's own: model/in_threads.py computes in several
+
+
+def keep_some(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """A hook before a head: of hidden states (B, T, C) it gets only the kept ones, (L, C).
+
+    Logits of all would need gigabytes where the vocabulary has 150,000 words.
+    """
+    return None if (kept := KEPT.get()) is None else (inputs[0].flatten(0, 1)[kept],)
+
+
 @LLMS.register("huggingface")
 class HuggingFace(LanguageModel):
     """Any causal language model of transformers."""
@@ -59,6 +71,7 @@ class HuggingFace(LanguageModel):
 
         theirs = AutoConfig.for_model(**{**config.transformers, "vocab_size": config.vocab_size})
         self.lm = AutoModelForCausalLM.from_config(theirs, dtype=torch.float32, trust_remote_code=False)
+        self.lm.get_output_embeddings().register_forward_pre_hook(keep_some)
         self.dim = self.lm.get_input_embeddings().embedding_dim
         self.register_state_dict_post_hook(drop_shared)
 
@@ -97,8 +110,11 @@ class HuggingFace(LanguageModel):
             padded = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
             return padded.index_copy(0, slots, values).unflatten(0, shape)
 
-        logits = self.lm(inputs_embeds=pad(x), position_ids=pad(position_ids), use_cache=cache is not None, **cached).logits
-        return logits.flatten(0, 1)[slots if logits_to_keep is None else slots[logits_to_keep]]
+        token = KEPT.set(slots if logits_to_keep is None else slots[logits_to_keep])
+        try:
+            return self.lm(inputs_embeds=pad(x), position_ids=pad(position_ids), use_cache=cache is not None, **cached).logits
+        finally:
+            KEPT.reset(token)
 
 
 def drop_shared(module: nn.Module, tensors: dict, prefix: str, metadata: dict) -> None:
