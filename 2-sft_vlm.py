@@ -18,7 +18,7 @@ from pathlib import Path
 
 from model import cli
 
-MIXTURE = ("world:2.4", "world_unknown", "easy_vqa:1.2", "text:2", "arithmetic:read=1600,direct=0.45,plain=400",
+MIXTURE = ("world:2.2", "world_unknown", "easy_vqa:1.2", "text:2", "arithmetic:read=1600,direct=0.45,plain=400",
            "arithmetic:text=true,rows=1200,lists=1000,plain=200")
 
 

@@ -159,7 +159,7 @@ def with_insertions(text: str, language: str, rng: random.Random) -> str:
     Random insertion, an operation of EDA (Wei and Zou, arXiv 1901.11196), shows which words carry a request. Without it a model
     learns that a strange word anywhere means that the question is about something unknown.
     """
-    added = [invented(language, rng) if rng.random() < 0.5 else rng.choice(strange_words(language))
+    added = [rng.choice(strange_words(language)) if rng.random() < 0.5 else invented(language, rng)
              for _ in range(rng.randint(1, 3))]
     between = " " if language == "en" else ""
     words = re.findall(r"\S+" if language == "en" else r"\{\w+\}|.", text)
