@@ -32,7 +32,7 @@ SPLITS = {"test": 0.1, "val": 0.15, "train": 1.0}  # a text is in the first spli
 PUT = {"question": 5, "command": 2, "clause": 2, "noun": 2, "keyword": 2}  # how often phrases are put in each way
 PLAIN = 0.3  # share of the trained questions in the plainest wording
 INVENTED = 0.15  # share of the trained words for the picture that are invented
-INSERTED = 0.25  # share of the trained wordings with words that do not matter
+INSERTED = 0.25  # share of the others with words that do not matter
 SYLLABLE = (tuple("b c d f g k l m n p r s t v sk st tr sp br cl".split()), tuple("aeiou"),
             ("", "n", "r", "l", "t", "ck", "tch", "m", "sh"))  # of invented English words: beginning, vowel, end
 
