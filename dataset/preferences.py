@@ -106,6 +106,14 @@ class PreferenceFile(FileSource):
         return preference(fields, where, find)
 
 
+class OwnPreferences(PreferenceFile):
+    """The pairs of a run's own answers, a file of dataset/feedback/pairs.py: what training does not read of it is no news."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, path.parent, allow_urls=False, need_answer=True)
+        self.told = {"scores", "answers", "prompt_id"}
+
+
 load_preferences = partial(load, kind=PreferenceFile)  # the preferences of a file, or of every data file in a folder
 
 

@@ -837,7 +837,7 @@ def resumed(config):
     return dataclasses.replace(config, run=dataclasses.replace(config.run, resume=True))
 
 
-def test_each_iteration_makes_its_own_pairs_and_starts_from_what_the_last_one_kept(start, tmp_path, monkeypatch):
+def test_each_iteration_makes_its_own_pairs_and_starts_from_what_the_last_one_kept(start, tmp_path, monkeypatch, capsys):
     """`the reference stale after an iteration`: at step 0 of each the loss is ln 2 again, under new weights."""
     monkeypatch.setitem(SCRIPT.dpo.__globals__, "generate", random_sentences)
     out = tmp_path / "out" / "dpo"
@@ -845,6 +845,7 @@ def test_each_iteration_makes_its_own_pairs_and_starts_from_what_the_last_one_ke
     config = flags(init=start, out=out, scenes=12, group_size=6, iterations=2, max_steps=3, batch_size=2, lr=1e-3, warmup=1,
                    bench="hallucination", eval_every=1, eval_examples=3, feature_cache=tmp_path / "features")  # fmt: skip
     SCRIPT.dpo_iterations(config)
+    assert "not read" not in capsys.readouterr().out  # of a file of its own
     folders = [out / f"iteration-{n}" for n in (1, 2)]
     assert not (out / "iteration-3").exists()
     prompts = []
@@ -878,6 +879,7 @@ def test_a_chain_of_iterations_that_was_killed_goes_on_where_it_was(start, pairs
     config = flags(init=start, data=[str(pairs_file)], out=out, iterations=2, max_steps=3, batch_size=2, lr=1e-3, warmup=1,
                    feature_cache=tmp_path / "features")  # fmt: skip
     SCRIPT.dpo_iterations(config)
+    assert "not read" not in capsys.readouterr().out  # of a file of its own
     folders = [out / f"iteration-{n}" for n in (1, 2)]
     rows = [log_of(folder) for folder in folders]
     for found in rows:

@@ -16,7 +16,7 @@ from dataset.feedback.labels import TRUTH, Labeler, by_judge
 from dataset.feedback.pipeline import SampleAnswers, Sampling, items_digest, make_preferences, own_items, world_items
 from dataset.judge import make_judge
 from dataset.mixture import Mixture, load
-from dataset.preferences import PreferenceFile
+from dataset.preferences import OwnPreferences
 from dataset.protocols import Run, Source
 from model.registry import DIVIDERS, UserError
 
@@ -117,6 +117,6 @@ def own_pairs(flags: Flags, run: Run, model: OwnModel) -> Source:
     if run.is_main:
         make_preferences(items, model.answers, folder, divider, labeler, sampling, run.print0)
     run.barrier()
-    pairs = PreferenceFile(folder / "pairs.jsonl", folder, allow_urls=False, need_answer=True)
+    pairs = OwnPreferences(folder / "pairs.jsonl")
     run.print0(f"{len(pairs):,} pairs in {pairs.path}")
     return Mixture([(pairs, 1)]) if flags.questions else pairs

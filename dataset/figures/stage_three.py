@@ -15,8 +15,7 @@ from dataset.chat import Conversation, Preference
 from dataset.evaluation import make_tasks
 from dataset.figures.row import WIDE, title
 from dataset.figures.stage import BAD, GOOD, INK, READ, CannotDraw, Stage, Trained, blank, canvas, chinese_font
-from dataset.mixture import load
-from dataset.preferences import PreferenceFile, load_preferences
+from dataset.preferences import OwnPreferences, load_preferences
 from dataset.report import fonts, wrapped
 from dataset.rewards import RewardFunction, answer_reward
 from dataset.tasks import Example, Truncated
@@ -118,7 +117,7 @@ def preferences(stage: Stage, most: int = 24) -> list[Preference]:
         files = sorted(stage.folder.glob("feedback/*/pairs.jsonl"), key=lambda file: file.stat().st_mtime)
         if not files:
             raise CannotDraw(f"no pairs in {stage.folder}/feedback")
-        source = load(files[-1], kind=PreferenceFile)
+        source = OwnPreferences(files[-1])
     found = (source[index] for index in range(min(4 * most, len(source))))
     fitting = readable([(pair.prompt.messages[-1].text + pair.chosen + pair.rejected, pair) for pair in found
                         if len(pair.pictures) == 1])[:most]
