@@ -879,7 +879,6 @@ def test_a_chain_of_iterations_that_was_killed_goes_on_where_it_was(start, pairs
     config = flags(init=start, data=[str(pairs_file)], out=out, iterations=2, max_steps=3, batch_size=2, lr=1e-3, warmup=1,
                    feature_cache=tmp_path / "features")  # fmt: skip
     SCRIPT.dpo_iterations(config)
-    assert "not read" not in capsys.readouterr().out  # of a file of its own
     folders = [out / f"iteration-{n}" for n in (1, 2)]
     rows = [log_of(folder) for folder in folders]
     for found in rows:
