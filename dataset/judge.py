@@ -193,7 +193,7 @@ def threaded(function: Callable[[str], Any], items: Sequence[str], workers: int)
                     done.put((item, function(item), None))
                 except BaseException as error:
                     done.put((item, None, error))
-                    return
+                    raise
 
     for _ in range(min(workers, len(items))):
         threading.Thread(target=work, daemon=True).start()
