@@ -53,8 +53,8 @@ class GRPO(RolloutFlags):
     init: Path = Path("out/sft")  # the checkpoint to start from
     template: str = ""  # how conversations are written; default: as the checkpoint does
     train: cli.Train = field(default_factory=lambda: cli.Train(connector="freeze"))
-    optim: cli.SharedOptimizerFlags = cli.optim("muon", lr=1e-3, warmup=5, weight_decay=0.0, max_steps=12)
-    run: cli.SharedFlags = cli.shared("out/grpo", "arithmetic", eval_every=6, eval_examples=300, save_every=20, log_every=1)
+    optim: cli.SharedOptimizerFlags = cli.optim("muon", lr=1e-3, warmup=5, weight_decay=0.0, max_steps=20)
+    run: cli.SharedFlags = cli.shared("out/grpo", "arithmetic", eval_every=10, eval_examples=300, save_every=20, log_every=1)
 
 
 @dataclass

@@ -332,7 +332,7 @@ def test_bad_rows_of_problems_are_named_once_and_their_list_stays(start, tmp_pat
 @pytest.mark.parametrize("switch", ["--dry_run", "--check_data"])
 def test_looking_writes_nothing(switch, start, run_script, tmp_path):
     done = run_script("3-rl_vlm.py", "--init", start, "--bench", "", "--device", "cpu", "--problems", 12, switch, cwd=tmp_path)
-    assert "12 problems, 12 updates of 32 x 8 answers on 1 x cpu" in done.out
+    assert "12 problems, 20 updates of 32 x 8 answers on 1 x cpu" in done.out
     assert ("[image]" in done.out and "right: " in done.out) == (switch == "--check_data")
     assert not list(tmp_path.iterdir())
 
@@ -382,7 +382,7 @@ def test_every_family_has_real_defaults_of_its_own():
     rules, stored, online = SCRIPT.GRPO(), SCRIPT.DPO(), SCRIPT.OnlineDPO()
     assert [config.data for config in (rules, stored, online)] == [("arithmetic",), (), ("arithmetic",)]
     assert [config.run.out for config in (rules, stored, online)] == [Path("out/grpo"), Path("out/dpo"), Path("out/dpo")]
-    assert [config.optim.max_steps for config in (rules, stored, online)] == [12, 0, 40]
+    assert [config.optim.max_steps for config in (rules, stored, online)] == [20, 0, 40]
     assert [config.optim.optimizer for config in (rules, stored, online)] == ["muon", "adamw", "adamw"]
     assert [config.temperature for config in (rules, stored, online)] == [1.0, 1.0, 1.0]
     without = {name for config in (rules, stored, online) for part in (config, config.run, config.optim)
