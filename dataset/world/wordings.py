@@ -146,7 +146,7 @@ def unrelated_characters() -> tuple[str, ...]:
 
 @functools.cache
 def strange_words(language: str) -> tuple[str, ...]:
-    """Short names of what the world does not show: those of the other emoji, without the words that mean the picture."""
+    """Short names of what `nano` does not know: those of the other emoji, without the words that mean the picture."""
     known, longest = categories("nano"), 12 if language == "en" else 3
     names = {getattr(other, language) for other in categories("all") if other not in known and split_of(other.en) == "train"}
     return tuple(sorted(name for name in names if name.isalpha() and len(name) <= longest
